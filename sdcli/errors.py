@@ -1,0 +1,85 @@
+"""Exit codes and the errors that carry them. No input or output here."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process tells the shell; stable across versions."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2
+    INPUT = 3
+    PARTIAL = 4
+    OUTPUT = 5
+    RESOURCES = 6
+    NUMERICAL = 7
+    LOCKED = 8
+    HANGUP = 129
+    INTERRUPTED = 130
+    PIPE = 141
+    TERMINATED = 143
+
+
+class SdcliError(Exception):
+    """An error told in one line: what is wrong, then what to do about it."""
+
+    exit_code = ExitCode.BUG
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.hint}" if self.hint else self.message
+
+
+class UsageError(SdcliError):
+    """An option is unknown, out of range or contradicts another; found before a model is loaded."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InputError(SdcliError):
+    """A model, picture, latent file, dataset or checkpoint is missing, malformed or of the wrong kind."""
+
+    exit_code = ExitCode.INPUT
+
+
+class OutputError(SdcliError):
+    """The result cannot be written."""
+
+    exit_code = ExitCode.OUTPUT
+
+
+class ResourceError(SdcliError):
+    """Not enough device, memory or time for what was asked."""
+
+    exit_code = ExitCode.RESOURCES
+
+
+class NumericalError(SdcliError):
+    """NaN or Inf in weights, latents, pixels or loss."""
+
+    exit_code = ExitCode.NUMERICAL
+
+
+class LockedError(SdcliError):
+    """Another process owns this folder."""
+
+    exit_code = ExitCode.LOCKED
+
+
+class Stopped(SdcliError):
+    """A signal asked for the end; `exit_code` is 128 plus its number."""
+
+    def __init__(self, signal_number: int, message: str = "stopped") -> None:
+        super().__init__(message)
+        self.exit_code = ExitCode(128 + signal_number)
+
+
+class SdcliWarning(UserWarning):
+    """Something the user should know that stops nothing; raised through `warnings`, shown by the command line."""

@@ -1,0 +1,186 @@
+"""The only place that opens an untrusted input or puts an output in place. Knows no formats."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from sdcli.errors import InputError, OutputError, ResourceError
+
+PART_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.part")
+PART_GRACE_SECONDS = 60.0  # a part file younger than this may belong to a process of another container
+
+
+def open_regular(path: Path, *, max_bytes: int | None = None, within: Path | None = None) -> BinaryIO:
+    """Open an input for reading in binary, refusing all that is not a plain file.
+
+    max_bytes: the largest size accepted, in bytes; None takes any.
+    within: a folder whose real path must contain the file's, so that no link leads out of a model.
+    Raises InputError when the file is missing, unreadable, a folder, a device or a pipe, too large or outside.
+    """
+    if within is not None and not path.resolve().is_relative_to(within.resolve()):
+        raise InputError(f"{path}: leads outside {within}", "files of a model must lie inside its folder")
+    try:
+        # O_NONBLOCK: opening a FIFO nobody writes to must not hang.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: {reason(error)}", "name a file that can be read") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
+        raise InputError(f"{path}: is {kind}", "name a regular file")
+    if max_bytes is not None and status.st_size > max_bytes:
+        os.close(descriptor)
+        raise InputError(f"{path}: has {status.st_size:,} bytes", f"at most {max_bytes:,} are accepted here")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: Path, *, max_bytes: int, within: Path | None = None) -> bytes:
+    """The whole content of an input file; errors as in `open_regular`."""
+    with open_regular(path, max_bytes=max_bytes, within=within) as stream:
+        return stream.read()
+
+
+@contextmanager
+def atomic_write(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
+    """Give a temporary path beside `target`; when the block ends well, sync it and rename it into place.
+
+    A reader never sees half a file, and after an error nothing is left behind.
+    overwrite: False raises FileExistsError, with the existing file untouched, when `target` is there.
+    Raises OutputError when the folder or the disk refuses.
+    """
+    part = target.with_name(f".{target.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        # Created here so that the mode follows the umask even where a library renames a private file over it.
+        mode = _create(part)
+        yield part
+        os.chmod(part, mode)
+        sync(part)
+        _rename(part, target, overwrite)
+        sync(target.parent)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise output_error(target, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def place(data: bytes, target: Path, if_exists: str) -> Path:
+    """Write a result atomically and return where it went.
+
+    if_exists: `number` takes the next free name (`puppy-2.png`), `overwrite` replaces, others raise OutputError.
+    """
+    make_folder(target.parent)
+    remove_dead_parts(target.parent)
+    path, number = target, 2
+    while True:
+        try:
+            with atomic_write(path, overwrite=if_exists == "overwrite") as part:
+                part.write_bytes(data)
+            return path
+        except FileExistsError as error:
+            if if_exists != "number":
+                raise OutputError(f"{path}: exists", "choose another name or --if-exists") from error
+            stem, dot, suffixes = target.name.partition(".")
+            path, number = target.with_name(f"{stem}-{number}{dot}{suffixes}"), number + 1
+
+
+def make_folder(folder: Path) -> Path:
+    """Create `folder` with its parents; what was there before stays. Raises OutputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OutputError now, before any work, if no file could be written into `folder` or its first existing parent."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise OutputError(f"{folder}: {place} is a file", "name a folder for the output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise OutputError(f"{folder}: cannot be written", "name a folder you may write to with --output")
+
+
+def remove_dead_parts(folder: Path) -> None:
+    """Delete the part files that processes killed in the middle of a write left in `folder`."""
+    for path in folder.glob(".*.part"):
+        match = PART_NAME.fullmatch(path.name)
+        if match is None or _is_alive(int(match["pid"])):
+            continue
+        try:
+            if time.time() - path.stat().st_mtime > PART_GRACE_SECONDS:
+                path.unlink()
+        except OSError:
+            continue  # gone already, or not ours to delete
+
+
+def sync(path: Path) -> None:
+    """Force a file or a folder to disk, so that a rename survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync folders
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def reason(error: Exception) -> str:
+    """The operating system's words for an error, in lower case and without the path."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text[:1].lower() + text[1:]
+
+
+def output_error(path: Path, error: OSError) -> OutputError | ResourceError:
+    """Translate what the system says of a write into our own error."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        return ResourceError(f"{path}: {reason(error)}", "close other programs and try again")
+    hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another output"
+    return OutputError(f"{path}: {reason(error)}", hint)
+
+
+def _create(path: Path) -> int:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
+    finally:
+        os.close(descriptor)
+
+
+def _rename(part: Path, target: Path, overwrite: bool) -> None:
+    if overwrite:
+        os.replace(part, target)
+        return
+    try:
+        os.link(part, target)  # unlike rename, fails when the target exists: no window for a race
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if target.exists():
+            raise FileExistsError(errno.EEXIST, "file exists", str(target)) from None
+        os.rename(part, target)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

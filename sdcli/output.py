@@ -1,0 +1,131 @@
+"""The only place that writes to stdout or stderr: results, notes, warnings, errors, progress."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from sdcli.errors import ExitCode, SdcliError, SdcliWarning
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+WARNINGS_A_CAUSE = 5
+
+
+@dataclass
+class _Mode:
+    is_json: bool = False
+    is_quiet: bool = False
+    is_debug: bool = False
+    warned: Counter[str] = field(default_factory=Counter)
+
+
+_mode = _Mode()
+
+
+def configure(*, json: bool, quiet: bool, debug: bool) -> None:
+    """Set how this process speaks, and show warnings raised below through `warning`."""
+    global _mode
+    _mode = _Mode(json, quiet, debug)
+    warnings.simplefilter("default" if debug else "ignore")
+    warnings.simplefilter("always", SdcliWarning)
+    warnings.showwarning = _show_warning
+
+
+def result(text: str, record: Mapping[str, Any]) -> None:
+    """One result on stdout, as soon as it exists: `text` for a person, with --json the record as one line."""
+    print(json.dumps(record, ensure_ascii=False) if _mode.is_json else text, flush=True)
+
+
+def results_in_bytes(data: bytes) -> None:
+    """A result that is no text (a picture) on stdout."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def note(text: str) -> None:
+    """Something nice to know, on stderr; not with --quiet or --json."""
+    if not _mode.is_quiet and not _mode.is_json:
+        print(escape(text), file=sys.stderr, flush=True)
+
+
+def warning(text: str, cause: str = "") -> None:
+    """Something the user should know, on stderr; at most five of one cause."""
+    _mode.warned[cause or text] += 1
+    if _mode.warned[cause or text] <= WARNINGS_A_CAUSE:
+        print(f"sdcli: warning: {escape(text)}", file=sys.stderr, flush=True)
+
+
+def error(problem: SdcliError) -> None:
+    """The one line that ends a failed command; a traceback before it only with --debug."""
+    if _mode.is_debug:
+        traceback.print_exception(problem)
+    if _mode.is_json:
+        row = {"error": problem.message, "hint": problem.hint, "exit_code": int(problem.exit_code)}
+        print(json.dumps(row, ensure_ascii=False), file=sys.stderr, flush=True)
+    else:
+        print(f"sdcli: error: {escape(str(problem))}", file=sys.stderr, flush=True)
+
+
+def internal_error(problem: BaseException) -> SdcliError:
+    """A bug as an error of ours: its type and words, and how to see more."""
+    if _mode.is_debug:
+        traceback.print_exception(problem)
+    return SdcliError(f"internal error: {type(problem).__name__}: {problem}", "run again with --debug and report it")
+
+
+def escape(text: str) -> str:
+    """Text with its control characters made visible, so that no file name or prompt steers the terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Progress:
+    """A bar on stderr that shows where long work stands."""
+
+    def __init__(self, bar: RichProgress | None) -> None:
+        self._bar = bar
+        self._tasks: dict[str, Any] = {}
+
+    def update(self, what: str, done: int, total: int, info: str = "") -> None:
+        """Show `done` of `total` of one piece of work; `info` stands behind the bar."""
+        if self._bar is None:
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total, info="")
+        self._bar.update(self._tasks[what], completed=done, total=total, info=info)
+        if done >= total:
+            self._bar.remove_task(self._tasks.pop(what))
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """A progress display, silent where stderr is no terminal, or with --quiet or --json."""
+    if _mode.is_quiet or _mode.is_json or not sys.stderr.isatty():
+        yield Progress(None)
+        return
+    from rich.console import Console  # deferred: 0.05 s, and only a terminal needs it
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as RichProgress
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with RichProgress(*columns, TextColumn("{task.fields[info]}"), console=Console(stderr=True), transient=True) as bar:
+        yield Progress(bar)
+
+
+def close_quietly() -> ExitCode:
+    """The reader of stdout has gone: end without a word, and without Python's complaint at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.PIPE
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+    warning(str(message), cause=f"{filename}:{lineno}" if category is SdcliWarning else str(category))
