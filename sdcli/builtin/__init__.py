@@ -1,0 +1,1 @@
+"""The embedded model and the recipe that draws its training pictures."""
