@@ -1,0 +1,1 @@
+"""Stable Diffusion's parts as small functions over tensors. No specs, no printing."""

@@ -1,0 +1,271 @@
+"""A Stable Diffusion in the diffusers layout: folder -> modules, and modules -> folder.
+
+Nothing is imported by a name found in a file: class names go through `_CLASSES`. Weights are safetensors alone,
+mapped from disk onto modules that were built without memory of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sdcli.errors import InputError, NumericalError
+from sdcli.files import atomic_write, open_regular, read_bytes
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+Config = dict[str, Any]
+
+MAX_JSON_BYTES = 16 << 20
+TEXT_PREFIX = "text_model."  # the published key names; transformers 5 saves without it
+OLD_ATTENTION_KEYS = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+LAYOUT_FOLDERS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel"}
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A tokenizer with the model that reads its ids."""
+
+    tokenizer: CLIPTokenizer
+    model: CLIPTextModel
+
+
+@dataclass(frozen=True)
+class ModelBundle:
+    """All parts of one Stable Diffusion, on one device."""
+
+    vae: AutoencoderKL
+    unet: UNet2DConditionModel
+    text: TextEncoder
+    scheduler_config: Config
+    device: torch.device
+    dtype: torch.dtype
+
+
+def load_bundle(folder: Path, *, device: torch.device, dtype: torch.dtype) -> ModelBundle:
+    """Load every part of a model folder, ready for inference.
+
+    Raises InputError when a part is missing or malformed, NumericalError when weights are not finite.
+    """
+    return ModelBundle(
+        vae=load_vae(folder, device=device, dtype=dtype),
+        unet=load_unet(folder, device=device, dtype=dtype),
+        text=load_text(folder, device=device, dtype=dtype),
+        scheduler_config=read_config(folder / "scheduler" / "scheduler_config.json"),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+    """The VAE of a model folder; errors as in `load_bundle`."""
+    return cast("AutoencoderKL", _load(folder, "vae").to(device, dtype).eval().requires_grad_(False))
+
+
+def load_unet(folder: Path, *, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+    """The UNet of a model folder; errors as in `load_bundle`."""
+    return cast("UNet2DConditionModel", _load(folder, "unet").to(device, dtype).eval().requires_grad_(False))
+
+
+def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
+    """The tokenizer and text encoder of a model folder; errors as in `load_bundle`."""
+    model = _load(folder, "text_encoder").to(device, dtype).eval().requires_grad_(False)
+    return TextEncoder(load_tokenizer(folder / "tokenizer"), cast("CLIPTextModel", model))
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The CLIP tokenizer in a folder with vocab.json and merges.txt."""
+    from transformers import CLIPTokenizer  # deferred: only what reads text pays for it
+
+    for name in ("vocab.json", "merges.txt"):
+        open_regular(folder / name, max_bytes=MAX_JSON_BYTES).close()
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: is no CLIP tokenizer ({error})", "use the model's own tokenizer folder") from error
+
+
+def build(config: Config) -> nn.Module:
+    """An untrained part of a model with fresh weights, by its config and `_class_name`."""
+    name = config.get("_class_name", "CLIPTextModel" if config.get("model_type") == "clip_text_model" else "")
+    if name not in _CLASSES:
+        raise InputError(f"_class_name: {name!r} is not supported", f"supported are {', '.join(_CLASSES)}")
+    try:
+        return _CLASSES[name]({k: v for k, v in config.items() if not k.startswith("_")})
+    except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        raise InputError(f"{name}: its config cannot be built ({error})", "mend config.json") from error
+
+
+def read_config(path: Path) -> Config:
+    """A JSON object from a model folder. Raises InputError."""
+    try:
+        config = json.loads(read_bytes(path, max_bytes=MAX_JSON_BYTES))
+    except ValueError as error:
+        raise InputError(f"{path}: is no JSON ({error})", "get the file again") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: holds no JSON object", "get the file again")
+    return config
+
+
+def save_bundle(folder: Path, bundle: ModelBundle, tokenizer: Path, settings: Config) -> None:
+    """Write a whole model into an empty folder in the diffusers layout, weights in `bundle.dtype`.
+
+    tokenizer: the tokenizer folder to copy. settings: the model's own defaults, for `sdcli.json`.
+    """
+    save_part(folder / "vae", bundle.vae, bundle.dtype)
+    save_part(folder / "unet", bundle.unet, bundle.dtype)
+    save_part(folder / "text_encoder", bundle.text.model, bundle.dtype)
+    shutil.copytree(tokenizer, folder / "tokenizer")
+    (folder / "scheduler").mkdir()
+    write_json(folder / "scheduler" / "scheduler_config.json", bundle.scheduler_config)
+    index: Config = {"_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None]}
+    index |= {"requires_safety_checker": False, "safety_checker": [None, None]}
+    index |= {"scheduler": ["diffusers", bundle.scheduler_config["_class_name"]]}
+    index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    write_json(folder / "model_index.json", index)
+    write_json(folder / "sdcli.json", settings)
+
+
+def save_part(folder: Path, module: nn.Module, dtype: torch.dtype) -> None:
+    """Write one part (config.json and weights) under the key names every program knows."""
+    folder.mkdir(parents=True)
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
+    is_text = type(module).__name__ == "CLIPTextModel"
+    if is_text:
+        state = {TEXT_PREFIX + key: value for key, value in state.items()}
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise NumericalError(f"{folder.name}: {key} is not finite in {dtype}", "nothing was written")
+    write_json(folder / "config.json", part_config(module))
+    name = "model.safetensors" if is_text else "diffusion_pytorch_model.safetensors"
+    with atomic_write(folder / name) as part:
+        save_file(state, part, metadata={"format": "pt"})
+
+
+def part_config(module: nn.Module) -> Config:
+    """The config of a part as its config.json holds it, without paths of the machine it came from."""
+    if type(module).__name__ == "CLIPTextModel":
+        config = cast("CLIPTextModel", module).config.to_dict()
+        config |= {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
+    else:
+        config = {"_class_name": type(module).__name__, **cast("UNet2DConditionModel", module).config}
+    return {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, keys in a stable order."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _load(folder: Path, name: str) -> nn.Module:
+    if not (folder / name).is_dir():
+        raise InputError(f"{folder}: has no {name}/", "name the folder of a whole model in the diffusers layout")
+    config = read_config(folder / name / "config.json")
+    if name == "text_encoder":  # transformers writes `architectures` where diffusers writes `_class_name`
+        config["_class_name"] = (config.get("architectures") or [""])[0]
+    if config.get("_class_name") != LAYOUT_FOLDERS[name]:
+        raise InputError(
+            f"{folder / name}: is a {config.get('_class_name')!r}", f"{name} must be a {LAYOUT_FOLDERS[name]}"
+        )
+    with torch.device("meta"):  # shapes alone: the weights that are read become the module's own memory
+        module = build(config)
+    state = _modern_keys(_read_weights(folder / name), name)
+    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in state.items()}
+    _check_keys(folder / name, expected, found)
+    for key, value in state.items():
+        if not value.isfinite().all():
+            raise NumericalError(f"{folder / name}: {key} holds NaN or Inf", "get the weights again")
+    module.load_state_dict(state, assign=True)
+    if name == "text_encoder":  # the one buffer no checkpoint carries
+        count = module.get_submodule("embeddings.position_embedding").weight.shape[0]
+        module.get_submodule("embeddings").register_buffer(
+            "position_ids", torch.arange(cast(int, count)).expand((1, -1)), persistent=False
+        )
+    return module
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    stem = "model" if folder.name == "text_encoder" else "diffusion_pytorch_model"
+    for variant in (stem, f"{stem}.fp16"):
+        if (folder / f"{variant}.safetensors").exists():
+            return _read_safetensors(folder, f"{variant}.safetensors")
+        index = folder / f"{variant}.safetensors.index.json"
+        if index.exists():
+            shards = sorted({str(v) for v in read_config(index).get("weight_map", {}).values()})
+            return {k: v for shard in shards for k, v in _read_safetensors(folder, shard).items()}
+    raise InputError(f"{folder}: has no {stem}.safetensors", "pickled weights are not read; convert them first")
+
+
+def _read_safetensors(folder: Path, name: str) -> dict[str, Tensor]:
+    path = folder / name
+    # A Hub cache keeps its files as links to ../../../blobs, inside the folder of the repository.
+    root = folder.parents[2] if folder.parents[1].name == "snapshots" else folder.parent
+    open_regular(path, within=root).close()
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"{path}: is no whole safetensors file ({error})", "get the file again") from error
+
+
+def _modern_keys(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Bring the key names of older writers to those of the modules."""
+    if name == "text_encoder":
+        state = {key.removeprefix(TEXT_PREFIX): value for key, value in state.items()}
+        state.pop("embeddings.position_ids", None)
+    if name == "vae":
+        for old, new in OLD_ATTENTION_KEYS.items():
+            state = {(key.replace(old, new) if ".attentions." in key else key): v for key, v in state.items()}
+    return state
+
+
+def _check_keys(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unexpected:
+        example = (missing or unexpected)[0]
+        raise InputError(
+            f"{path}: {len(missing)} tensors are missing and {len(unexpected)} unexpected ({example}, for one)",
+            "weights and config.json belong to different models",
+        )
+    for key, shape in expected.items():
+        if found[key] != shape:
+            raise InputError(f"{path}: {key} has shape {found[key]}, the config says {shape}", "mend config.json")
+
+
+def _build_vae(config: Config) -> nn.Module:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return cast(nn.Module, AutoencoderKL.from_config(config))
+
+
+def _build_unet(config: Config) -> nn.Module:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return cast(nn.Module, UNet2DConditionModel.from_config(config))
+
+
+def _build_text(config: Config) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    return CLIPTextModel(CLIPTextConfig(**config))
+
+
+_CLASSES: dict[str, Callable[[Config], nn.Module]] = {
+    "AutoencoderKL": _build_vae,
+    "UNet2DConditionModel": _build_unet,
+    "CLIPTextModel": _build_text,
+}

@@ -1,0 +1,88 @@
+"""Picture files <-> images <-> pixels."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFile, ImageOps
+from torch import Tensor
+
+from sdcli.errors import InputError, SdcliWarning
+from sdcli.files import open_regular
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
+MAX_PIXELS = 128_000_000  # decoded, about 384 MB as RGB
+MAX_FILE_BYTES = 1 << 30
+ALPHA_BACKGROUND = (255, 255, 255)
+
+
+def load_image(path: Path) -> Image.Image:
+    """Read a picture as it is meant to be seen: rotated by its EXIF, in RGB, transparency over white.
+
+    Raises InputError when the file is no picture of a supported format, is cut short or has more than
+    MAX_PIXELS pixels. Warns (SdcliWarning) when it is an animation, of which the first frame is taken.
+    """
+    with open_regular(path, max_bytes=MAX_FILE_BYTES) as stream:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's own notes on size and metadata; we set our own cap
+                opened = Image.open(stream, formats=FORMATS)
+                _check_size(path, opened)
+                frames = getattr(opened, "n_frames", 1)
+                opened.load()
+                image = _to_rgb(ImageOps.exif_transpose(opened))
+        except InputError:
+            raise
+        except Image.UnidentifiedImageError as error:
+            raise InputError(f"{path}: is no picture", f"accepted are {', '.join(FORMATS)}") from error
+        except Exception as error:  # Pillow's decoders raise a dozen types on malformed files
+            raise InputError(f"{path}: cannot be decoded ({error})", "the file is damaged; save it again") from error
+    if frames > 1:
+        warnings.warn(f"{path}: only the first of {frames} frames is used", SdcliWarning, stacklevel=2)
+    return image
+
+
+def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Scale and centre-crop an image so that it fills width x height px without distortion."""
+    if image.size == (width, height):
+        return image
+    return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+
+
+def to_pixels(image: Image.Image) -> Tensor:
+    """An RGB image as (1, 3, H, W) float32 in [-1, 1]."""
+    array = np.array(image, dtype=np.float32)  # (H, W, 3)
+    return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0) / 127.5 - 1.0
+
+
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """Pixels (B, 3, H, W) in [-1, 1], clipped, as one 8-bit RGB image each."""
+    unit = (pixels.float() / 2 + 0.5).clamp(0, 1)
+    array = (unit.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)  # (B, H, W, 3)
+    return [Image.fromarray(one) for one in array]
+
+
+def _check_size(path: Path, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise InputError(
+            f"{path}: has {image.width} x {image.height} pixels", f"at most {MAX_PIXELS:,} in all are accepted"
+        )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit grey: scale to 8 bits, never clip
+        array = np.asarray(image, dtype=np.float64)
+        return Image.fromarray((array / 257.0).clip(0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, (*ALPHA_BACKGROUND, 255))
+        return Image.alpha_composite(canvas, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+# A truncated file is refused, whatever another library of this process has set.
+ImageFile.LOAD_TRUNCATED_IMAGES = False

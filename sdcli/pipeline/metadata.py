@@ -1,0 +1,73 @@
+"""What is written into picture files about how they were made."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+# What a picture's own record leaves out, so that the same command gives the same bytes wherever and whenever it runs.
+NOT_INSIDE = frozenset({"path", "seconds"})
+A1111_SAMPLERS = {
+    "ddim": "DDIM",
+    "pndm": "PLMS",
+    "lms": "LMS",
+    "heun": "Heun",
+    "dpm": "DPM++ 2M",
+    "ddpm": "DDPM",
+    "euler": "Euler",
+    "euler-a": "Euler a",
+    "unipc": "UniPC",
+}
+
+
+def png_bytes(image: Image.Image, record: Mapping[str, Any] | None) -> bytes:
+    """A PNG file with the record inside: as `parameters` in the A1111 form and as `sdcli` in JSON; None leaves both out."""
+    chunks = PngImagePlugin.PngInfo()
+    if record is not None:
+        inside = {key: value for key, value in record.items() if key not in NOT_INSIDE}
+        _add_text(chunks, "parameters", a1111_parameters(inside))
+        _add_text(chunks, "sdcli", json.dumps(inside, ensure_ascii=False))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", pnginfo=chunks)
+    return buffer.getvalue()
+
+
+def a1111_parameters(record: Mapping[str, Any]) -> str:
+    """The record as the `parameters` text that galleries and web interfaces read."""
+    sampler = A1111_SAMPLERS.get(record["scheduler"], record["scheduler"])
+    pairs = {
+        "Steps": record["steps"],
+        "Sampler": sampler,
+        "CFG scale": f"{record['guidance']:g}",
+        "Seed": record["seed"],
+        "Size": f"{record['width']}x{record['height']}",
+        "Model hash": record["model_hash"][:10],
+        "Model": Path(record["model"]).name,
+        "RNG": "CPU",
+        "Version": f"sdcli {record['sdcli']}",
+    }
+    lines = [record["prompt"]]
+    if record["negative"]:
+        lines.append(f"Negative prompt: {record['negative']}")
+    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
+
+
+def _add_text(chunks: PngImagePlugin.PngInfo, key: str, text: str) -> None:
+    """tEXt where Latin-1 can hold the text, else iTXt, as readers of `parameters` expect."""
+    try:
+        text.encode("latin-1")
+    except UnicodeEncodeError:
+        chunks.add_itxt(key, text)
+    else:
+        chunks.add_text(key, text)

@@ -1,0 +1,73 @@
+"""Pixels <-> latents. The only file that knows the scaling factor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor
+
+from sdcli.errors import InputError
+
+LOGVAR_RANGE = (-30.0, 20.0)  # Rombach et al. 2022, released code; what diffusers clamps to as well
+
+
+def factor(vae: AutoencoderKL) -> int:
+    """Pixels per latent along a side (8 for SD 1.x)."""
+    return int(2 ** (len(vae.config["block_out_channels"]) - 1))
+
+
+def moments(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of the posterior q(z | x), unscaled.
+
+    pixels: (B, 3, H, W) in [-1, 1]; H and W multiples of the VAE factor. Returns 2 x (B, C, H/f, W/f).
+    Raises InputError if H or W is not a multiple of the factor.
+    Source: Rombach et al. 2022, arXiv:2112.10752, section 3.1.
+    """
+    f = factor(vae)
+    height, width = pixels.shape[-2:]
+    if height % f or width % f:
+        raise InputError(f"image of {width} x {height} px", f"both must be multiples of {f} for this VAE")
+    h = vae.encoder(pixels)
+    if vae.quant_conv is not None:
+        h = vae.quant_conv(h)
+    mean, logvar = h.chunk(2, dim=1)  # 2 x (B, C, H/f, W/f)
+    return mean, logvar.clamp(*LOGVAR_RANGE)
+
+
+def encode(vae: AutoencoderKL, pixels: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+    """Scaled latents of images: a sample of the posterior, or its mean.
+
+    pixels: (B, 3, H, W) in [-1, 1]. generators: one CPU generator an image; None takes the mean.
+    Returns (B, C, H/f, W/f), scaled so that std is about 1. Raises InputError as `moments` does.
+    """
+    mean, logvar = moments(vae, pixels)
+    if generators is None:
+        return scale(vae, mean)
+    noise = torch.cat([torch.randn((1, *mean.shape[1:]), generator=g) for g in generators])
+    return scale(vae, mean + (0.5 * logvar).exp() * noise.to(mean.device, mean.dtype))
+
+
+def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pixels of scaled latents: (B, C, h, w) -> (B, 3, f h, f w), about [-1, 1], not clipped."""
+    z = unscale(vae, latents)
+    if vae.post_quant_conv is not None:
+        z = vae.post_quant_conv(z)
+    pixels: Tensor = vae.decoder(z)
+    return pixels
+
+
+def scale(vae: AutoencoderKL, z: Tensor) -> Tensor:
+    """Posterior sample -> latents: (z - shift) * scaling_factor."""
+    return (z - _shift(vae)) * vae.config["scaling_factor"]
+
+
+def unscale(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Latents -> posterior sample: latents / scaling_factor + shift."""
+    return latents / vae.config["scaling_factor"] + _shift(vae)
+
+
+def _shift(vae: AutoencoderKL) -> float:
+    shift = vae.config.get("shift_factor")
+    return float(shift) if shift is not None else 0.0

@@ -1,0 +1,208 @@
+"""What the user asked for, validated in one place. No torch, no Typer.
+
+One frozen dataclass per command; its class attributes are the defaults of the command line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdcli.errors import UsageError
+
+MAX_SEED = 2**64 - 1
+MAX_STEPS = 1000
+MAX_SIDE = 16384  # px
+IF_EXISTS = ("number", "skip", "overwrite", "error")
+DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateSpec:
+    """`sdcli generate`. None means: the model's own setting, else the tool's default."""
+
+    prompt: str = ""
+    negative: str = ""
+    model: str | None = None
+    steps: int | None = None
+    scheduler: str | None = None
+    guidance: float | None = None
+    seed: int | None = None
+    count: int = 1
+    size: str | None = None
+    width: int | None = None
+    height: int | None = None
+    batch_size: int | None = None
+    output: Path = Path()
+    if_exists: str = "number"
+    no_metadata: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps is not None:
+            _between("steps", self.steps, 1, MAX_STEPS)
+        if self.guidance is not None:
+            _at_least("guidance", self.guidance, 1.0)
+        if self.seed is not None:
+            _between("seed", self.seed, 0, MAX_SEED)
+        _at_least("count", self.count, 1)
+        if self.batch_size is not None:
+            _at_least("batch_size", self.batch_size, 1)
+        if self.size is not None and (self.width is not None or self.height is not None):
+            raise UsageError("--size and --width/--height exclude each other", "give one of them")
+        for name in ("width", "height"):
+            if getattr(self, name) is not None:
+                _between(name, getattr(self, name), 8, MAX_SIDE)
+        if self.size is not None:
+            parse_size(self.size)
+        if str(self.output) == "-" and self.count > 1:
+            raise UsageError(f"--count {self.count} with --output -: stdout takes one picture", "name a folder")
+        _one_of("if_exists", self.if_exists, IF_EXISTS)
+        _one_of("dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecSpec:
+    """`sdcli encode` and `sdcli decode`."""
+
+    inputs: tuple[Path, ...] = ()
+    output: Path = Path()
+    model: str | None = None
+    sample: bool = False
+    seed: int = 0
+    size: str | None = None
+    if_exists: str = "number"
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        _between("seed", self.seed, 0, MAX_SEED)
+        if self.size is not None:
+            parse_size(self.size)
+        _one_of("if_exists", self.if_exists, IF_EXISTS)
+        _one_of("dtype", self.dtype, DTYPES)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`WxH` in pixels as (width, height). Raises UsageError."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UsageError(f"--size {text}: is no size", "write it as 512x512, in pixels")
+    width, height = int(parts[0]), int(parts[1])
+    _between("size", width, 8, MAX_SIDE)
+    _between("size", height, 8, MAX_SIDE)
+    return width, height
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """What every trainer needs to know. Lengths in pixels, probabilities in 0..1."""
+
+    data: Path = Path()
+    model: str | None = None  # start from the weights of this model ...
+    init: str | None = None  # ... or from scratch, by a preset's name or a JSON file of configs
+    run: Path | None = None
+    caption: str | None = None
+    resolution: int | None = None
+    batch_size: int = 4
+    steps: int = 1000
+    lr: float = 1e-5
+    lr_schedule: str = "constant"
+    lr_warmup: int = 0
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.999
+    mixed_precision: str = "no"
+    seed: int = 0
+    save_every: int = 250
+    keep: int = 2
+    stop_after: int | None = None
+    workers: int = 2
+    device: str = "auto"
+    export_dtype: str = "float32"
+
+    # What may differ between two calls that belong to one run.
+    NOT_IDENTITY = frozenset({"run", "save_every", "keep", "stop_after", "workers", "device", "export_dtype"})
+
+    def __post_init__(self) -> None:
+        if self.model is not None and self.init is not None:
+            raise UsageError("--model and --init exclude each other", "start from a model or from scratch")
+        for name in ("batch_size", "steps", "save_every", "keep", "workers"):
+            _at_least(name, getattr(self, name), 1)
+        _at_least("lr_warmup", self.lr_warmup, 0)
+        if self.stop_after is not None:
+            _at_least("stop_after", self.stop_after, 1)
+        if self.resolution is not None:
+            _at_least("resolution", self.resolution, 8)
+        _between("lr", self.lr, 0.0, 1.0)
+        _between("weight_decay", self.weight_decay, 0.0, 1.0)
+        _between("ema", self.ema, 0.0, 0.999999)
+        _at_least("clip_norm", self.clip_norm, 0.0)
+        _between("seed", self.seed, 0, MAX_SEED)
+        _one_of("lr_schedule", self.lr_schedule, ("constant", "linear", "cosine"))
+        _one_of("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
+        _one_of("export_dtype", self.export_dtype, ("float32", "float16", "bfloat16"))
+
+    def identity(self) -> dict[str, object]:
+        """The settings that make two calls the same run, as plain JSON values."""
+        rows = dataclasses.asdict(self)
+        return {k: str(v) if isinstance(v, Path) else v for k, v in rows.items() if k not in self.NOT_IDENTITY}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainVaeSpec(TrainSpec):
+    """`sdcli train-vae`."""
+
+    l1_weight: float = 1.0
+    l2_weight: float = 0.5
+    kl_weight: float = 1e-6
+    random_crop: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("l1_weight", "l2_weight", "kl_weight"):
+            _at_least(name, getattr(self, name), 0.0)
+        if self.l1_weight + self.l2_weight == 0:
+            raise UsageError("--l1-weight and --l2-weight are both 0", "the reconstruction needs at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainUnetSpec(TrainSpec):
+    """`sdcli train-unet`."""
+
+    vae: str | None = None
+    prediction: str | None = None
+    caption_dropout: float = 0.1
+    train_text_encoder: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _between("caption_dropout", self.caption_dropout, 0.0, 1.0)
+        if self.prediction is not None:
+            _one_of("prediction", self.prediction, ("epsilon", "v"))
+        if self.init is not None and self.vae is None:
+            raise UsageError("--init needs --vae", "train one first with sdcli train-vae, or name a model that has one")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _at_least(name: str, value: float, least: float) -> None:
+    if not value >= least or math.isinf(value):
+        raise UsageError(f"{_option(name)} {value}: out of range", f"it must be at least {least}")
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{_option(name)} {value}: out of range", f"it must lie in {low}..{high}")
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{_option(name)} {value}: unknown", f"use one of {', '.join(allowed)}")

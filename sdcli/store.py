@@ -1,0 +1,183 @@
+"""Model reference -> local model. No torch: what is told of a model comes from its JSON files and weight headers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import InputError, UsageError
+from sdcli.files import atomic_write, make_folder, open_regular, read_bytes, reason
+
+BUILTIN = "builtin"
+BUILTIN_FOLDER = Path(__file__).with_name("builtin") / "model"
+TOKENIZER_FOLDER = BUILTIN_FOLDER / "tokenizer"
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+HUB_FILES = ("model_index.json", "sdcli.json", "*/*.json", "*/merges.txt", "*/*.safetensors")
+PARTS = ("vae", "unet", "text_encoder")
+MAX_JSON_BYTES = 16 << 20
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own cap
+DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+HASH_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model on this machine: how the user named it, and the folder that holds it."""
+
+    ref: str
+    folder: Path
+
+
+def resolve(ref: str | None, *, offline: bool = False) -> Model:
+    """Find the model a reference means: `builtin` (also None), a diffusers folder, or a Hub id `owner/name[@revision]`.
+
+    offline: never open a socket; a Hub id must then be in the local cache.
+    Raises InputError when there is no such model, or the folder is none.
+    """
+    if ref is None or ref == BUILTIN:
+        return Model(BUILTIN, BUILTIN_FOLDER)
+    path = Path(ref).expanduser()
+    if path.is_dir():
+        check_folder(path)
+        return Model(ref, path)
+    if path.exists():
+        raise InputError(f"{ref}: is a file", "name a model folder in the diffusers layout")
+    match = HUB_ID.fullmatch(ref)
+    if match is None or ref.startswith("."):
+        raise InputError(f"{ref}: no such model", "use builtin, a folder in the diffusers layout, or a Hub id owner/name")
+    return Model(ref, _from_hub(match["repo"], match["revision"], offline))
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError unless `folder` looks like a whole model in the diffusers layout."""
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{folder}: has no model_index.json", "name the folder of a model in the diffusers layout")
+    for part in (*PARTS, "tokenizer", "scheduler"):
+        if not (folder / part).is_dir():
+            raise InputError(f"{folder}: has no {part}/", "name the folder of a whole model")
+
+
+def settings(model: Model) -> dict[str, Any]:
+    """The model's own defaults (`scheduler, steps, guidance, size`), empty when it states none."""
+    path = model.folder / "sdcli.json"
+    return read_json(path) if path.exists() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder. Raises InputError."""
+    try:
+        value = json.loads(read_bytes(path, max_bytes=MAX_JSON_BYTES))
+    except ValueError as error:
+        raise InputError(f"{path}: is no JSON ({error})", "get the file again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object", "get the file again")
+    return value
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a model folder, in the order of their names."""
+    return sorted(p for part in PARTS for p in (folder / part).glob("*.safetensors"))
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: tensor name -> dtype, shape, data_offsets. Reads no weights.
+
+    Raises InputError when the header is malformed or the file shorter or longer than it says.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise InputError(f"{path}: is no whole safetensors file (bad header)", "get the file again")
+        try:
+            header = json.loads(stream.read(length))
+            tensors = {key: value for key, value in header.items() if key != "__metadata__"}
+            end = max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise InputError(f"{path}: its safetensors header cannot be read ({error})", "get the file again") from error
+    if 8 + length + end != size:
+        raise InputError(f"{path}: has {size:,} bytes, its header says {8 + length + end:,}", "get the file again")
+    return tensors
+
+
+def model_hash(model: Model) -> str:
+    """SHA-256 over the sorted (relative name, SHA-256) of a model's weight files, in hex.
+
+    The file hashes are cached in the user's cache by path, size and modification time.
+    """
+    digest = hashlib.sha256()
+    cache = _HashCache()
+    for path in weight_files(model.folder):
+        digest.update(f"{path.relative_to(model.folder).as_posix()} {cache.of(path)}\n".encode())
+    cache.save()
+    return digest.hexdigest()
+
+
+def cache_folder() -> Path:
+    """Where sdcli keeps what it can make again: SDCLI_CACHE, else XDG's cache folder."""
+    chosen = os.environ.get("SDCLI_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(chosen) if chosen else Path(base) / "sdcli"
+
+
+class _HashCache:
+    """File hashes by path, size and time; a cache that cannot be read or written costs time and nothing else."""
+
+    def __init__(self) -> None:
+        self.path = cache_folder() / "hashes.json"
+        self.is_changed = False
+        try:
+            self.rows: dict[str, Any] = read_json(self.path)
+        except InputError:
+            self.rows = {}
+
+    def of(self, path: Path) -> str:
+        status = path.stat()
+        key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
+        found = self.rows.get(key)
+        if isinstance(found, str):
+            return found
+        digest = hashlib.sha256()
+        with open_regular(path) as stream:
+            while chunk := stream.read(HASH_CHUNK_BYTES):
+                digest.update(chunk)
+        self.rows[key] = digest.hexdigest()
+        self.is_changed = True
+        return digest.hexdigest()
+
+    def save(self) -> None:
+        if not self.is_changed:
+            return
+        from sdcli.errors import SdcliError
+
+        try:
+            make_folder(self.path.parent)
+            with atomic_write(self.path) as part:
+                part.write_text(json.dumps(self.rows), encoding="utf-8")
+        except SdcliError:
+            return
+
+
+def _from_hub(repo: str, revision: str | None, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download  # deferred: 0.5 s, and only a Hub id needs it
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES), local_files_only=offline)
+        )
+    except LocalEntryNotFoundError as error:
+        hint = "run again without --offline" if offline else "check the network, or use a local folder"
+        raise InputError(f"{repo}: is not in the local cache and cannot be fetched", hint) from error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"{repo}: {reason(error)}", "check the name and the network") from error
+    check_folder(folder)
+    return folder
