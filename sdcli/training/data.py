@@ -1,0 +1,195 @@
+"""A folder of pictures -> samples, and the order in which training sees them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdcli.errors import InputError
+from sdcli.files import open_regular, read_bytes
+from sdcli.pipeline.images import SUFFIXES, fit, load_image, to_pixels
+
+CAPTION_SUFFIXES = (".txt", ".caption")
+MAX_CAPTION_BYTES = 1 << 20
+MAX_METADATA_BYTES = 1 << 30
+NAMED_AT_MOST = 5
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its true captions, of which each use draws one; none means no text."""
+
+    path: Path
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The samples of a folder in a fixed order, and how they were found."""
+
+    root: Path
+    layout: str
+    samples: tuple[Sample, ...]
+    manifest_hash: str
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether any sample says what it shows."""
+        return any(sample.captions for sample in self.samples)
+
+
+def find(root: Path, caption: str | None = None) -> Dataset:
+    """The dataset in a folder: metadata.jsonl, or pictures with captions beside them, or pictures alone.
+
+    caption: one caption for every picture that has none.
+    Raises InputError when there is no picture or a metadata line is wrong.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: is no folder", "name a folder of pictures with --data")
+    if (root / "metadata.jsonl").exists():
+        layout, samples = "metadata.jsonl", _from_metadata(root)
+    else:
+        layout, samples = "captions beside the pictures", _from_sidecars(root)
+    if not samples:
+        raise InputError(f"{root}: holds no picture", f"accepted are {', '.join(sorted(SUFFIXES))}")
+    samples = [Sample(s.path, s.captions or ((caption,) if caption else ())) for s in samples]
+    return Dataset(root, layout, tuple(samples), _manifest(root, samples))
+
+
+def check_captions(dataset: Dataset) -> None:
+    """Refuse a dataset in which some pictures have captions and some have none. Raises InputError."""
+    without = [s.path.name for s in dataset.samples if not s.captions]
+    if without and dataset.has_captions:
+        raise InputError(
+            f"{dataset.root}: {len(without)} of {len(dataset.samples)} pictures have no caption: {_some(without)}",
+            "add the captions, or give one to all of these with --caption",
+        )
+
+
+def check(dataset: Dataset, workers: int = 2) -> Iterator[int]:
+    """Decode every picture once, yielding how many are done; all that cannot be read are named together.
+
+    Raises InputError at the end if any failed.
+    """
+
+    def problem(sample: Sample) -> str | None:
+        try:
+            load_image(sample.path)
+        except InputError as error:
+            return error.message
+        return None
+
+    problems: list[str] = []
+    with ThreadPoolExecutor(workers) as pool:
+        for done, found in enumerate(pool.map(problem, dataset.samples), start=1):
+            problems += [found] if found else []
+            yield done
+    if problems:
+        raise InputError(
+            f"{dataset.root}: {len(problems)} pictures cannot be read: {_some(problems)}", "mend or remove them"
+        )
+
+
+def batch_ids(step: int, *, batch_size: int, count: int, seed: int) -> list[int]:
+    """The samples of training step `step` (from 0): every epoch is a fresh order, a pure function of (seed, epoch)."""
+    first = step * batch_size
+    orders: dict[int, list[int]] = {}
+    ids = []
+    for position in range(first, first + batch_size):
+        epoch, index = divmod(position, count)
+        if epoch not in orders:
+            generator = torch.Generator().manual_seed(mixed_seed(seed, "order", epoch))
+            orders[epoch] = torch.randperm(count, generator=generator).tolist()
+        ids.append(orders[epoch][index])
+    return ids
+
+
+def sample_generator(seed: int, step: int, sample_id: int) -> torch.Generator:
+    """The source of all chance for one sample in one step, whatever the batch, the rank or the resume point."""
+    return torch.Generator().manual_seed(mixed_seed(seed, step, sample_id))
+
+
+def mixed_seed(*parts: int | str) -> int:
+    """A 63-bit seed out of numbers and words, spread by a hash."""
+    text = "/".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def load_pixels(sample: Sample, resolution: int, crop_by: torch.Generator | None = None) -> Tensor:
+    """A sample's picture as (1, 3, resolution, resolution) pixels.
+
+    crop_by: None scales and centre-crops; a generator cuts a random square at the picture's own scale, after
+    enlarging it only if its shorter side is below the resolution.
+    """
+    image = load_image(sample.path)
+    if crop_by is None or min(image.size) < resolution:
+        return to_pixels(fit(image, resolution, resolution))
+    left = int(torch.randint(image.width - resolution + 1, (), generator=crop_by))
+    top = int(torch.randint(image.height - resolution + 1, (), generator=crop_by))
+    return to_pixels(image.crop((left, top, left + resolution, top + resolution)))
+
+
+def _from_metadata(root: Path) -> list[Sample]:
+    path = root / "metadata.jsonl"
+    samples = []
+    with open_regular(path, max_bytes=MAX_METADATA_BYTES) as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line.decode("utf-8-sig"))
+                name, text = record["file_name"], record.get("text", [])
+                captions = (text,) if isinstance(text, str) else tuple(text)
+                if not isinstance(name, str) or not all(isinstance(c, str) for c in captions):
+                    raise TypeError("file_name and text must be strings")
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{path}:{number}: {type(error).__name__}: {error}",
+                    'a line is {"file_name": "a.png", "text": "what it shows"}, text one string or a list',
+                ) from error
+            picture = root / name
+            if not picture.resolve().is_relative_to(root.resolve()):
+                raise InputError(f"{path}:{number}: {name!r} leads outside the folder", "name files inside it")
+            if not picture.is_file():
+                raise InputError(f"{path}:{number}: {name!r} does not exist", "mend or remove the line")
+            samples.append(Sample(picture, captions))
+    return samples
+
+
+def _from_sidecars(root: Path) -> list[Sample]:
+    pictures = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    return [Sample(picture, _sidecar(picture)) for picture in pictures]
+
+
+def _sidecar(picture: Path) -> tuple[str, ...]:
+    for suffix in CAPTION_SUFFIXES:
+        path = picture.with_suffix(suffix)
+        if path.is_file():
+            try:
+                text = read_bytes(path, max_bytes=MAX_CAPTION_BYTES).decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path}: is not UTF-8", "save the caption as UTF-8") from error
+            return (" ".join(text.split()),)
+    return ()
+
+
+def _manifest(root: Path, samples: list[Sample]) -> str:
+    """A hash of names, sizes and captions: enough to notice that the data of a run changed."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        row = [sample.path.relative_to(root).as_posix(), sample.path.stat().st_size, list(sample.captions)]
+        digest.update(json.dumps(row).encode())
+    return digest.hexdigest()
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:NAMED_AT_MOST])
+    more = len(names) - NAMED_AT_MOST
+    return f"{shown} and {more} more" if more > 0 else shown

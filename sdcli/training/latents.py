@@ -1,0 +1,54 @@
+"""The posterior moments of every picture, computed once a run and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sdcli.files import atomic_write, make_folder
+from sdcli.pipeline import vae as latent
+from sdcli.training import data
+from sdcli.training.loop import Preparing
+
+KEY = "moments"
+
+
+@torch.no_grad()
+def cached(
+    path: Path, vae: AutoencoderKL, dataset: data.Dataset, *, resolution: int, batch_size: int
+) -> Generator[Preparing, None, Tensor]:
+    """Mean and log-variance of every sample, from `path` if they are there, else encoded now and written there.
+
+    The file lies in a run folder, whose settings, data and VAE cannot change: being there, whole, is being right.
+    Returns (N, 2C, h, w) float32, unscaled, mapped from disk.
+    """
+    count = len(dataset.samples)
+    if not _is_whole(path, count):
+        rows: list[Tensor] = []
+        device = next(vae.parameters()).device
+        with ThreadPoolExecutor(2) as readers:
+            for first in range(0, count, batch_size):
+                samples = dataset.samples[first : first + batch_size]
+                pixels = torch.cat(list(readers.map(lambda s: data.load_pixels(s, resolution), samples)))
+                rows.append(torch.cat(latent.moments(vae, pixels.to(device)), dim=1).float().cpu())
+                yield Preparing("caching latents", min(first + batch_size, count), count)
+        make_folder(path.parent)
+        with atomic_write(path) as part:
+            save_file({KEY: torch.cat(rows).contiguous()}, part)
+    return load_file(path)[KEY]
+
+
+def _is_whole(path: Path, count: int) -> bool:
+    if not path.exists():
+        return False
+    try:
+        return load_file(path)[KEY].shape[0] == count
+    except (SafetensorError, KeyError, OSError):
+        return False

@@ -1,0 +1,147 @@
+"""Where a run begins: the parts it trains, by model or by preset, and the run folder it owns."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from accelerate import Accelerator
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+from sdcli import store
+from sdcli.errors import InputError, UsageError
+from sdcli.pipeline.bundle import (
+    Config,
+    ModelBundle,
+    TextEncoder,
+    build,
+    load_bundle,
+    load_tokenizer,
+    load_vae,
+    read_config,
+)
+from sdcli.specs import TrainSpec, TrainUnetSpec
+from sdcli.training import checkpoint, data
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
+
+PRESETS = Path(__file__).with_name("presets")
+HASH_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class ModelParts:
+    """All parts train-unet works with, and what its export inherits."""
+
+    bundle: ModelBundle
+    tokenizer: Path
+    settings: Config
+    origin: str
+
+
+@dataclass(frozen=True)
+class VaePart:
+    """The VAE a run trains or stands on."""
+
+    model: AutoencoderKL
+    is_fresh: bool
+    origin: str  # what it came from, for the run's identity
+
+
+def accelerator_for(spec: TrainSpec) -> Accelerator:
+    """The device and precision of a run. Raises UsageError where several processes were launched."""
+    accelerator = Accelerator(mixed_precision=spec.mixed_precision, cpu=spec.device == "cpu")
+    if accelerator.num_processes > 1:
+        raise UsageError(f"{accelerator.num_processes} processes were launched", "train in one process")
+    return accelerator
+
+
+def preset(name: str) -> Config:
+    """The configs of a model to be trained from scratch: a preset's, or those of a JSON file of the same form."""
+    known = sorted(path.stem for path in PRESETS.glob("*.json"))
+    path = PRESETS / f"{name}.json" if name in known else Path(name)
+    if not path.is_file():
+        raise UsageError(f"--init {name}: no such preset or file", f"use {', '.join(known)}, or a JSON file of configs")
+    configs = read_config(path)
+    missing = {"vae", "unet", "text_encoder", "scheduler"} - configs.keys()
+    if missing:
+        raise InputError(f"{path}: has no {sorted(missing)[0]!r}", f"write it as in the presets {', '.join(known)}")
+    return configs
+
+
+def vae(spec: TrainSpec, device: torch.device) -> VaePart:
+    """The VAE to train: fresh by `spec.init`, else the model's."""
+    if spec.init is not None:
+        torch.manual_seed(spec.seed)
+        return VaePart(cast(AutoencoderKL, build(preset(spec.init)["vae"])), is_fresh=True, origin=spec.init)
+    model = store.resolve(spec.model)
+    return VaePart(
+        load_vae(model.folder, device=device, dtype=torch.float32).requires_grad_(True),
+        is_fresh=False,
+        origin=store.model_hash(model),
+    )
+
+
+def model(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
+    """All parts that train-unet needs: those of a model, or fresh ones by `spec.init` around the VAE named."""
+    parts = _from_scratch(spec, device) if spec.init is not None else _from_model(spec, device)
+    if spec.prediction is not None:
+        parts.bundle.scheduler_config["prediction_type"] = PREDICTION_TYPES[spec.prediction]
+    return parts
+
+
+@contextmanager
+def opened(spec: TrainSpec, kind: str, dataset: data.Dataset, origin: str) -> Iterator[tuple[Path, str]]:
+    """Own the run folder of these settings and this data; gives the folder and the hash its checkpoints carry."""
+    identity: dict[str, Any] = {**spec.identity(), "kind": kind, "data_hash": dataset.manifest_hash, "origin": origin}
+    config_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    folder = spec.run if spec.run is not None else Path("runs") / f"{kind}-{config_hash[:HASH_LENGTH]}"
+    with checkpoint.owned(folder):
+        checkpoint.open_run(folder, identity)
+        yield folder, config_hash
+
+
+def _from_model(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
+    found = store.resolve(spec.model)
+    bundle = load_bundle(found.folder, device=device, dtype=torch.float32)
+    origin = store.model_hash(found)
+    if spec.vae is not None:
+        bundle = replace(bundle, vae=_named_vae(spec.vae, device))
+        origin += weights_hash(bundle.vae)
+    return ModelParts(bundle, found.folder / "tokenizer", store.settings(found), origin)
+
+
+def _from_scratch(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
+    assert spec.init is not None and spec.vae is not None  # TrainUnetSpec refuses one without the other
+    configs = preset(spec.init)
+    torch.manual_seed(spec.seed)
+    unet = cast("UNet2DConditionModel", build(configs["unet"]).to(device))
+    text = TextEncoder(load_tokenizer(store.TOKENIZER_FOLDER), cast("CLIPTextModel", build(configs["text_encoder"])))
+    text.model.to(device)
+    vae = _named_vae(spec.vae, device)
+    bundle = ModelBundle(vae, unet, text, configs["scheduler"], device, torch.float32)
+    return ModelParts(bundle, store.TOKENIZER_FOLDER, {}, f"{spec.init} {weights_hash(vae)}")
+
+
+def _named_vae(ref: str, device: torch.device) -> AutoencoderKL:
+    """A VAE by a folder that holds `vae/` (a model, or the export of train-vae), or by a model reference."""
+    folder = Path(ref) if (Path(ref) / "vae").is_dir() else store.resolve(ref).folder
+    return load_vae(folder, device=device, dtype=torch.float32)
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over a module's tensors, in hex."""
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
