@@ -9,7 +9,7 @@ import secrets
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,12 +26,12 @@ def open_regular(path: Path, *, max_bytes: int | None = None, within: Path | Non
     within: a folder whose real path must contain the file's, so that no link leads out of a model.
     Raises InputError when the file is missing, unreadable, a folder, a device or a pipe, too large or outside.
     """
-    if within is not None and not path.resolve().is_relative_to(within.resolve()):
-        raise InputError(f"{path}: leads outside {within}", "files of a model must lie inside its folder")
     try:
+        if within is not None and not path.resolve().is_relative_to(within.resolve()):
+            raise InputError(f"{path}: leads outside {within}", "files of a model must lie inside its folder")
         # O_NONBLOCK: opening a FIFO nobody writes to must not hang.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # a null byte; a loop of links before Python 3.13
         raise InputError(f"{path}: {reason(error)}", "name a file that can be read") from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -58,7 +58,9 @@ def atomic_write(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     overwrite: False raises FileExistsError, with the existing file untouched, when `target` is there.
     Raises OutputError when the folder or the disk refuses.
     """
-    part = target.with_name(f".{target.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    # 200 bytes: a name may have 255, whatever its alphabet.
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    part = target.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         # Created here so that the mode follows the umask even where a library renames a private file over it.
         mode = _create(part)
@@ -72,7 +74,8 @@ def atomic_write(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     except OSError as error:
         raise output_error(target, error) from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # never there in the good case; must not hide the error in the bad one
+            part.unlink()
 
 
 def place(data: bytes, target: Path, if_exists: str) -> Path:

@@ -39,11 +39,29 @@ def configure(*, json: bool, quiet: bool, debug: bool) -> None:
     warnings.simplefilter("default" if debug else "ignore")
     warnings.simplefilter("always", SdcliWarning)
     warnings.showwarning = _show_warning
+    for library in ("DIFFUSERS", "TRANSFORMERS"):  # read when they are imported; their notes are for programmers
+        os.environ.setdefault(f"{library}_VERBOSITY", "warning" if debug else "error")
 
 
 def result(text: str, record: Mapping[str, Any]) -> None:
     """One result on stdout, as soon as it exists: `text` for a person, with --json the record as one line."""
     print(json.dumps(record, ensure_ascii=False) if _mode.is_json else text, flush=True)
+
+
+def document(record: Mapping[str, Any]) -> None:
+    """One thing described: a `key: value` line each for a person, with --json one JSON document."""
+    if _mode.is_json:
+        print(json.dumps(record, ensure_ascii=False, indent=2), flush=True)
+        return
+    for key, value in record.items():
+        for name, one in ({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}).items():
+            print(f"{name}: {one if isinstance(one, (str, int, float)) else json.dumps(one)}", flush=True)
+
+
+def heading(text: str) -> None:
+    """The head of a table for a person; JSON has none."""
+    if not _mode.is_json:
+        print(text, flush=True)
 
 
 def results_in_bytes(data: bytes) -> None:

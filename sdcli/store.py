@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import struct
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli.errors import InputError, UsageError
+from sdcli.errors import InputError, SdcliError
 from sdcli.files import atomic_write, make_folder, open_regular, read_bytes, reason
 
 BUILTIN = "builtin"
@@ -23,7 +24,6 @@ HUB_FILES = ("model_index.json", "sdcli.json", "*/*.json", "*/merges.txt", "*/*.
 PARTS = ("vae", "unet", "text_encoder")
 MAX_JSON_BYTES = 16 << 20
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own cap
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -128,6 +128,59 @@ def cache_folder() -> Path:
     return Path(chosen) if chosen else Path(base) / "sdcli"
 
 
+def hub_cache_folder() -> Path:
+    """Where huggingface_hub keeps its downloads, by its own environment variables."""
+    home = os.environ.get("HF_HOME")
+    base = Path(home) if home else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or base / "hub")
+
+
+def listed() -> Iterator[dict[str, Any]]:
+    """The models that work without a network: the embedded one, then those in the Hub cache."""
+    yield _row(Model(BUILTIN, BUILTIN_FOLDER))
+    for index in sorted(hub_cache_folder().glob("models--*--*/snapshots/*/model_index.json")):
+        repo = index.parents[2].name.removeprefix("models--").replace("--", "/", 1)
+        try:
+            check_folder(index.parent)
+        except InputError:
+            continue  # another kind of pipeline, or a download that was broken off
+        yield _row(Model(f"{repo}@{index.parent.name}", index.parent))
+
+
+def facts(model: Model) -> dict[str, Any]:
+    """What a model is, from its configs and weight headers alone.
+
+    Raises InputError when a config or a header is malformed.
+    """
+    unet = read_json(model.folder / "unet" / "config.json")
+    vae = read_json(model.folder / "vae" / "config.json")
+    scheduler = read_json(model.folder / "scheduler" / "scheduler_config.json")
+    parameters, dtypes = {}, set()
+    for part in PARTS:
+        headers = [safetensors_header(path) for path in weight_files(model.folder) if path.parent.name == part]
+        tensors = [tensor for header in headers for tensor in header.values()]
+        parameters[part] = sum(math.prod(tensor["shape"]) for tensor in tensors)
+        dtypes |= {str(tensor["dtype"]) for tensor in tensors}
+    factor = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
+    side = int(unet.get("sample_size") or 0) * factor
+    total = sum(parameters.values())
+    return {
+        "model": model.ref,
+        "folder": str(model.folder),
+        "family": _family(unet),
+        "size": f"{side}x{side}",
+        "vae_factor": factor,
+        "latent_channels": vae.get("latent_channels"),
+        "scaling_factor": vae.get("scaling_factor"),
+        "prediction_type": scheduler.get("prediction_type", "epsilon"),
+        "scheduler": scheduler.get("_class_name"),
+        "parameters": parameters | {"total": total},
+        "dtypes": sorted(dtypes),
+        "weights_bytes": {"float32": 4 * total, "float16": 2 * total},
+        "settings": settings(model),
+    }
+
+
 class _HashCache:
     """File hashes by path, size and time; a cache that cannot be read or written costs time and nothing else."""
 
@@ -156,14 +209,27 @@ class _HashCache:
     def save(self) -> None:
         if not self.is_changed:
             return
-        from sdcli.errors import SdcliError
-
         try:
             make_folder(self.path.parent)
             with atomic_write(self.path) as part:
                 part.write_text(json.dumps(self.rows), encoding="utf-8")
         except SdcliError:
             return
+
+
+def _row(model: Model) -> dict[str, Any]:
+    return {
+        "model": model.ref,
+        "folder": str(model.folder),
+        "bytes": sum(path.stat().st_size for path in weight_files(model.folder)),
+    }
+
+
+def _family(unet: dict[str, Any]) -> str:
+    """Stable Diffusion's versions differ in the width of their text encoder."""
+    name = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(unet.get("cross_attention_dim", 0))
+    task = " inpainting" if unet.get("in_channels") == 9 else ""
+    return (name or "Stable Diffusion of its own size") + task
 
 
 def _from_hub(repo: str, revision: str | None, offline: bool) -> Path:

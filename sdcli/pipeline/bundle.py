@@ -71,18 +71,18 @@ def load_bundle(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Mo
 
 def load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
     """The VAE of a model folder; errors as in `load_bundle`."""
-    return cast("AutoencoderKL", _load(folder, "vae").to(device, dtype).eval().requires_grad_(False))
+    return cast("AutoencoderKL", _load(folder, "vae", device, dtype))
 
 
 def load_unet(folder: Path, *, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet of a model folder; errors as in `load_bundle`."""
-    return cast("UNet2DConditionModel", _load(folder, "unet").to(device, dtype).eval().requires_grad_(False))
+    return cast("UNet2DConditionModel", _load(folder, "unet", device, dtype))
 
 
 def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     """The tokenizer and text encoder of a model folder; errors as in `load_bundle`."""
-    model = _load(folder, "text_encoder").to(device, dtype).eval().requires_grad_(False)
-    return TextEncoder(load_tokenizer(folder / "tokenizer"), cast("CLIPTextModel", model))
+    model = cast("CLIPTextModel", _load(folder, "text_encoder", device, dtype))
+    return TextEncoder(load_tokenizer(folder / "tokenizer"), model)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -171,7 +171,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _load(folder: Path, name: str) -> nn.Module:
+def _load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
     if not (folder / name).is_dir():
         raise InputError(f"{folder}: has no {name}/", "name the folder of a whole model in the diffusers layout")
     config = read_config(folder / name / "config.json")
@@ -190,13 +190,13 @@ def _load(folder: Path, name: str) -> nn.Module:
     for key, value in state.items():
         if not value.isfinite().all():
             raise NumericalError(f"{folder / name}: {key} holds NaN or Inf", "get the weights again")
-    module.load_state_dict(state, assign=True)
+    module.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
     if name == "text_encoder":  # the one buffer no checkpoint carries
         count = module.get_submodule("embeddings.position_embedding").weight.shape[0]
         module.get_submodule("embeddings").register_buffer(
-            "position_ids", torch.arange(cast(int, count)).expand((1, -1)), persistent=False
+            "position_ids", torch.arange(cast("int", count), device=device).expand((1, -1)), persistent=False
         )
-    return module
+    return module.eval().requires_grad_(False)
 
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
@@ -247,15 +247,13 @@ def _check_keys(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapp
 
 
 def _build_vae(config: Config) -> nn.Module:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-
-    return cast(nn.Module, AutoencoderKL.from_config(config))
+    module = import_lean("diffusers.models.autoencoders.autoencoder_kl")
+    return cast("nn.Module", module.AutoencoderKL.from_config(config))
 
 
 def _build_unet(config: Config) -> nn.Module:
-    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-
-    return cast(nn.Module, UNet2DConditionModel.from_config(config))
+    module = import_lean("diffusers.models.unets.unet_2d_condition")
+    return cast("nn.Module", module.UNet2DConditionModel.from_config(config))
 
 
 def _build_text(config: Config) -> nn.Module:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,6 +16,9 @@ from sdcli.files import atomic_write, make_folder
 from sdcli.pipeline import vae as latent
 from sdcli.training import data
 from sdcli.training.loop import Preparing
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 KEY = "moments"
 

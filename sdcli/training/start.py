@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from sdcli import store
 from sdcli.errors import InputError, UsageError
@@ -30,6 +29,7 @@ from sdcli.specs import TrainSpec, TrainUnetSpec
 from sdcli.training import checkpoint, data
 
 if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextModel
 
@@ -83,7 +83,7 @@ def vae(spec: TrainSpec, device: torch.device) -> VaePart:
     """The VAE to train: fresh by `spec.init`, else the model's."""
     if spec.init is not None:
         torch.manual_seed(spec.seed)
-        return VaePart(cast(AutoencoderKL, build(preset(spec.init)["vae"])), is_fresh=True, origin=spec.init)
+        return VaePart(cast("AutoencoderKL", build(preset(spec.init)["vae"])), is_fresh=True, origin=spec.init)
     model = store.resolve(spec.model)
     return VaePart(
         load_vae(model.folder, device=device, dtype=torch.float32).requires_grad_(True),

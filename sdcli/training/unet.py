@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -16,6 +16,9 @@ from sdcli.pipeline.bundle import Config, ModelBundle, TextEncoder, save_bundle
 from sdcli.specs import TrainUnetSpec
 from sdcli.training import data, latents, start
 from sdcli.training.loop import Batch, Preparing, Report, train
+
+if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 
 def run(spec: TrainUnetSpec) -> Iterator[Report]:
@@ -34,6 +37,7 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
         moments = yield from latents.cached(
             folder / "cache" / "moments.safetensors", bundle.vae, dataset, resolution=resolution, batch_size=spec.batch_size
         )
+        bundle.unet.register_to_config(sample_size=resolution // latent.factor(bundle.vae))
         task = _UnetTask(bundle, spec, dataset, moments, parts.tokenizer, parts.settings | _size(resolution))
         yield from train(
             task, spec, folder, accelerator=accelerator, count=len(dataset.samples), config_hash=config_hash

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from sdcli.pipeline import vae as latent
@@ -15,6 +15,9 @@ from sdcli.pipeline.bundle import save_part
 from sdcli.specs import TrainVaeSpec
 from sdcli.training import data, start
 from sdcli.training.loop import Batch, Preparing, Report, train
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 NARROW_LOGVAR = -8.0  # a fresh posterior begins with std e^-4: noise of std 1 would hide the mean for 1,000 steps
 MEASURE_STEP = -1  # the "step" whose crops and noise the final measurement uses

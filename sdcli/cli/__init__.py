@@ -1,0 +1,1 @@
+"""The command line: Typer alone. What a command does is in the story it calls."""

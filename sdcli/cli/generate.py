@@ -1,0 +1,76 @@
+"""`sdcli generate`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdcli import output
+from sdcli.cli import options
+from sdcli.plan import plan
+from sdcli.specs import GenerateSpec
+
+MAX_PROMPT_BYTES = 1 << 20
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw; - reads it from stdin.")],
+    negative: Annotated[str, typer.Option("--negative", "-N", help="What to keep away from.")] = GenerateSpec.negative,
+    model: options.Model = GenerateSpec.model,
+    steps: Annotated[
+        int | None, typer.Option("--steps", "-s", help="Denoising steps, 1 to 1000. Default: the model's own, else 25.")
+    ] = GenerateSpec.steps,
+    scheduler: options.Scheduler = GenerateSpec.scheduler,
+    guidance: Annotated[
+        float | None,
+        typer.Option("--guidance", "-g", help="How strongly the prompt steers, from 1 (off). Default: the model's own, else 7.5."),
+    ] = GenerateSpec.guidance,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="0 to 2^64-1; image i uses seed + i. Default: drawn and reported.")
+    ] = GenerateSpec.seed,
+    count: Annotated[int, typer.Option("--count", "-n", help="Images of this prompt, 1 or more.")] = GenerateSpec.count,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="WxH", help="Pixels, multiples of the VAE factor. Default: the model's own.")
+    ] = GenerateSpec.size,
+    width: Annotated[int | None, typer.Option("--width", metavar="PX", help="Width alone, in pixels.")] = GenerateSpec.width,
+    height: Annotated[int | None, typer.Option("--height", metavar="PX", help="Height alone, in pixels.")] = GenerateSpec.height,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", "-b", help="Images denoised together, 1 or more. Default: by size.")
+    ] = GenerateSpec.batch_size,
+    out: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PATH", help="A .png file, a folder, or - for PNG bytes on stdout.")
+    ] = GenerateSpec.output,
+    if_exists: options.IfExists = GenerateSpec.if_exists,
+    no_metadata: Annotated[
+        bool, typer.Option("--no-metadata", help="Write nothing about the making into the picture.")
+    ] = GenerateSpec.no_metadata,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")] = False,
+    device: options.Device = GenerateSpec.device,
+    dtype: options.Dtype = GenerateSpec.dtype,
+    offline: options.Offline = GenerateSpec.offline,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Draw pictures of a prompt; prints the path of each."""
+    given = locals()
+    given["prompt"] = sys.stdin.read(MAX_PROMPT_BYTES).strip() if prompt == "-" else prompt
+    given["output"] = given.pop("out")
+    spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.SPEAKING, "dry_run")})
+    decided = plan(spec)
+    if dry_run:
+        output.document(decided.describe())
+        return
+    from sdcli import generate as story  # deferred: imports torch
+
+    with output.progress() as bar:
+        for event in story.run(spec, decided):
+            if isinstance(event, story.Progress):
+                bar.update("denoising", event.done, event.total)
+            elif event.png is not None:
+                output.results_in_bytes(event.png)
+            else:
+                output.result(str(event.path), event.facts)

@@ -1,0 +1,64 @@
+"""Options that several commands share, each with its unit and range."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout; errors as JSON on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
+Debug = Annotated[bool, typer.Option("--debug", envvar="SDCLI_DEBUG", help="Show the traceback of an error.")]
+Offline = Annotated[
+    bool, typer.Option("--offline", envvar="SDCLI_OFFLINE", help="Open no socket; a Hub id must be in the local cache.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", envvar="SDCLI_MODEL", metavar="REF", help="builtin, a model folder, or a Hub id owner/name[@rev]."
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", envvar="SDCLI_DEVICE", help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")
+]
+
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", metavar="NAME", help="See sdcli schedulers. Default: the model's own, else dpm."),
+]
+IfExists = Annotated[
+    str, typer.Option("--if-exists", help="For a file that is there: number (puppy-2.png), skip, overwrite or error.")
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
+Inputs = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or folders of files.")]
+OutputPath = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="A file (for one input) or a folder.")]
+
+SPEAKING = ("json", "quiet", "debug")  # how a command speaks, not what it does: no part of any spec
+
+# Training
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of pictures, with captions beside them or metadata.jsonl.")]
+TrainModel = Annotated[str | None, typer.Option("--model", "-m", metavar="REF", help="Start from this model (default: builtin).")]
+Init = Annotated[
+    str | None, typer.Option("--init", metavar="PRESET|FILE", help="Start from scratch: tiny, small, sd15, or a JSON file of configs.")
+]
+Run = Annotated[
+    Path | None, typer.Option("--run", metavar="DIR", help="Run folder; the same command again resumes. Default: ./runs/<hash of the settings>.")
+]
+Caption = Annotated[str | None, typer.Option("--caption", metavar="TEXT", help="Caption for every picture that has none.")]
+Resolution = Annotated[int | None, typer.Option("--resolution", metavar="PX", help="Side of the training pictures in pixels. Default: the model's own.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Pictures a step, 1 or more.")]
+Steps = Annotated[int, typer.Option("--steps", "-s", help="Optimizer steps of the whole run, 1 or more.")]
+Lr = Annotated[float, typer.Option("--lr", help="Peak learning rate of AdamW, 0 to 1.")]
+LrSchedule = Annotated[str, typer.Option("--lr-schedule", help="constant, linear or cosine (both fall to 0).")]
+LrWarmup = Annotated[int, typer.Option("--lr-warmup", help="Steps of linear warm-up, 0 or more.")]
+WeightDecay = Annotated[float, typer.Option("--weight-decay", help="Weight decay of AdamW, 0 to 1.")]
+ClipNorm = Annotated[float, typer.Option("--clip-norm", help="Clip the gradient to this norm; 0 never clips.")]
+Ema = Annotated[float, typer.Option("--ema", help="Decay of the moving average that is exported, 0 (none) to below 1.")]
+MixedPrecision = Annotated[str, typer.Option("--mixed-precision", help="no, bf16 or fp16.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of all chance in the run, 0 to 2^64-1.")]
+SaveEvery = Annotated[int, typer.Option("--save-every", help="Steps between checkpoints, 1 or more.")]
+Keep = Annotated[int, typer.Option("--keep", help="Checkpoints to keep, 1 or more.")]
+StopAfter = Annotated[int | None, typer.Option("--stop-after", metavar="N", help="Stop, saved, after N steps of this call.")]
+Workers = Annotated[int, typer.Option("--workers", help="Threads that read pictures, 1 or more.")]
+ExportDtype = Annotated[str, typer.Option("--export-dtype", help="Type of the exported weights: float32, float16 or bfloat16.")]

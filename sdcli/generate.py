@@ -1,0 +1,144 @@
+"""STORY: a plan -> images on disk, one record each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdcli import __version__, schedulers, store
+from sdcli.errors import NumericalError
+from sdcli.files import place
+from sdcli.pipeline import sampling, text, vae
+from sdcli.pipeline.bundle import ModelBundle, load_bundle
+from sdcli.pipeline.device import pick_device, pick_dtype
+from sdcli.pipeline.images import to_images
+from sdcli.pipeline.metadata import png_bytes
+from sdcli.plan import Plan
+from sdcli.specs import GenerateSpec
+
+AUTO_BATCH_PIXELS = 4 * 512 * 512  # images denoised together: four of SD 1.5's size
+AUTO_BATCH_MOST = 16
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the denoising of all images stands, in steps."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """One image: how it was made, where it is, and its bytes when it went to no file."""
+
+    facts: Mapping[str, Any]
+    path: Path | None
+    png: bytes | None = None
+
+
+def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
+    """Draw the images of a plan, yielding after every step and for every image written.
+
+    Raises InputError for a malformed model, NumericalError where the model gives NaN (no file is then written),
+    OutputError when a picture cannot be written.
+    """
+    todo = [i for i, path in enumerate(plan.targets) if not (spec.if_exists == "skip" and path.exists())]
+    yield from (ImageRecord({"path": str(p), "skipped": True}, p) for i, p in enumerate(plan.targets) if i not in todo)
+    if not todo:
+        return
+    device = pick_device(spec.device)
+    bundle = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
+    tokens = text.tokenize(bundle.text, spec.prompt)
+    shared = _shared_facts(spec, plan, tokens)
+    size = spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
+    for first in range(0, len(todo), size):
+        ids = todo[first : first + size]
+        began = time.perf_counter()
+        evaluations = 0
+        latents = torch.empty(0)
+        for step in draw(bundle, plan, spec.prompt, spec.negative, seeds=[plan.seeds[i] for i in ids]):
+            latents, evaluations = step.latents, step.index
+            yield Progress(first * step.total + step.index * len(ids), len(todo) * step.total)
+        images = to_images(decode_finite(bundle, latents))
+        seconds = (time.perf_counter() - began) / len(ids)
+        for i, image in zip(ids, images, strict=True):
+            facts = shared | {"seed": plan.seeds[i], "evaluations": evaluations, "seconds": round(seconds, 3)}
+            yield write(image, facts, plan.targets[i], spec)
+
+
+def draw(
+    bundle: ModelBundle, plan: Plan, prompt: str, negative: str, *, seeds: list[int]
+) -> Iterator[sampling.Step]:
+    """Denoise one micro-batch of a prompt, one image a seed, each as if it were alone."""
+    factor = vae.factor(bundle.vae)
+    shape = (int(bundle.unet.config["in_channels"]), plan.height // factor, plan.width // factor)
+    # A fresh one a micro-batch: PNDM, LMS, Heun and DPM-Solver carry history.
+    scheduler = schedulers.create(plan.scheduler, plan.scheduler_config, plan.steps, device=bundle.device)
+    sources = sampling.generators(seeds)
+    is_guided = plan.guidance > 1
+    prompts = [negative, prompt] if is_guided else [prompt]
+    with torch.no_grad():
+        contexts = text.encode(bundle.text, [text.tokenize(bundle.text, p) for p in prompts])  # (1 or 2, 77, D)
+    repeated = contexts.repeat_interleave(len(seeds), dim=0).chunk(len(prompts))  # each (B, 77, D)
+    yield from sampling.denoise(
+        bundle.unet,
+        scheduler,
+        sampling.initial_noise(shape, sources),
+        repeated[-1],
+        negative=repeated[0] if is_guided else None,
+        guidance=plan.guidance,
+        sources=sources,
+    )
+
+
+@torch.no_grad()
+def decode_finite(bundle: ModelBundle, latents: Tensor) -> Tensor:
+    """Pixels of latents; where half precision overflows, decoded again in float32. Raises NumericalError."""
+    pixels = vae.decode(bundle.vae, latents.to(bundle.dtype))
+    if not pixels.isfinite().all() and bundle.dtype != torch.float32:
+        pixels = vae.decode(bundle.vae.to(torch.float32), latents.float())
+        bundle.vae.to(bundle.dtype)
+    if not pixels.isfinite().all():
+        raise NumericalError("the decoded picture is not finite", "check the VAE of this model")
+    return pixels
+
+
+def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: GenerateSpec) -> ImageRecord:
+    """Put one picture in place, under a free name if `--if-exists number` asks for it."""
+    png = png_bytes(image, None if spec.no_metadata else facts)
+    if str(target) == "-":
+        return ImageRecord({"path": "-", **facts}, None, png)
+    path = place(png, target, spec.if_exists)
+    return ImageRecord({"path": str(path), **facts}, path)
+
+
+def auto_batch_size(width: int, height: int) -> int:
+    """How many images of a size are denoised together unless the user says."""
+    return max(1, min(AUTO_BATCH_MOST, AUTO_BATCH_PIXELS // (width * height)))
+
+
+def _shared_facts(spec: GenerateSpec, plan: Plan, tokens: text.Tokens) -> dict[str, Any]:
+    return {
+        "prompt": spec.prompt,
+        "negative": spec.negative,
+        "model": plan.model.ref,
+        "model_hash": store.model_hash(plan.model),
+        "seed": 0,
+        "width": plan.width,
+        "height": plan.height,
+        "scheduler": plan.scheduler.name,
+        "steps": plan.steps,
+        "evaluations": 0,
+        "guidance": plan.guidance,
+        "seconds": 0.0,
+        "tokens": {"kept": tokens.kept, "cut": tokens.cut},
+        "sdcli": __version__,
+    }
