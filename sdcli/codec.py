@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from PIL import Image
@@ -150,7 +150,7 @@ def _read_latents(path: Path, coder: AutoencoderKL) -> Tensor:
             f"decode it with --model {metadata.get('model', 'REF')}",
         )
     _refuse_non_finite(latents, path)
-    return latents
+    return cast("Tensor", latents)
 
 
 def _refuse_non_finite(values: Tensor, source: Path) -> None:

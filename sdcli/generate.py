@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from sdcli import __version__, schedulers, store
 from sdcli.errors import NumericalError
 from sdcli.files import place
 from sdcli.pipeline import sampling, text, vae
-from sdcli.pipeline.bundle import ModelBundle, load_bundle
+from sdcli.pipeline.bundle import ModelBundle, TextEncoder, load_bundle
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import png_bytes
@@ -64,7 +65,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         began = time.perf_counter()
         evaluations = 0
         latents = torch.empty(0)
-        for step in draw(bundle, plan, spec.prompt, spec.negative, seeds=[plan.seeds[i] for i in ids]):
+        for step in draw(bundle, plan, [spec.prompt] * len(ids), spec.negative, seeds=[plan.seeds[i] for i in ids]):
             latents, evaluations = step.latents, step.index
             yield Progress(first * step.total + step.index * len(ids), len(todo) * step.total)
         images = to_images(decode_finite(bundle, latents))
@@ -75,28 +76,31 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
 
 
 def draw(
-    bundle: ModelBundle, plan: Plan, prompt: str, negative: str, *, seeds: list[int]
+    bundle: ModelBundle, plan: Plan, prompts: Sequence[str], negative: str, *, seeds: Sequence[int]
 ) -> Iterator[sampling.Step]:
-    """Denoise one micro-batch of a prompt, one image a seed, each as if it were alone."""
+    """Denoise one micro-batch, one image a prompt and seed, each as if it were alone."""
     factor = vae.factor(bundle.vae)
     shape = (int(bundle.unet.config["in_channels"]), plan.height // factor, plan.width // factor)
     # A fresh one a micro-batch: PNDM, LMS, Heun and DPM-Solver carry history.
-    scheduler = schedulers.create(plan.scheduler, plan.scheduler_config, plan.steps, device=bundle.device)
+    scheduler = schedulers.create(plan.scheduler, plan.scheduler_config, plan.steps, device=str(bundle.device))
     sources = sampling.generators(seeds)
-    is_guided = plan.guidance > 1
-    prompts = [negative, prompt] if is_guided else [prompt]
-    with torch.no_grad():
-        contexts = text.encode(bundle.text, [text.tokenize(bundle.text, p) for p in prompts])  # (1 or 2, 77, D)
-    repeated = contexts.repeat_interleave(len(seeds), dim=0).chunk(len(prompts))  # each (B, 77, D)
     yield from sampling.denoise(
         bundle.unet,
         scheduler,
         sampling.initial_noise(shape, sources),
-        repeated[-1],
-        negative=repeated[0] if is_guided else None,
+        contexts(bundle.text, prompts),
+        negative=contexts(bundle.text, [negative] * len(prompts)) if plan.guidance > 1 else None,
         guidance=plan.guidance,
         sources=sources,
     )
+
+
+@torch.no_grad()
+def contexts(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
+    """The context of each prompt (B, 77, D), every distinct one encoded once."""
+    distinct = list(dict.fromkeys(prompts))
+    rows = text.encode(encoder, [text.tokenize(encoder, prompt) for prompt in distinct])
+    return rows[[distinct.index(prompt) for prompt in prompts]]
 
 
 @torch.no_grad()
@@ -104,8 +108,8 @@ def decode_finite(bundle: ModelBundle, latents: Tensor) -> Tensor:
     """Pixels of latents; where half precision overflows, decoded again in float32. Raises NumericalError."""
     pixels = vae.decode(bundle.vae, latents.to(bundle.dtype))
     if not pixels.isfinite().all() and bundle.dtype != torch.float32:
-        pixels = vae.decode(bundle.vae.to(torch.float32), latents.float())
-        bundle.vae.to(bundle.dtype)
+        exact = torch.nn.Module.to(copy.deepcopy(bundle.vae), torch.float32)
+        pixels = vae.decode(exact, latents.float())
     if not pixels.isfinite().all():
         raise NumericalError("the decoded picture is not finite", "check the VAE of this model")
     return pixels

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sdcli.errors import ExitCode, SdcliError, SdcliWarning
 
@@ -54,7 +54,9 @@ def document(record: Mapping[str, Any]) -> None:
         print(json.dumps(record, ensure_ascii=False, indent=2), flush=True)
         return
     for key, value in record.items():
-        for name, one in ({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}).items():
+        for name, one in (
+            {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        ).items():
             print(f"{name}: {one if isinstance(one, (str, int, float)) else json.dumps(one)}", flush=True)
 
 
@@ -145,5 +147,12 @@ def close_quietly() -> ExitCode:
     return ExitCode.PIPE
 
 
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: object) -> None:
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
     warning(str(message), cause=f"{filename}:{lineno}" if category is SdcliWarning else str(category))

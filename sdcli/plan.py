@@ -119,7 +119,9 @@ def _size(spec: GenerateSpec, model: store.Model, own: dict[str, Any]) -> tuple[
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         native = int(unet.get("sample_size") or 64) * factor
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{model.folder}: its configs state no size ({error})", "mend vae/ and unet/config.json") from error
+        raise InputError(
+            f"{model.folder}: its configs state no size ({error})", "mend vae/ and unet/config.json"
+        ) from error
     if spec.size is not None:
         width, height = parse_size(spec.size)
     else:
@@ -129,7 +131,8 @@ def _size(spec: GenerateSpec, model: store.Model, own: dict[str, Any]) -> tuple[
         if value % factor:
             below = max(factor, value // factor * factor)
             raise UsageError(
-                f"{name} {value} px: is no multiple of {factor}, which this model needs", f"use {below} or {below + factor}"
+                f"{name} {value} px: is no multiple of {factor}, which this model needs",
+                f"use {below} or {below + factor}",
             )
     return width, height
 

@@ -51,7 +51,9 @@ def resolve(ref: str | None, *, offline: bool = False) -> Model:
         raise InputError(f"{ref}: is a file", "name a model folder in the diffusers layout")
     match = HUB_ID.fullmatch(ref)
     if match is None or ref.startswith("."):
-        raise InputError(f"{ref}: no such model", "use builtin, a folder in the diffusers layout, or a Hub id owner/name")
+        raise InputError(
+            f"{ref}: no such model", "use builtin, a folder in the diffusers layout, or a Hub id owner/name"
+        )
     return Model(ref, _from_hub(match["repo"], match["revision"], offline))
 
 
@@ -102,7 +104,9 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             tensors = {key: value for key, value in header.items() if key != "__metadata__"}
             end = max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise InputError(f"{path}: its safetensors header cannot be read ({error})", "get the file again") from error
+            raise InputError(
+                f"{path}: its safetensors header cannot be read ({error})", "get the file again"
+            ) from error
     if 8 + length + end != size:
         raise InputError(f"{path}: has {size:,} bytes, its header says {8 + length + end:,}", "get the file again")
     return tensors

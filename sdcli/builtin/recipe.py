@@ -233,9 +233,14 @@ def write_tokenizer(merges_file: Path, folder: Path) -> None:
     )
     special = {"bos_token": begin, "eos_token": end, "unk_token": end, "pad_token": MARKS[1]}
     config = {
-        **{"add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": 77},
-        **{"bos_token": {"__type": "AddedToken", **begin}, "eos_token": {"__type": "AddedToken", **end}},
-        **{"unk_token": {"__type": "AddedToken", **end}, "pad_token": MARKS[1]},
+        "add_prefix_space": False,
+        "do_lower_case": True,
+        "errors": "replace",
+        "model_max_length": 77,
+        "bos_token": {"__type": "AddedToken", **begin},
+        "eos_token": {"__type": "AddedToken", **end},
+        "unk_token": {"__type": "AddedToken", **end},
+        "pad_token": MARKS[1],
         "tokenizer_class": "CLIPTokenizer",
     }
     texts = {

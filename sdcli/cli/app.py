@@ -53,7 +53,9 @@ def run(arguments: Sequence[str]) -> ExitCode:
     """Run one command; whatever happens becomes an exit code and at most one error line."""
     options = list(arguments[: list(arguments).index("--")] if "--" in arguments else arguments)
     # Read before parsing, so that an error of the parser already takes the form asked for.
-    output.configure(json="--json" in options, quiet="--quiet" in options or "-q" in options, debug="--debug" in options)
+    output.configure(
+        json="--json" in options, quiet="--quiet" in options or "-q" in options, debug="--debug" in options
+    )
     try:
         with _signals_raise():
             code = app(args=list(arguments), prog_name="sdcli", standalone_mode=False)

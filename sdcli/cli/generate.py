@@ -26,28 +26,38 @@ def generate(
     scheduler: options.Scheduler = GenerateSpec.scheduler,
     guidance: Annotated[
         float | None,
-        typer.Option("--guidance", "-g", help="How strongly the prompt steers, from 1 (off). Default: the model's own, else 7.5."),
+        typer.Option(
+            "--guidance", "-g", help="How strongly the prompt steers, from 1 (off). Default: the model's own, else 7.5."
+        ),
     ] = GenerateSpec.guidance,
     seed: Annotated[
         int | None, typer.Option("--seed", help="0 to 2^64-1; image i uses seed + i. Default: drawn and reported.")
     ] = GenerateSpec.seed,
     count: Annotated[int, typer.Option("--count", "-n", help="Images of this prompt, 1 or more.")] = GenerateSpec.count,
     size: Annotated[
-        str | None, typer.Option("--size", metavar="WxH", help="Pixels, multiples of the VAE factor. Default: the model's own.")
+        str | None,
+        typer.Option("--size", metavar="WxH", help="Pixels, multiples of the VAE factor. Default: the model's own."),
     ] = GenerateSpec.size,
-    width: Annotated[int | None, typer.Option("--width", metavar="PX", help="Width alone, in pixels.")] = GenerateSpec.width,
-    height: Annotated[int | None, typer.Option("--height", metavar="PX", help="Height alone, in pixels.")] = GenerateSpec.height,
+    width: Annotated[
+        int | None, typer.Option("--width", metavar="PX", help="Width alone, in pixels.")
+    ] = GenerateSpec.width,
+    height: Annotated[
+        int | None, typer.Option("--height", metavar="PX", help="Height alone, in pixels.")
+    ] = GenerateSpec.height,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", "-b", help="Images denoised together, 1 or more. Default: by size.")
     ] = GenerateSpec.batch_size,
     out: Annotated[
-        Path, typer.Option("--output", "-o", metavar="PATH", help="A .png file, a folder, or - for PNG bytes on stdout.")
+        Path,
+        typer.Option("--output", "-o", metavar="PATH", help="A .png file, a folder, or - for PNG bytes on stdout."),
     ] = GenerateSpec.output,
     if_exists: options.IfExists = GenerateSpec.if_exists,
     no_metadata: Annotated[
         bool, typer.Option("--no-metadata", help="Write nothing about the making into the picture.")
     ] = GenerateSpec.no_metadata,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")
+    ] = False,
     device: options.Device = GenerateSpec.device,
     dtype: options.Dtype = GenerateSpec.dtype,
     offline: options.Offline = GenerateSpec.offline,

@@ -13,7 +13,9 @@ from sdcli.cli import options
 
 
 def schedulers(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Tell all about one; without it, list them.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Tell all about one; without it, list them.")
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,

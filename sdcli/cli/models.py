@@ -21,8 +21,12 @@ def list_models(json: options.Json = False, quiet: options.Quiet = False, debug:
 
 @app.command("show")
 def show(
-    ref: Annotated[str, typer.Argument(metavar="REF", help="builtin, a model folder, or a Hub id owner/name[@revision].")],
-    with_hash: Annotated[bool, typer.Option("--hash", help="Add the SHA-256 over the weights; reads all of them.")] = False,
+    ref: Annotated[
+        str, typer.Argument(metavar="REF", help="builtin, a model folder, or a Hub id owner/name[@revision].")
+    ],
+    with_hash: Annotated[
+        bool, typer.Option("--hash", help="Add the SHA-256 over the weights; reads all of them.")
+    ] = False,
     offline: options.Offline = False,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -16,7 +16,11 @@ Offline = Annotated[
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", envvar="SDCLI_MODEL", metavar="REF", help="builtin, a model folder, or a Hub id owner/name[@rev]."
+        "--model",
+        "-m",
+        envvar="SDCLI_MODEL",
+        metavar="REF",
+        help="builtin, a model folder, or a Hub id owner/name[@rev].",
     ),
 ]
 Device = Annotated[
@@ -37,16 +41,35 @@ OutputPath = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help
 SPEAKING = ("json", "quiet", "debug")  # how a command speaks, not what it does: no part of any spec
 
 # Training
-Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of pictures, with captions beside them or metadata.jsonl.")]
-TrainModel = Annotated[str | None, typer.Option("--model", "-m", metavar="REF", help="Start from this model (default: builtin).")]
+Data = Annotated[
+    Path, typer.Option("--data", metavar="DIR", help="Folder of pictures, with captions beside them or metadata.jsonl.")
+]
+TrainModel = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="REF", help="Start from this model (default: builtin).")
+]
 Init = Annotated[
-    str | None, typer.Option("--init", metavar="PRESET|FILE", help="Start from scratch: tiny, small, sd15, or a JSON file of configs.")
+    str | None,
+    typer.Option(
+        "--init", metavar="PRESET|FILE", help="Start from scratch: tiny, small, sd15, or a JSON file of configs."
+    ),
 ]
 Run = Annotated[
-    Path | None, typer.Option("--run", metavar="DIR", help="Run folder; the same command again resumes. Default: ./runs/<hash of the settings>.")
+    Path | None,
+    typer.Option(
+        "--run",
+        metavar="DIR",
+        help="Run folder; the same command again resumes. Default: ./runs/<hash of the settings>.",
+    ),
 ]
-Caption = Annotated[str | None, typer.Option("--caption", metavar="TEXT", help="Caption for every picture that has none.")]
-Resolution = Annotated[int | None, typer.Option("--resolution", metavar="PX", help="Side of the training pictures in pixels. Default: the model's own.")]
+Caption = Annotated[
+    str | None, typer.Option("--caption", metavar="TEXT", help="Caption for every picture that has none.")
+]
+Resolution = Annotated[
+    int | None,
+    typer.Option(
+        "--resolution", metavar="PX", help="Side of the training pictures in pixels. Default: the model's own."
+    ),
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Pictures a step, 1 or more.")]
 Steps = Annotated[int, typer.Option("--steps", "-s", help="Optimizer steps of the whole run, 1 or more.")]
 Lr = Annotated[float, typer.Option("--lr", help="Peak learning rate of AdamW, 0 to 1.")]
@@ -59,6 +82,10 @@ MixedPrecision = Annotated[str, typer.Option("--mixed-precision", help="no, bf16
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all chance in the run, 0 to 2^64-1.")]
 SaveEvery = Annotated[int, typer.Option("--save-every", help="Steps between checkpoints, 1 or more.")]
 Keep = Annotated[int, typer.Option("--keep", help="Checkpoints to keep, 1 or more.")]
-StopAfter = Annotated[int | None, typer.Option("--stop-after", metavar="N", help="Stop, saved, after N steps of this call.")]
+StopAfter = Annotated[
+    int | None, typer.Option("--stop-after", metavar="N", help="Stop, saved, after N steps of this call.")
+]
 Workers = Annotated[int, typer.Option("--workers", help="Threads that read pictures, 1 or more.")]
-ExportDtype = Annotated[str, typer.Option("--export-dtype", help="Type of the exported weights: float32, float16 or bfloat16.")]
+ExportDtype = Annotated[
+    str, typer.Option("--export-dtype", help="Type of the exported weights: float32, float16 or bfloat16.")
+]

@@ -27,10 +27,17 @@ def train_vae(
     caption: options.Caption = TrainVaeSpec.caption,
     resolution: options.Resolution = TrainVaeSpec.resolution,
     random_crop: Annotated[
-        bool, typer.Option("--random-crop", help="Train on random squares at the pictures' own scale, not on whole pictures.")
+        bool,
+        typer.Option(
+            "--random-crop", help="Train on random squares at the pictures' own scale, not on whole pictures."
+        ),
     ] = TrainVaeSpec.random_crop,
-    l1_weight: Annotated[float, typer.Option("--l1-weight", help="Weight of the mean absolute error.")] = TrainVaeSpec.l1_weight,
-    l2_weight: Annotated[float, typer.Option("--l2-weight", help="Weight of the mean squared error.")] = TrainVaeSpec.l2_weight,
+    l1_weight: Annotated[
+        float, typer.Option("--l1-weight", help="Weight of the mean absolute error.")
+    ] = TrainVaeSpec.l1_weight,
+    l2_weight: Annotated[
+        float, typer.Option("--l2-weight", help="Weight of the mean squared error.")
+    ] = TrainVaeSpec.l2_weight,
     kl_weight: Annotated[
         float, typer.Option("--kl-weight", help="Weight of the KL divergence to N(0, I), a pixel value.")
     ] = TrainVaeSpec.kl_weight,
@@ -75,7 +82,8 @@ def train_unet(
     caption: options.Caption = TrainUnetSpec.caption,
     resolution: options.Resolution = TrainUnetSpec.resolution,
     prediction: Annotated[
-        str | None, typer.Option("--prediction", help="What the UNet predicts: epsilon or v. Default: as the model does.")
+        str | None,
+        typer.Option("--prediction", help="What the UNet predicts: epsilon or v. Default: as the model does."),
     ] = TrainUnetSpec.prediction,
     caption_dropout: Annotated[
         float, typer.Option("--caption-dropout", help="Share of captions left out, for guidance; 0 to 1.")

@@ -92,7 +92,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     for name in ("vocab.json", "merges.txt"):
         open_regular(folder / name, max_bytes=MAX_JSON_BYTES).close()
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return cast("CLIPTokenizer", CLIPTokenizer.from_pretrained(folder, local_files_only=True))
     except (ValueError, OSError, KeyError, TypeError) as error:
         raise InputError(f"{folder}: is no CLIP tokenizer ({error})", "use the model's own tokenizer folder") from error
 
@@ -192,10 +192,8 @@ def _load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> 
             raise NumericalError(f"{folder / name}: {key} holds NaN or Inf", "get the weights again")
     module.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
     if name == "text_encoder":  # the one buffer no checkpoint carries
-        count = module.get_submodule("embeddings.position_embedding").weight.shape[0]
-        module.get_submodule("embeddings").register_buffer(
-            "position_ids", torch.arange(cast("int", count), device=device).expand((1, -1)), persistent=False
-        )
+        positions = torch.arange(len(state["embeddings.position_embedding.weight"]), device=device).expand((1, -1))
+        module.get_submodule("embeddings").register_buffer("position_ids", positions, persistent=False)
     return module.eval().requires_grad_(False)
 
 
@@ -247,13 +245,15 @@ def _check_keys(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapp
 
 
 def _build_vae(config: Config) -> nn.Module:
-    module = import_lean("diffusers.models.autoencoders.autoencoder_kl")
-    return cast("nn.Module", module.AutoencoderKL.from_config(config))
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # deferred, as below: 3 s of imports
+
+    return cast("nn.Module", AutoencoderKL.from_config(config))
 
 
 def _build_unet(config: Config) -> nn.Module:
-    module = import_lean("diffusers.models.unets.unet_2d_condition")
-    return cast("nn.Module", module.UNet2DConditionModel.from_config(config))
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    return cast("nn.Module", UNet2DConditionModel.from_config(config))
 
 
 def _build_text(config: Config) -> nn.Module:

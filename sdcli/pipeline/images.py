@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sdcli.errors import InputError, SdcliWarning
@@ -37,7 +37,7 @@ def load_image(path: Path) -> Image.Image:
                 image = _to_rgb(ImageOps.exif_transpose(opened))
         except InputError:
             raise
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             raise InputError(f"{path}: is no picture", f"accepted are {', '.join(FORMATS)}") from error
         except Exception as error:  # Pillow's decoders raise a dozen types on malformed files
             raise InputError(f"{path}: cannot be decoded ({error})", "the file is damaged; save it again") from error

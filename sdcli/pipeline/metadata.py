@@ -27,7 +27,7 @@ A1111_SAMPLERS = {
 
 
 def png_bytes(image: Image.Image, record: Mapping[str, Any] | None) -> bytes:
-    """A PNG file with the record inside: as `parameters` in the A1111 form and as `sdcli` in JSON; None leaves both out."""
+    """A PNG file with the record inside: as `parameters` in the A1111 form and as `sdcli` in JSON. None: neither."""
     chunks = PngImagePlugin.PngInfo()
     if record is not None:
         inside = {key: value for key, value in record.items() if key not in NOT_INSIDE}

@@ -77,9 +77,7 @@ def denoise(
         yield Step(index, total, float(t), x)
 
 
-def guided_prediction(
-    unet: UNet2DConditionModel, x: Tensor, t: Tensor, context: Tensor, *, guidance: float
-) -> Tensor:
+def guided_prediction(unet: UNet2DConditionModel, x: Tensor, t: Tensor, context: Tensor, *, guidance: float) -> Tensor:
     """One call of the UNet; with twice as many contexts as images, both halves in one batch and guidance between.
 
     x: (B, C, h, w) as the scheduler scaled it; context: (B or 2B, 77, D). Returns (B, C, h, w) float32.

@@ -63,12 +63,12 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 def scale(vae: AutoencoderKL, z: Tensor) -> Tensor:
     """Posterior sample -> latents: (z - shift) * scaling_factor."""
-    return (z - _shift(vae)) * vae.config["scaling_factor"]
+    return (z - _shift(vae)) * float(vae.config["scaling_factor"])
 
 
 def unscale(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     """Latents -> posterior sample: latents / scaling_factor + shift."""
-    return latents / vae.config["scaling_factor"] + _shift(vae)
+    return latents / float(vae.config["scaling_factor"]) + _shift(vae)
 
 
 def _shift(vae: AutoencoderKL) -> float:

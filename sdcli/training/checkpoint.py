@@ -43,7 +43,7 @@ def owned(folder: Path) -> Iterator[None]:
     """Hold the run folder for this process; the lock dies with the process. Raises LockedError."""
     make_folder(folder)
     try:
-        lock = open(folder / ".lock", "ab")  # noqa: SIM115 - held open for the lock's lifetime
+        lock = (folder / ".lock").open("ab")
     except OSError as error:
         raise output_error(folder, error) from error
     with lock:
@@ -63,7 +63,7 @@ def open_run(folder: Path, identity: dict[str, Any]) -> None:
     if not path.exists():
         others = [p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".part")]
         if others:
-            raise InputError(f"{folder}: holds {sorted(others)[0]} but no run", "name a new or empty folder with --run")
+            raise InputError(f"{folder}: holds {min(others)} but no run", "name a new or empty folder with --run")
         write_json(path, identity)
         return
     known = json.loads(read_bytes(path, max_bytes=MAX_MANIFEST_BYTES))
@@ -96,7 +96,7 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int, config_hash: str) -> Pa
         write_json(part / "manifest.json", {"format": FORMAT_VERSION, "config": config_hash, "files": files})
         if final.exists():  # left by a run that was killed after a resume; same step, same content
             shutil.rmtree(final)
-        os.rename(part, final)
+        part.rename(final)
         sync(final.parent)
     except OSError as error:
         raise output_error(final, error) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdcli.errors import InputError
-from sdcli.files import open_regular, read_bytes
+from sdcli.errors import InputError, SdcliWarning
+from sdcli.files import open_regular, read_bytes, reason
 from sdcli.pipeline.images import SUFFIXES, fit, load_image, to_pixels
 
 CAPTION_SUFFIXES = (".txt", ".caption")
@@ -59,14 +60,25 @@ def find(root: Path, caption: str | None = None) -> Dataset:
         layout, samples = "captions beside the pictures", _from_sidecars(root)
     if not samples:
         raise InputError(f"{root}: holds no picture", f"accepted are {', '.join(sorted(SUFFIXES))}")
-    samples = [Sample(s.path, s.captions or ((caption,) if caption else ())) for s in samples]
+    samples = [Sample(s.path, _said(s) or ((caption,) if caption else ())) for s in samples]
     return Dataset(root, layout, tuple(samples), _manifest(root, samples))
 
 
 def check_captions(dataset: Dataset) -> None:
-    """Refuse a dataset in which some pictures have captions and some have none. Raises InputError."""
+    """Refuse a dataset in which some pictures have captions and some have none; warn when none has one.
+
+    Raises InputError.
+    """
+    if not dataset.has_captions:
+        warnings.warn(
+            f"{dataset.root}: no picture has a caption, so the model is trained without text; to add captions, write "
+            'a.txt beside a.png, or metadata.jsonl, or give one to all with --caption "..."',
+            SdcliWarning,
+            stacklevel=2,
+        )
+        return
     without = [s.path.name for s in dataset.samples if not s.captions]
-    if without and dataset.has_captions:
+    if without:
         raise InputError(
             f"{dataset.root}: {len(without)} of {len(dataset.samples)} pictures have no caption: {_some(without)}",
             "add the captions, or give one to all of these with --caption",
@@ -141,26 +153,32 @@ def _from_metadata(root: Path) -> list[Sample]:
     samples = []
     with open_regular(path, max_bytes=MAX_METADATA_BYTES) as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line.decode("utf-8-sig"))
-                name, text = record["file_name"], record.get("text", [])
-                captions = (text,) if isinstance(text, str) else tuple(text)
-                if not isinstance(name, str) or not all(isinstance(c, str) for c in captions):
-                    raise TypeError("file_name and text must be strings")
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f"{path}:{number}: {type(error).__name__}: {error}",
-                    'a line is {"file_name": "a.png", "text": "what it shows"}, text one string or a list',
-                ) from error
-            picture = root / name
-            if not picture.resolve().is_relative_to(root.resolve()):
-                raise InputError(f"{path}:{number}: {name!r} leads outside the folder", "name files inside it")
-            if not picture.is_file():
-                raise InputError(f"{path}:{number}: {name!r} does not exist", "mend or remove the line")
-            samples.append(Sample(picture, captions))
+            if line.strip():
+                samples.append(_parse(line, root, f"{path}:{number}"))
     return samples
+
+
+def _parse(line: bytes, root: Path, place: str) -> Sample:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+        name, text = record["file_name"], record.get("text", [])
+        captions = [text] if isinstance(text, str) else text
+        if not isinstance(name, str) or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
+            raise TypeError("file_name must be a string, text a string or a list of strings")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{place}: {type(error).__name__}: {error}",
+            'a line is {"file_name": "a.png", "text": "what it shows"}, text one string or a list',
+        ) from error
+    picture = root / name
+    try:
+        if not picture.resolve().is_relative_to(root.resolve()):
+            raise InputError(f"{place}: {name!r} leads outside the folder", "name files inside it")
+        if not picture.is_file():
+            raise InputError(f"{place}: {name!r} does not exist", "mend or remove the line")
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop of links
+        raise InputError(f"{place}: {name!r}: {reason(error)}", "mend or remove the line") from error
+    return Sample(picture, tuple(captions))
 
 
 def _from_sidecars(root: Path) -> list[Sample]:
@@ -180,11 +198,17 @@ def _sidecar(picture: Path) -> tuple[str, ...]:
     return ()
 
 
+def _said(sample: Sample) -> tuple[str, ...]:
+    """The sample's captions; blank ones say nothing."""
+    return sample.captions if any(caption.strip() for caption in sample.captions) else ()
+
+
 def _manifest(root: Path, samples: list[Sample]) -> str:
     """A hash of names, sizes and captions: enough to notice that the data of a run changed."""
     digest = hashlib.sha256()
     for sample in samples:
-        row = [sample.path.relative_to(root).as_posix(), sample.path.stat().st_size, list(sample.captions)]
+        size = sample.path.stat().st_size if sample.path.exists() else None  # a link to nothing, which `check` names
+        row = [sample.path.relative_to(root).as_posix(), size, list(sample.captions)]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 

@@ -223,13 +223,13 @@ class _Run:
         if self.bad_steps == BAD_STEPS_AT_MOST:
             good = f"checkpoint {self.saved_step}" if self.saved_step else "none was saved yet"
             raise NumericalError(
-                f"loss or gradient was not finite for {self.bad_steps} steps up to step {self.step} (last good: {good})",
+                f"loss or gradient not finite for {self.bad_steps} steps up to step {self.step} (last good: {good})",
                 "lower --lr or use another --mixed-precision",
             )
 
 
 def _ema_rule(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """Exponential moving average whose decay grows with the step count, so that the first weights are soon forgotten."""
+    """Exponential moving average whose decay grows with the steps, so that the first weights are soon forgotten."""
 
     def update(averages: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         warm = min(decay, (1.0 + float(count)) / (10.0 + float(count)))  # as tf.train.ExponentialMovingAverage

@@ -75,7 +75,7 @@ def preset(name: str) -> Config:
     configs = read_config(path)
     missing = {"vae", "unet", "text_encoder", "scheduler"} - configs.keys()
     if missing:
-        raise InputError(f"{path}: has no {sorted(missing)[0]!r}", f"write it as in the presets {', '.join(known)}")
+        raise InputError(f"{path}: has no {min(missing)!r}", f"write it as in the presets {', '.join(known)}")
     return configs
 
 
@@ -127,7 +127,7 @@ def _from_scratch(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
     torch.manual_seed(spec.seed)
     unet = cast("UNet2DConditionModel", build(configs["unet"]).to(device))
     text = TextEncoder(load_tokenizer(store.TOKENIZER_FOLDER), cast("CLIPTextModel", build(configs["text_encoder"])))
-    text.model.to(device)
+    torch.nn.Module.to(text.model, device)  # transformers wraps `to` in a way that loses its type
     vae = _named_vae(spec.vae, device)
     bundle = ModelBundle(vae, unet, text, configs["scheduler"], device, torch.float32)
     return ModelParts(bundle, store.TOKENIZER_FOLDER, {}, f"{spec.init} {weights_hash(vae)}")

@@ -35,7 +35,11 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
         if resolution is None:
             resolution = int(bundle.unet.config["sample_size"]) * latent.factor(bundle.vae)
         moments = yield from latents.cached(
-            folder / "cache" / "moments.safetensors", bundle.vae, dataset, resolution=resolution, batch_size=spec.batch_size
+            folder / "cache" / "moments.safetensors",
+            bundle.vae,
+            dataset,
+            resolution=resolution,
+            batch_size=spec.batch_size,
         )
         bundle.unet.register_to_config(sample_size=resolution // latent.factor(bundle.vae))
         task = _UnetTask(bundle, spec, dataset, moments, parts.tokenizer, parts.settings | _size(resolution))

@@ -109,6 +109,7 @@ class _VaeTask:
 def _narrow(vae: AutoencoderKL) -> None:
     """Start a fresh posterior narrow around its mean."""
     last = vae.quant_conv if vae.quant_conv is not None else vae.encoder.conv_out
+    assert last.bias is not None  # both kinds of last layer have one
     half = last.bias.shape[0] // 2
     last.weight[half:].zero_()
     last.bias[half:] = NARROW_LOGVAR
