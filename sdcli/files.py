@@ -108,7 +108,7 @@ def make_folder(folder: Path) -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OutputError now, before any work, if nothing could be written into `folder` or its first parent there is."""
+    """Raise OutputError now, before any work, if nothing could be written into `folder` or where it would be made."""
     place = folder.absolute()
     while not place.exists() and place != place.parent:
         place = place.parent

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
@@ -13,35 +16,58 @@ import typer
 from typer.exceptions import TyperException
 
 from sdcli import __version__, output
-from sdcli.cli import codec, generate, inside, models, train
 from sdcli.errors import ExitCode, SdcliError, Stopped, UsageError
 
-app = typer.Typer(
-    name="sdcli",
-    help="Text to image from the command line: generate, encode, decode, train.",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # with the next line: --help in 0.10 s instead of 0.25 s
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+HELP = """Text to image from the command line: generate, encode, decode, train.
+
+sdcli COMMAND --help tells all about one; sdcli --version prints the version."""
 
 
-@app.callback(invoke_without_command=True)
-def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
-    """Text to image from the command line."""
-    if version:
-        output.result(f"sdcli {__version__}", {"sdcli": __version__})
-        raise typer.Exit
+@dataclass(frozen=True)
+class Command:
+    """Where a command's function (or its group) lives, and its line in `sdcli --help`."""
+
+    module: str
+    attribute: str
+    summary: str
 
 
-app.command("generate")(generate.generate)
-app.command("encode")(codec.encode)
-app.command("decode")(codec.decode)
-app.command("schedulers")(inside.schedulers)
-app.command("doctor")(inside.doctor)
-app.add_typer(models.app, name="models")
-app.command("train-vae")(train.train_vae)
-app.command("train-unet")(train.train_unet)
+# Only the command that is called is imported: the help of one does not pay for the options of all.
+COMMANDS = {
+    "generate": Command("generate", "generate", "Draw pictures of a prompt."),
+    "encode": Command("codec", "encode", "Turn pictures into latent files."),
+    "decode": Command("codec", "decode", "Turn latent files into pictures."),
+    "schedulers": Command("inside", "schedulers", "List the schedulers with the UNet evaluations they make."),
+    "models": Command("models", "app", "What models there are, and what they are."),
+    "doctor": Command("inside", "doctor", "Say what this installation can do."),
+    "train-vae": Command("train", "train_vae", "Train a VAE, further or from scratch."),
+    "train-unet": Command("train", "train_unet", "Train a UNet on captioned pictures, further or from scratch."),
+}
+
+
+def command_tree(arguments: Sequence[str]) -> typer.Typer:
+    """The Typer application for one call: the command named in full, of the others only their names."""
+    called, sub_called = ([word for word in arguments if not word.startswith("-")] + ["", ""])[:2]
+    app = typer.Typer(
+        name="sdcli",
+        help=HELP,
+        add_completion=not called,  # parsing any option of the root's would cost every command 0.1 s, for pydantic
+        rich_markup_mode=None,  # with the next line: --help in 0.10 s instead of 0.25 s
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(add_help_option=not called)(_root)
+    is_completing = "_SDCLI_COMPLETE" in os.environ  # the shell asks for what may follow, of any command
+    for name, command in COMMANDS.items():
+        if name != called and not is_completing:
+            app.command(name, help=command.summary)(_root)
+            continue
+        found = getattr(importlib.import_module(f"sdcli.cli.{command.module}"), command.attribute)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=name, add_help_option=not sub_called)
+        else:
+            app.command(name)(found)
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -51,14 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def run(arguments: Sequence[str]) -> ExitCode:
     """Run one command; whatever happens becomes an exit code and at most one error line."""
+    arguments = arguments or ["--help"]
     options = list(arguments[: list(arguments).index("--")] if "--" in arguments else arguments)
     # Read before parsing, so that an error of the parser already takes the form asked for.
     output.configure(
         json="--json" in options, quiet="--quiet" in options or "-q" in options, debug="--debug" in options
     )
+    if options[:1] == ["--version"]:
+        output.result(f"sdcli {__version__}", {"sdcli": __version__})
+        return ExitCode.OK
     try:
         with _signals_raise():
-            code = app(args=list(arguments), prog_name="sdcli", standalone_mode=False)
+            code = command_tree(arguments)(args=list(arguments), prog_name="sdcli", standalone_mode=False)
         return ExitCode(code) if code is not None else ExitCode.OK
     except SdcliError as problem:
         output.error(problem)
@@ -78,6 +108,10 @@ def run(arguments: Sequence[str]) -> ExitCode:
     except Exception as problem:
         output.error(output.internal_error(problem))
         return ExitCode.BUG
+
+
+def _root() -> None:
+    """Stand for the root, and for the commands that are not called."""
 
 
 @contextmanager

@@ -10,7 +10,6 @@ import typer
 
 from sdcli import output
 from sdcli.cli import options
-from sdcli.plan import plan
 from sdcli.specs import GenerateSpec
 
 MAX_PROMPT_BYTES = 1 << 20
@@ -70,6 +69,8 @@ def generate(
     given["prompt"] = sys.stdin.read(MAX_PROMPT_BYTES).strip() if prompt == "-" else prompt
     given["output"] = given.pop("out")
     spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.SPEAKING, "dry_run")})
+    from sdcli.plan import plan  # deferred: 0.02 s that --help does not need
+
     decided = plan(spec)
     if dry_run:
         output.document(decided.describe())

@@ -9,7 +9,7 @@ import typer
 from sdcli import output, store
 from sdcli.cli import options
 
-app = typer.Typer(help="What models there are, and what they are.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="What models there are, and what they are.", rich_markup_mode=None)
 
 
 @app.command("list")

@@ -7,6 +7,19 @@ from typing import Annotated
 
 import typer
 
+
+def _scheduler_names() -> list[str]:
+    from sdcli import schedulers  # deferred: only completion asks
+
+    return list(schedulers.names())
+
+
+def _model_refs() -> list[str]:
+    from sdcli import store  # deferred: only completion asks
+
+    return [row["model"] for row in store.listed()]
+
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout; errors as JSON on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no notes on stderr.")]
 Debug = Annotated[bool, typer.Option("--debug", envvar="SDCLI_DEBUG", help="Show the traceback of an error.")]
@@ -21,6 +34,7 @@ Model = Annotated[
         envvar="SDCLI_MODEL",
         metavar="REF",
         help="builtin, a model folder, or a Hub id owner/name[@rev].",
+        autocompletion=_model_refs,
     ),
 ]
 Device = Annotated[
@@ -29,7 +43,12 @@ Device = Annotated[
 
 Scheduler = Annotated[
     str | None,
-    typer.Option("--scheduler", metavar="NAME", help="See sdcli schedulers. Default: the model's own, else dpm."),
+    typer.Option(
+        "--scheduler",
+        metavar="NAME",
+        help="See sdcli schedulers. Default: the model's own, else dpm.",
+        autocompletion=_scheduler_names,
+    ),
 ]
 IfExists = Annotated[
     str, typer.Option("--if-exists", help="For a file that is there: number (puppy-2.png), skip, overwrite or error.")
