@@ -2,7 +2,7 @@
 
     python tests/benchmarks/startup.py [--runs 7] [--model builtin|FOLDER] [--json]
 
-Each pair runs in turn, A B A B ..., in processes of their own; what is compared is the median of user + system CPU time,
+Each pair runs in turn, A B A B ..., in processes of their own. What is compared is the median of user + system CPU time
 and the ratio pair by pair, so that a machine whose speed drifts favours nobody.
 """
 
@@ -39,7 +39,8 @@ pipe = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, requ
 pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
 pipe.set_progress_bar_config(disable=True)
 generator = torch.Generator("cpu").manual_seed(7)
-pipe("a picture of a puppy", num_inference_steps=25, guidance_scale=guidance, generator=generator).images[0].save(target)
+image = pipe("a picture of a puppy", num_inference_steps=25, guidance_scale=guidance, generator=generator).images[0]
+image.save(target)
 """
 
 HELP_LIMIT = 1.5  # times the one-option program

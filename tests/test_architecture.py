@@ -1,0 +1,167 @@
+"""Who may import whom, and which modules stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import sdcli
+
+ROOT = Path(sdcli.__file__).parent
+PACKAGES = ("cli", "pipeline", "training", "builtin")
+GROUND = {"sdcli", "errors", "files"}  # anyone may import them; `sdcli` itself holds the version
+FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages"}
+BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan"}
+# What a room may import; every top-level module that is not named here tells a story.
+MAY_IMPORT: dict[str, set[str]] = {
+    "sdcli": set(),
+    "errors": set(),
+    "files": {"errors"},
+    "specs": GROUND,
+    "output": GROUND,
+    "store": GROUND,
+    "scheduler_config": GROUND,
+    "schedulers": GROUND | {"scheduler_config"},
+    "plan": GROUND | {"specs", "store", "schedulers", "scheduler_config"},
+    "pages": GROUND,
+    "__main__": {"cli"},
+    "cli": BEFORE_THE_STORY | {"cli"},
+    "pipeline": GROUND | {"pipeline"},
+    "training": FOUNDATION | {"pipeline", "training"},
+    "builtin": GROUND | {"builtin"},
+}
+STORY_MAY_IMPORT = FOUNDATION | {"pipeline"}
+STAND_ON_GENERATE = {"batch", "replay", "serve"}
+PIPELINE_LEAVES = {"device", "images", "noise", "prompt", "solvers"}
+LIGHT = ("errors", "files", "specs", "output", "store", "scheduler_config", "schedulers", "plan")
+HEAVY = ("torch", "numpy", "scipy", "PIL", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub")
+
+
+class Import(NamedTuple):
+    """One module that another imports; deferred inside a function or for type checking only."""
+
+    target: str
+    is_deferred: bool
+
+
+def sources() -> dict[str, str]:
+    """Every module of the package by its dotted name, with its text."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT.parent).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = path.read_text(encoding="utf-8")
+    return found
+
+
+def imports(source: str, modules: set[str]) -> Iterator[Import]:
+    """The imports of a module, `from package import module` resolved to the module."""
+
+    def walk(node: ast.AST, is_deferred: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (Import(alias.name, is_deferred) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, "imports are absolute"
+                for alias in child.names:
+                    full = f"{child.module}.{alias.name}"
+                    yield Import(full if full in modules else str(child.module), is_deferred)
+            elif isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+                yield from walk(child, True)
+            else:
+                yield from walk(child, is_deferred or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+    yield from walk(ast.parse(source), False)
+
+
+def room_of(module: str) -> str:
+    """The package a module lies in, or its own name at the top level."""
+    _, *rest = module.split(".")
+    return rest[0] if rest else "sdcli"
+
+
+def violations(module: str, source: str, modules: set[str]) -> list[str]:
+    """What in a module goes against the directions, each as `module imports target`."""
+    room = room_of(module)
+    allowed = MAY_IMPORT.get(room, STORY_MAY_IMPORT | {room})
+    if room in STAND_ON_GENERATE:
+        allowed = allowed | {"generate"}
+    wrong = []
+    for target, is_deferred in imports(source, modules):
+        if target.split(".")[0] != "sdcli":
+            is_wrong = target.split(".")[0] == "typer" and room != "cli"
+        else:
+            there = room_of(target)
+            tells_a_story = there == "training" or there not in {*MAY_IMPORT, *PACKAGES}
+            is_wrong = there not in allowed and not (room == "cli" and is_deferred and tells_a_story)
+            if room == there == "pipeline" and module.rsplit(".", 1)[-1] in PIPELINE_LEAVES:
+                is_wrong = target != "sdcli.pipeline"
+        if is_wrong:
+            wrong.append(f"{module} imports {target}")
+    return wrong
+
+
+def test_imports_go_downward_only() -> None:
+    texts = sources()
+    assert [wrong for module, text in texts.items() for wrong in violations(module, text, set(texts))] == []
+
+
+def test_no_two_modules_import_each_other() -> None:
+    texts = sources()
+    above = {
+        module: {i.target for i in imports(text, set(texts)) if not i.is_deferred and i.target in texts} - {module}
+        for module, text in texts.items()
+    }
+    while above:
+        free = {module for module, targets in above.items() if not targets & set(above)}
+        assert free, f"a circle among {', '.join(sorted(above))}"
+        above = {module: targets for module, targets in above.items() if module not in free}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "is_wrong"),
+    [
+        ("sdcli.pipeline.vae", "from sdcli import store", True),
+        ("sdcli.pipeline.vae", "from sdcli.specs import GenerateSpec", True),
+        ("sdcli.pipeline.vae", "from sdcli.pipeline.bundle import load", False),
+        ("sdcli.pipeline.vae", "def f():\n    import sdcli.generate", True),
+        ("sdcli.pipeline.images", "from sdcli.pipeline import vae", True),
+        ("sdcli.pipeline.images", "import typer", True),
+        ("sdcli.codec", "from sdcli import generate", True),
+        ("sdcli.codec", "from sdcli.training.loop import train", True),
+        ("sdcli.batch", "from sdcli import generate", False),
+        ("sdcli.codec", "if TYPE_CHECKING:\n    from sdcli.cli import options", True),
+        ("sdcli.cli.generate", "from sdcli.generate import run", True),
+        ("sdcli.cli.generate", "from sdcli.pipeline import vae", True),
+        ("sdcli.cli.generate", "def f():\n    from sdcli.pipeline import vae", True),
+        ("sdcli.cli.generate", "def f():\n    from sdcli.generate import run", False),
+        ("sdcli.cli.train", "if TYPE_CHECKING:\n    from sdcli.training.loop import Report", False),
+        ("sdcli.training.loop", "from sdcli.generate import run", True),
+        ("sdcli.schedulers", "from sdcli import store", True),
+        ("sdcli.store", "from sdcli import __version__", False),
+    ],
+)
+def test_the_check_tells_right_from_wrong(module: str, source: str, is_wrong: bool) -> None:
+    modules = {"sdcli.store", "sdcli.generate", "sdcli.pipeline.vae", "sdcli.pipeline.bundle", "sdcli.cli.options"}
+    assert bool(violations(module, source, modules)) == is_wrong
+
+
+def test_what_runs_before_the_story_imports_nothing_heavy() -> None:
+    modules = [f"sdcli.{name}" for name in LIGHT if (ROOT / f"{name}.py").exists()]
+    modules += [name for name in sources() if room_of(name) == "cli"]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}:\n"
+        "    before = set(sys.modules)\n"
+        "    importlib.import_module(name)\n"
+        f"    heavy = sorted(set({HEAVY!r}) & (set(sys.modules) - before))\n"
+        "    if heavy: print(name, 'brings', *heavy)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("", "")
