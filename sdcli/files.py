@@ -16,6 +16,7 @@ from typing import BinaryIO
 from sdcli.errors import InputError, OutputError, ResourceError
 
 PART_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.part")
+MAX_REASON_LENGTH = 200
 PART_GRACE_SECONDS = 60.0  # a part file younger than this may belong to a process of another container
 
 
@@ -144,9 +145,9 @@ def sync(path: Path) -> None:
 
 
 def reason(error: Exception) -> str:
-    """The operating system's words for an error, in lower case and without the path."""
-    text = getattr(error, "strerror", None) or str(error)
-    return text[:1].lower() + text[1:]
+    """The system's or a library's words for an error: one line, without the path, not longer than is read."""
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return text[:1].lower() + text[1:MAX_REASON_LENGTH]
 
 
 def output_error(path: Path, error: OSError) -> OutputError | ResourceError:

@@ -20,8 +20,16 @@ BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).with_name("builtin") / "model"
 TOKENIZER_FOLDER = BUILTIN_FOLDER / "tokenizer"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-HUB_FILES = ("model_index.json", "sdcli.json", "*/*.json", "*/merges.txt", "*/*.safetensors")
 PARTS = ("vae", "unet", "text_encoder")
+HUB_CONFIGS = ("model_index.json", "sdcli.json", *(f"{p}/*.json" for p in (*PARTS, "tokenizer", "scheduler")))
+HUB_VOCABULARY = ("tokenizer/merges.txt",)
+HUB_WEIGHTS = ("model", "diffusion_pytorch_model")  # float32 or as published; the float16 variant where that is all
+HUB_FILES = (
+    *HUB_CONFIGS,
+    *HUB_VOCABULARY,
+    *(f"{part}/{stem}{tail}.safetensors" for part in PARTS for stem in HUB_WEIGHTS for tail in ("", "-*-of-*")),
+)
+HUB_FILES_HALF = (*HUB_FILES, *(f"{part}/{stem}.fp16.safetensors" for part in PARTS for stem in HUB_WEIGHTS))
 MAX_JSON_BYTES = 16 << 20
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own cap
 HASH_CHUNK_BYTES = 1 << 20
@@ -237,17 +245,35 @@ def _family(unet: dict[str, Any]) -> str:
 
 
 def _from_hub(repo: str, revision: str | None, offline: bool) -> Path:
+    """The folder of a Hub model: from the local cache if it is whole there, else fetched, and only what is read."""
     from huggingface_hub import snapshot_download  # deferred: 0.5 s, and only a Hub id needs it
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    def fetch(patterns: tuple[str, ...], is_local: bool) -> Path:
+        found = snapshot_download(repo, revision=revision, allow_patterns=list(patterns), local_files_only=is_local)
+        return Path(found)
+
     try:
-        folder = Path(
-            snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES), local_files_only=offline)
-        )
-    except LocalEntryNotFoundError as error:
-        hint = "run again without --offline" if offline else "check the network, or use a local folder"
-        raise InputError(f"{repo}: is not in the local cache and cannot be fetched", hint) from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise InputError(f"{repo}: {reason(error)}", "check the name and the network") from error
+        folder = fetch(HUB_FILES, is_local=True)
+        if _is_whole(folder):
+            return folder
+    except LocalEntryNotFoundError:
+        pass  # not in the cache, or not all of it
+    if offline:
+        raise InputError(f"{repo}: is not in the local cache, or not whole", "run again without --offline")
+    try:
+        folder = fetch(HUB_FILES, is_local=False)
+        if not _is_whole(folder):
+            folder = fetch(HUB_FILES_HALF, is_local=False)
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise InputError(f"{repo}: cannot be fetched ({reason(error)})", "check the name and the network") from error
     check_folder(folder)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        check_folder(folder)
+    except InputError:
+        return False
+    return all(any((folder / part).glob("*.safetensors")) for part in PARTS)
