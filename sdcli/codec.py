@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sdcli import store
-from sdcli.errors import InputError, NumericalError, SdcliWarning
-from sdcli.files import open_regular, place
+from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
+from sdcli.files import check_writable, open_regular, place, reason
 from sdcli.pipeline import images, sampling, vae
 from sdcli.pipeline.bundle import load_vae
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.metadata import png_bytes
+from sdcli.plan import MAX_NAME_BYTES, check_free, check_multiple, check_names, vae_factor
 from sdcli.specs import CodecSpec, parse_size
 
 if TYPE_CHECKING:
@@ -43,16 +45,25 @@ def encode(spec: CodecSpec) -> Iterator[CodecRecord]:
     """Pictures -> latent files: the posterior's mean, or with `sample` a draw from it.
 
     A latent file is safetensors with `latents` (1, C, h, w) float32 and, as metadata, model, scaling_factor,
-    height and width in px, mode and seed. Every picture is read once before the first is encoded.
+    height and width in px, mode and, for a draw, seed. Every picture is read once before the first is encoded.
     Raises InputError for what is no picture, OutputError when a file cannot be written.
     """
     sources = _sources(spec, images.SUFFIXES)
-    for source in sources:
-        images.load_image(source)
+    targets = _targets(spec, sources, LATENTS_SUFFIX)
     model = store.resolve(spec.model, offline=spec.offline)
+    factor = vae_factor(model.folder)
+    if spec.size is not None:
+        check_multiple(parse_size(spec.size), factor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SdcliWarning)  # told when the picture is encoded
+        for source in sources:
+            images.load_image(source)
     coder = _load(spec, model)
-    for source in sources:
-        pixels = images.to_pixels(_sized(images.load_image(source), source, spec, vae.factor(coder)))
+    for source, target in zip(sources, targets, strict=True):
+        if spec.if_exists == "skip" and target.exists():
+            yield _skipped(source, target)
+            continue
+        pixels = images.to_pixels(_sized(images.load_image(source), source, spec, factor))
         chance = sampling.generators([spec.seed]) if spec.sample else None
         with torch.no_grad():
             latents = vae.encode(coder, pixels.to(coder.device, coder.dtype), chance).float().cpu()
@@ -65,26 +76,31 @@ def encode(spec: CodecSpec) -> Iterator[CodecRecord]:
             "mode": "sample" if spec.sample else "mean",
             "seed": spec.seed if spec.sample else None,
         }
-        data = save({KEY: latents.contiguous()}, {key: str(value) for key, value in facts.items()})
-        path = place(data, _target(spec, source, LATENTS_SUFFIX, len(sources)), spec.if_exists)
+        path = place(_file_bytes(latents, facts), target, spec.if_exists)
         yield CodecRecord(path, {"path": str(path), "source": str(source), "shape": list(latents.shape), **facts})
 
 
 def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
-    """Latent files -> PNG pictures.
+    """Latent files -> PNG pictures. Every file is read once before the first is decoded.
 
     Raises InputError for a file that is no latent file or belongs to another model's VAE.
     """
     sources = _sources(spec, frozenset({".safetensors"}))
+    targets = _targets(spec, sources, ".png")
     model = store.resolve(spec.model, offline=spec.offline)
     coder = _load(spec, model)
-    rows = [_read_latents(source, coder) for source in sources]
-    for source, latents in zip(sources, rows, strict=True):
+    for source in sources:
+        _read_latents(source, coder)
+    for source, target in zip(sources, targets, strict=True):
+        if spec.if_exists == "skip" and target.exists():
+            yield _skipped(source, target)
+            continue
+        latents = _read_latents(source, coder)
         with torch.no_grad():
             pixels = vae.decode(coder, latents.to(coder.device, coder.dtype))
         _refuse_non_finite(pixels, source)
         (image,) = images.to_images(pixels)
-        path = place(png_bytes(image, None), _target(spec, source, ".png", len(sources)), spec.if_exists)
+        path = place(png_bytes(image, None), target, spec.if_exists)
         facts = {"path": str(path), "source": str(source), "width": image.width, "height": image.height}
         yield CodecRecord(path, facts | {"model": model.ref})
 
@@ -93,7 +109,7 @@ def _sources(spec: CodecSpec, suffixes: frozenset[str]) -> list[Path]:
     """The files named, and those of the folders named. Raises InputError when there is none."""
     found: list[Path] = []
     for path in spec.inputs:
-        if path.is_dir():
+        if len(path.name) <= MAX_NAME_BYTES and path.is_dir():
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
             if not inside:
                 raise InputError(f"{path}: holds no file to read", f"accepted are {', '.join(sorted(suffixes))}")
@@ -104,12 +120,42 @@ def _sources(spec: CodecSpec, suffixes: frozenset[str]) -> list[Path]:
     return found
 
 
-def _target(spec: CodecSpec, source: Path, suffix: str, count: int) -> Path:
-    """Where the result goes: the file named, or the source's stem in the folder named."""
-    if count == 1 and spec.output.suffix in (".png", ".safetensors") and not spec.output.is_dir():
-        return spec.output
-    name = source.name.removesuffix(LATENTS_SUFFIX) if source.name.endswith(LATENTS_SUFFIX) else source.stem
-    return spec.output / f"{name}{suffix}"
+def _targets(spec: CodecSpec, sources: list[Path], suffix: str) -> list[Path]:
+    """Where each result goes: the file named, or the source's stem in the folder named.
+
+    Raises UsageError when that is no place for them all, OutputError when it cannot be written.
+    """
+    check_names(spec.output)
+    ending = "." + suffix.rpartition(".")[2]
+    is_folder = spec.output.is_dir() or spec.output.suffix == ""
+    if not is_folder and spec.output.suffix.lower() != ending:
+        raise UsageError(f"--output {spec.output}: the result is a {ending} file", f"name a {ending} file or a folder")
+    if not is_folder and len(sources) > 1:
+        raise UsageError(f"--output {spec.output}: is one file for {len(sources)} results", "name a folder")
+    check_writable(spec.output if is_folder else spec.output.parent)
+    targets = [spec.output / f"{_stem(source)}{suffix}" for source in sources] if is_folder else [spec.output]
+    if spec.if_exists != "number" and len(set(targets)) < len(targets):
+        twice = next(target for target in targets if targets.count(target) > 1)
+        raise UsageError(f"{twice}: would be the result of two inputs", "use --if-exists number, or one at a time")
+    check_free(targets, spec.if_exists)
+    return targets
+
+
+def _stem(source: Path) -> str:
+    return source.name.removesuffix(LATENTS_SUFFIX) if source.name.endswith(LATENTS_SUFFIX) else source.stem
+
+
+def _skipped(source: Path, target: Path) -> CodecRecord:
+    return CodecRecord(target, {"path": str(target), "source": str(source), "skipped": True})
+
+
+def _file_bytes(latents: Tensor, facts: dict[str, Any]) -> bytes:
+    """A latent file. The library orders its metadata by chance; sorted, the same command gives the same bytes."""
+    data = save({KEY: latents.contiguous()}, {key: str(value) for key, value in facts.items() if value is not None})
+    end = 8 + int.from_bytes(data[:8], "little")  # a safetensors file: length of the header, header, tensors
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # keeps the tensors aligned
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _load(spec: CodecSpec, model: store.Model) -> AutoencoderKL:
@@ -136,21 +182,36 @@ def _read_latents(path: Path, coder: AutoencoderKL) -> Tensor:
     open_regular(path, max_bytes=MAX_LATENTS_BYTES).close()
     try:
         with safe_open(path, framework="pt") as file:
-            metadata, latents = file.metadata() or {}, file.get_tensor(KEY)
+            metadata, shape = file.metadata() or {}, tuple(file.get_slice(KEY).get_shape())
+            _check_latents(path, shape, metadata, coder)
+            latents = cast("Tensor", file.get_tensor(KEY))
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: is no latent file ({error})", "make one with sdcli encode") from error
-    channels = int(coder.config["latent_channels"])
-    if latents.ndim != 4 or latents.shape[0] != 1 or latents.shape[1] != channels or not latents.is_floating_point():
-        shape = tuple(latents.shape)
-        raise InputError(f"{path}: latents of shape {shape}", f"this model needs (1, {channels}, h, w)")
-    factor = float(coder.config["scaling_factor"])
-    if "scaling_factor" in metadata and metadata["scaling_factor"] != str(factor):
-        raise InputError(
-            f"{path}: was encoded with scaling factor {metadata['scaling_factor']}, this model has {factor}",
-            f"decode it with --model {metadata.get('model', 'REF')}",
-        )
+        raise InputError(f"{path}: is no latent file ({reason(error)})", "make one with sdcli encode") from error
+    if not latents.is_floating_point():
+        raise InputError(f"{path}: latents of type {latents.dtype}", "expected are floating-point numbers")
     _refuse_non_finite(latents, path)
-    return cast("Tensor", latents)
+    return latents
+
+
+def _check_latents(path: Path, shape: tuple[int, ...], metadata: dict[str, str], coder: AutoencoderKL) -> None:
+    """Raise InputError unless latents of this shape belong to this VAE and give a picture of a size we read."""
+    channels, pixels_each = int(coder.config["latent_channels"]), vae.factor(coder) ** 2
+    if len(shape) != 4 or shape[:2] != (1, channels) or 0 in shape:
+        raise InputError(f"{path}: latents of shape {shape}", f"this model needs (1, {channels}, h, w)")
+    if shape[2] * shape[3] * pixels_each > images.MAX_PIXELS:
+        what = f"latents of shape {shape} give {shape[2] * shape[3] * pixels_each:,} pixels"
+        raise InputError(f"{path}: {what}", f"at most {images.MAX_PIXELS:,} are accepted")
+    factor, written = float(coder.config["scaling_factor"]), metadata.get("scaling_factor")
+    if written is not None and not _is_number(written, factor):
+        what = f"was encoded with scaling factor {written}, this model has {factor}"
+        raise InputError(f"{path}: {what}", f"decode it with --model {metadata.get('model', 'REF')}")
+
+
+def _is_number(text: str, value: float) -> bool:
+    try:
+        return float(text) == value
+    except ValueError:
+        return False
 
 
 def _refuse_non_finite(values: Tensor, source: Path) -> None:

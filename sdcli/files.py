@@ -75,8 +75,7 @@ def atomic_write(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     except OSError as error:
         raise output_error(target, error) from error
     finally:
-        with suppress(OSError):  # never there in the good case; must not hide the error in the bad one
-            part.unlink()
+        _remove(part)
 
 
 def place(data: bytes, target: Path, if_exists: str) -> Path:
@@ -178,6 +177,18 @@ def _rename(part: Path, target: Path, overwrite: bool) -> None:
         if target.exists():
             raise FileExistsError(errno.EEXIST, "file exists", str(target)) from None
         os.rename(part, target)
+
+
+def _remove(part: Path) -> None:
+    """Delete a part file if it is there; an error here must not hide the one that led here."""
+    try:
+        part.unlink()
+    except OSError:
+        return
+    except BaseException:  # a signal may arrive just here, and what it raises must leave nothing behind either
+        with suppress(OSError):
+            part.unlink()
+        raise
 
 
 def _is_alive(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdcli import __version__, schedulers, store
-from sdcli.errors import NumericalError
+from sdcli.errors import NumericalError, SdcliWarning
 from sdcli.files import place
 from sdcli.pipeline import sampling, text, vae
 from sdcli.pipeline.bundle import ModelBundle, TextEncoder, load_bundle
@@ -57,8 +58,9 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         return
     device = pick_device(spec.device)
     bundle = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
-    tokens = text.tokenize(bundle.text, spec.prompt)
-    shared = _shared_facts(spec, plan, tokens)
+    shared = _shared_facts(spec, plan, _tokens(bundle.text, spec.prompt, "prompt"))
+    if plan.guidance > 1:
+        _tokens(bundle.text, spec.negative, "negative prompt")
     size = spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
     for first in range(0, len(todo), size):
         ids = todo[first : first + size]
@@ -127,6 +129,15 @@ def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: Gene
 def auto_batch_size(width: int, height: int) -> int:
     """How many images of a size are denoised together unless the user says."""
     return max(1, min(AUTO_BATCH_MOST, AUTO_BATCH_PIXELS // (width * height)))
+
+
+def _tokens(encoder: TextEncoder, prompt: str, what: str) -> text.Tokens:
+    """The tokens of a prompt, with a warning when not all of them fit."""
+    tokens = text.tokenize(encoder, prompt)
+    if tokens.cut:
+        note = f"the {what} is too long: the last {tokens.cut} of {tokens.kept + tokens.cut} tokens are not used"
+        warnings.warn(note, SdcliWarning, stacklevel=3)
+    return tokens
 
 
 def _shared_facts(spec: GenerateSpec, plan: Plan, tokens: text.Tokens) -> dict[str, Any]:

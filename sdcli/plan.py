@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,24 @@ DEFAULT_STEPS = 25
 DEFAULT_SCHEDULER = "dpm"
 DEFAULT_GUIDANCE = 7.5
 SLUG_LENGTH = 60
+MAX_NAME_BYTES = 255  # of a file, on every file system in common use
 DRAWN_SEED_BITS = 32  # short enough to be typed again
+DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion 1.x, in latents
+MAX_LEVELS = 8  # of a VAE: Stable Diffusion's have 4
+OWN_TYPES: dict[str, tuple[type, ...]] = {
+    "scheduler": (str,),
+    "steps": (int,),
+    "guidance": (int, float),
+    "size": (str,),
+}
+# Further inputs of the UNet, which Stable Diffusion 1.x and 2.x do without: SDXL's, class labels, distilled guidance.
+UNSUPPORTED_UNET_KEYS = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim",
+    "time_cond_proj_dim",
+)
 
 
 @dataclass(frozen=True)
@@ -58,10 +77,12 @@ def plan(spec: GenerateSpec) -> Plan:
     """
     if not spec.prompt.strip():
         raise UsageError("the prompt is empty", 'say what to draw: sdcli generate "a picture of a puppy"')
+    for text in (spec.prompt, spec.negative):
+        _check_text(text)
     if spec.scheduler is not None:
         schedulers.find(spec.scheduler)  # a wrong name is told before a wrong model
     model = store.resolve(spec.model, offline=spec.offline)
-    own = store.settings(model)
+    own = _own_settings(model)
     scheduler = schedulers.find(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER))
     config = store.read_json(model.folder / "scheduler" / "scheduler_config.json")
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
@@ -88,6 +109,7 @@ def targets(spec: GenerateSpec, seed: int) -> tuple[Path, ...]:
     """
     if str(spec.output) == "-":
         return (spec.output,)
+    check_names(spec.output)
     is_folder = spec.output.is_dir() or spec.output.suffix == ""
     folder = spec.output if is_folder else spec.output.parent
     if not is_folder and spec.output.suffix.lower() != ".png":
@@ -98,9 +120,7 @@ def targets(spec: GenerateSpec, seed: int) -> tuple[Path, ...]:
     else:
         names = [spec.output.name] + [f"{spec.output.stem}-{i}.png" for i in range(2, spec.count + 1)]
     paths = tuple(folder / name for name in names)
-    for path in paths:
-        if spec.if_exists == "error" and path.exists():
-            raise OutputError(f"{path}: exists", "choose another name, or --if-exists number, skip or overwrite")
+    check_free(paths, spec.if_exists)
     return paths
 
 
@@ -111,29 +131,90 @@ def slug(prompt: str) -> str:
     return name or "image"
 
 
-def _size(spec: GenerateSpec, model: store.Model, own: dict[str, Any]) -> tuple[int, int]:
-    """Width and height in px. Raises UsageError unless both are multiples of the VAE factor and the UNet's own."""
-    vae = store.read_json(model.folder / "vae" / "config.json")
-    unet = store.read_json(model.folder / "unet" / "config.json")
+def check_names(output: Path) -> None:
+    """Raise OutputError when a name in the path is longer than file systems take."""
+    for name in output.parts:
+        if len(os.fsencode(name)) > MAX_NAME_BYTES:
+            raise OutputError(f"--output {name[:40]}...: has over {MAX_NAME_BYTES} bytes", "choose a shorter name")
+
+
+def check_free(targets: Iterable[Path], if_exists: str) -> None:
+    """Raise OutputError when a file is there although `--if-exists error` forbids it."""
+    for path in targets:
+        if if_exists == "error" and path.exists():
+            raise OutputError(f"{path}: exists", "choose another name, or --if-exists number, skip or overwrite")
+
+
+def vae_factor(folder: Path) -> int:
+    """Pixels per latent along a side, from the config of a model's VAE. Raises InputError."""
+    levels = store.read_json(folder / "vae" / "config.json").get("block_out_channels")
+    if not isinstance(levels, list) or not 1 <= len(levels) <= MAX_LEVELS:
+        raise InputError(f"{folder}/vae: block_out_channels is {levels!r}", f"expected are up to {MAX_LEVELS} numbers")
+    return int(2 ** (len(levels) - 1))
+
+
+def check_multiple(size: tuple[int, int], factor: int) -> None:
+    """Raise UsageError unless width and height in px are multiples of the VAE factor."""
+    for name, value in zip(("width", "height"), size, strict=True):
+        if value % factor:
+            below = max(factor, value // factor * factor)
+            what = f"{name} {value} px: is no multiple of {factor}, which this model needs"
+            raise UsageError(what, f"use {below} or {below + factor}")
+
+
+def _check_text(text: str) -> None:
     try:
-        factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        native = int(unet.get("sample_size") or 64) * factor
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{model.folder}: its configs state no size ({error})", "mend vae/ and unet/config.json"
-        ) from error
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8 arrive as lone surrogates
+        raise UsageError(f"the prompt {text!r} is no valid text", "write it in UTF-8") from error
+
+
+def _own_settings(model: store.Model) -> dict[str, Any]:
+    """What the model's own sdcli.json says about drawing. Raises InputError when a value is out of range."""
+    path, own = model.folder / "sdcli.json", store.settings(model)
+    found = {name: own[name] for name in OWN_TYPES if own.get(name) is not None}
+    for name, value in found.items():
+        if type(value) not in OWN_TYPES[name]:
+            raise InputError(f"{path}:{name}: is {value!r}", f"expected is {OWN_TYPES[name][-1].__name__}")
+    try:
+        GenerateSpec(**found)
+        schedulers.find(found.get("scheduler", DEFAULT_SCHEDULER))
+    except UsageError as error:
+        raise InputError(f"{path}: {error.message}", "mend the file") from error
+    return found
+
+
+def _shape(folder: Path) -> tuple[int, int]:
+    """The VAE factor and the native side in px. Raises InputError unless the parts of the model fit together."""
+    vae, unet, text = (store.read_json(folder / part / "config.json") for part in ("vae", "unet", "text_encoder"))
+    for key in UNSUPPORTED_UNET_KEYS:
+        if unet.get(key) is not None:
+            raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x or 2.x model")
+    channels = vae.get("latent_channels", 4)
+    for key in ("in_channels", "out_channels"):
+        if unet.get(key, 4) != channels:
+            hint = "inpainting models cannot draw from a prompt alone" if unet.get(key) == 9 else "mend its config.json"
+            raise InputError(f"{folder}/unet: {key} is {unet.get(key, 4)}, the VAE has {channels} channels", hint)
+    # 1280 and 512 are the defaults of diffusers and transformers, which do not write what equals them.
+    wanted, given = unet.get("cross_attention_dim", 1280), text.get("hidden_size", 512)
+    if wanted != given:
+        what = f"reads context of width {wanted}, the text encoder gives {given}"
+        raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")
+    factor, side = vae_factor(folder), unet.get("sample_size") or DEFAULT_SAMPLE_SIZE
+    if type(side) is not int:
+        raise InputError(f"{folder}/unet: sample_size is {side!r}", "mend its config.json")
+    return factor, side * factor
+
+
+def _size(spec: GenerateSpec, model: store.Model, own: dict[str, Any]) -> tuple[int, int]:
+    """Width and height in px. Raises UsageError unless both are multiples of the VAE factor."""
+    factor, native = _shape(model.folder)
     if spec.size is not None:
         width, height = parse_size(spec.size)
     else:
         native_width, native_height = parse_size(str(own.get("size", f"{native}x{native}")))
         width, height = _first(spec.width, native_width), _first(spec.height, native_height)
-    for name, value in (("width", width), ("height", height)):
-        if value % factor:
-            below = max(factor, value // factor * factor)
-            raise UsageError(
-                f"{name} {value} px: is no multiple of {factor}, which this model needs",
-                f"use {below} or {below + factor}",
-            )
+    check_multiple((width, height), factor)
     return width, height
 
 

@@ -33,6 +33,8 @@ HUB_FILES_HALF = (*HUB_FILES, *(f"{part}/{stem}.fp16.safetensors" for part in PA
 MAX_JSON_BYTES = 16 << 20
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own cap
 HASH_CHUNK_BYTES = 1 << 20
+MAX_SHOWN = 100  # characters of a reference that is no path
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # those that draw from a prompt
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,15 @@ def resolve(ref: str | None, *, offline: bool = False) -> Model:
     """
     if ref is None or ref == BUILTIN:
         return Model(BUILTIN, BUILTIN_FOLDER)
-    path = Path(ref).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(ref).expanduser()
+        is_folder, is_there = path.is_dir(), path.exists()
+    except (OSError, RuntimeError) as error:  # too long a name, or a folder that may not be searched
+        raise InputError(f"{ref[:MAX_SHOWN]}: {reason(error)}", "name a folder in the diffusers layout") from error
+    if is_folder:
         check_folder(path)
         return Model(ref, path)
-    if path.exists():
+    if is_there:
         raise InputError(f"{ref}: is a file", "name a model folder in the diffusers layout")
     match = HUB_ID.fullmatch(ref)
     if match is None or ref.startswith("."):
@@ -69,6 +75,9 @@ def check_folder(folder: Path) -> None:
     """Raise InputError unless `folder` looks like a whole model in the diffusers layout."""
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: has no model_index.json", "name the folder of a model in the diffusers layout")
+    name = read_json(folder / "model_index.json").get("_class_name")
+    if name not in PIPELINES:
+        raise InputError(f"{folder}: is a {name!r}", "only models of Stable Diffusion 1.x and 2.x are supported")
     for part in (*PARTS, "tokenizer", "scheduler"):
         if not (folder / part).is_dir():
             raise InputError(f"{folder}: has no {part}/", "name the folder of a whole model")
@@ -84,7 +93,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder. Raises InputError."""
     try:
         value = json.loads(read_bytes(path, max_bytes=MAX_JSON_BYTES))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no JSON ({error})", "get the file again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no JSON object", "get the file again")
@@ -111,7 +120,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             header = json.loads(stream.read(length))
             tensors = {key: value for key, value in header.items() if key != "__metadata__"}
             end = max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path}: its safetensors header cannot be read ({error})", "get the file again"
             ) from error
@@ -167,6 +176,15 @@ def facts(model: Model) -> dict[str, Any]:
     unet = read_json(model.folder / "unet" / "config.json")
     vae = read_json(model.folder / "vae" / "config.json")
     scheduler = read_json(model.folder / "scheduler" / "scheduler_config.json")
+    try:
+        return _facts(model, unet, vae, scheduler)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{model.folder}: its configs make no sense ({reason(error)})", "get the model again"
+        ) from error
+
+
+def _facts(model: Model, unet: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
     parameters, dtypes = {}, set()
     for part in PARTS:
         headers = [safetensors_header(path) for path in weight_files(model.folder) if path.parent.name == part]
@@ -259,6 +277,8 @@ def _from_hub(repo: str, revision: str | None, offline: bool) -> Path:
             return folder
     except LocalEntryNotFoundError:
         pass  # not in the cache, or not all of it
+    except ValueError as error:
+        raise InputError(f"{repo}: is no Hub id ({reason(error)})", "write it as owner/name[@revision]") from error
     if offline:
         raise InputError(f"{repo}: is not in the local cache, or not whole", "run again without --offline")
     try:

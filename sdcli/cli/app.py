@@ -80,9 +80,8 @@ def run(arguments: Sequence[str]) -> ExitCode:
     arguments = arguments or ["--help"]
     options = list(arguments[: list(arguments).index("--")] if "--" in arguments else arguments)
     # Read before parsing, so that an error of the parser already takes the form asked for.
-    output.configure(
-        json="--json" in options, quiet="--quiet" in options or "-q" in options, debug="--debug" in options
-    )
+    is_debug = "--debug" in options or os.environ.get("SDCLI_DEBUG", "").lower() in ("1", "true", "yes", "on", "t", "y")
+    output.configure(json="--json" in options, quiet="--quiet" in options or "-q" in options, debug=is_debug)
     if options[:1] == ["--version"]:
         output.result(f"sdcli {__version__}", {"sdcli": __version__})
         return ExitCode.OK
@@ -98,9 +97,14 @@ def run(arguments: Sequence[str]) -> ExitCode:
         return ExitCode.USAGE
     except BrokenPipeError:
         return output.close_quietly()
-    except (KeyboardInterrupt, typer.Abort):
-        output.error(Stopped(signal.SIGINT))
-        return ExitCode.INTERRUPTED
+    except SystemExit as end:  # Typer's own answer to a closed pipe is to leave with 1
+        if isinstance(end.__context__, BrokenPipeError):
+            return output.close_quietly()
+        raise
+    except Signalled as signalled:
+        stopped = Stopped(signalled.number)
+        output.error(stopped)
+        return ExitCode(stopped.exit_code)
     except MemoryError as problem:
         output.error(SdcliError("out of memory", "use a smaller size or batch"))
         del problem
@@ -110,18 +114,27 @@ def run(arguments: Sequence[str]) -> ExitCode:
         return ExitCode.BUG
 
 
+class Signalled(BaseException):
+    """A signal on its way up the stack; no Exception, which a library would take for an error of its own and go on."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def _root() -> None:
     """Stand for the root, and for the commands that are not called."""
 
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """TERM and HUP unwind the stack as INT does, so that no half file stays behind."""
+    """INT, TERM and HUP unwind the stack, so that no half file stays; one that was ignored (nohup) stays ignored."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Stopped(number)
+        raise Signalled(number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:

@@ -10,6 +10,7 @@ import typer
 
 from sdcli import output
 from sdcli.cli import options
+from sdcli.errors import UsageError
 from sdcli.specs import GenerateSpec
 
 MAX_PROMPT_BYTES = 1 << 20
@@ -66,7 +67,7 @@ def generate(
 ) -> None:
     """Draw pictures of a prompt; prints the path of each."""
     given = locals()
-    given["prompt"] = sys.stdin.read(MAX_PROMPT_BYTES).strip() if prompt == "-" else prompt
+    given["prompt"] = _prompt_from_stdin() if prompt == "-" else prompt
     given["output"] = given.pop("out")
     spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.SPEAKING, "dry_run")})
     from sdcli.plan import plan  # deferred: 0.02 s that --help does not need
@@ -85,3 +86,14 @@ def generate(
                 output.results_in_bytes(event.png)
             else:
                 output.result(str(event.path), event.facts)
+
+
+def _prompt_from_stdin() -> str:
+    """What stands on stdin, without the white space around it. Raises UsageError when that cannot be a prompt."""
+    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1) if sys.stdin is not None else b""
+    if len(data) > MAX_PROMPT_BYTES:
+        raise UsageError(f"the prompt on stdin has over {MAX_PROMPT_BYTES:,} bytes", "give a shorter one")
+    try:
+        return data.decode().strip()
+    except UnicodeDecodeError as error:
+        raise UsageError("the prompt on stdin is no valid text", "write it in UTF-8") from error

@@ -158,7 +158,8 @@ def _deferred_signals() -> Iterator[list[int]]:
     def remember(number: int, frame: FrameType | None) -> None:
         caught.append(number)
 
-    before = {n: signal.signal(n, remember) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, remember) for number in heeded}
     try:
         yield caught
     finally:

@@ -31,6 +31,14 @@ Config = dict[str, Any]
 MAX_JSON_BYTES = 16 << 20
 TEXT_PREFIX = "text_model."  # the published key names; transformers 5 saves without it
 OLD_ATTENTION_KEYS = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+# Counts of layers cost time and memory before a single weight is compared with them; Stable Diffusion's reach 24.
+LAYER_KEYS = {
+    "layers_per_block",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+    "num_hidden_layers",
+}
+MAX_LAYERS = 100
 LAYOUT_FOLDERS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel"}
 
 
@@ -82,18 +90,22 @@ def load_unet(folder: Path, *, device: torch.device, dtype: torch.dtype) -> UNet
 def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     """The tokenizer and text encoder of a model folder; errors as in `load_bundle`."""
     model = cast("CLIPTextModel", _load(folder, "text_encoder", device, dtype))
-    return TextEncoder(load_tokenizer(folder / "tokenizer"), model)
+    tokenizer, known = load_tokenizer(folder / "tokenizer"), int(model.config.vocab_size)
+    if len(tokenizer) > known:
+        what = f"has {len(tokenizer):,} pieces, the text encoder knows {known:,}"
+        raise InputError(f"{folder / 'tokenizer'}: {what}", "they belong to different models")
+    return TextEncoder(tokenizer, model)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The CLIP tokenizer in a folder with vocab.json and merges.txt."""
+    """The CLIP tokenizer in a folder: vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes."""
     from transformers import CLIPTokenizer  # deferred: only what reads text pays for it
 
-    for name in ("vocab.json", "merges.txt"):
+    for name in ("tokenizer.json",) if (folder / "tokenizer.json").exists() else ("vocab.json", "merges.txt"):
         open_regular(folder / name, max_bytes=MAX_JSON_BYTES).close()
     try:
         return cast("CLIPTokenizer", CLIPTokenizer.from_pretrained(folder, local_files_only=True))
-    except (ValueError, OSError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises a bare Exception on malformed files
         raise InputError(f"{folder}: is no CLIP tokenizer ({error})", "use the model's own tokenizer folder") from error
 
 
@@ -102,9 +114,12 @@ def build(config: Config) -> nn.Module:
     name = config.get("_class_name", "CLIPTextModel" if config.get("model_type") == "clip_text_model" else "")
     if name not in _CLASSES:
         raise InputError(f"_class_name: {name!r} is not supported", f"supported are {', '.join(_CLASSES)}")
+    for key in config.keys() & LAYER_KEYS:
+        if not all(type(count) is int and 0 <= count <= MAX_LAYERS for count in _flat(config[key])):
+            raise InputError(f"{name}: {key} is {config[key]!r}", f"expected is a number of layers up to {MAX_LAYERS}")
     try:
         return _CLASSES[name]({k: v for k, v in config.items() if not k.startswith("_")})
-    except (TypeError, ValueError, KeyError, IndexError, ZeroDivisionError, RuntimeError) as error:
+    except Exception as error:  # the libraries raise a dozen types on a malformed config
         raise InputError(f"{name}: its config cannot be built ({error})", "mend config.json") from error
 
 
@@ -112,7 +127,7 @@ def read_config(path: Path) -> Config:
     """A JSON object from a model folder. Raises InputError."""
     try:
         config = json.loads(read_bytes(path, max_bytes=MAX_JSON_BYTES))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no JSON ({error})", "get the file again") from error
     if not isinstance(config, dict):
         raise InputError(f"{path}: holds no JSON object", "get the file again")
@@ -197,6 +212,13 @@ def _load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> 
     return module.eval().requires_grad_(False)
 
 
+def _flat(value: object) -> list[object]:
+    """The entries of a list and of the lists in it; None has none."""
+    if isinstance(value, list | tuple):
+        return [entry for one in value for entry in _flat(one)]
+    return [] if value is None else [value]
+
+
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     stem = "model" if folder.name == "text_encoder" else "diffusion_pytorch_model"
     for variant in (stem, f"{stem}.fp16"):
@@ -204,15 +226,19 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
             return _read_safetensors(folder, f"{variant}.safetensors")
         index = folder / f"{variant}.safetensors.index.json"
         if index.exists():
-            shards = sorted({str(v) for v in read_config(index).get("weight_map", {}).values()})
+            shards = read_config(index).get("weight_map")
+            if not isinstance(shards, dict):
+                raise InputError(f"{index}: has no weight_map", "get the file again")
+            shards = sorted(set(map(str, shards.values())))
             return {k: v for shard in shards for k, v in _read_safetensors(folder, shard).items()}
     raise InputError(f"{folder}: has no {stem}.safetensors", "pickled weights are not read; convert them first")
 
 
 def _read_safetensors(folder: Path, name: str) -> dict[str, Tensor]:
-    path = folder / name
+    path, root = folder / name, folder.parent.resolve()
     # A Hub cache keeps its files as links to ../../../blobs, inside the folder of the repository.
-    root = folder.parents[2] if folder.parents[1].name == "snapshots" else folder.parent
+    if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
+        root = root.parents[1]
     open_regular(path, within=root).close()
     try:
         return load_file(path)

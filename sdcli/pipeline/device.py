@@ -24,7 +24,7 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UsageError(f"--device {name}: unknown", "use auto, cpu, cuda, cuda:N or mps") from error
     if device.type == "cpu":
-        return torch.device(PartialState(cpu=True).device)
+        return torch.device("cpu")
     there = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 0)
     if (device.index or 0) >= there:
         raise ResourceError(f"--device {name}: this machine has no such device", "use --device auto or cpu")

@@ -28,13 +28,14 @@ def load_image(path: Path) -> Image.Image:
     """
     with open_regular(path, max_bytes=MAX_FILE_BYTES) as stream:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow's own notes on size and metadata; we set our own cap
-                opened = Image.open(stream, formats=FORMATS)
-                _check_size(path, opened)
-                frames = getattr(opened, "n_frames", 1)
-                opened.load()
-                image = _to_rgb(ImageOps.exif_transpose(opened))
+            # No catch_warnings here: it is not safe in threads, which read pictures, and would lose our own warnings.
+            opened = Image.open(stream, formats=FORMATS)
+            _check_size(path, opened)
+            frames = getattr(opened, "n_frames", 1)
+            opened.load()
+            if opened.mode == "F":
+                raise InputError(f"{path}: holds floating-point values", "save it with 8 or 16 bits a channel")
+            image = _to_rgb(ImageOps.exif_transpose(opened))
         except InputError:
             raise
         except UnidentifiedImageError as error:

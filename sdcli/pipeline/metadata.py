@@ -64,7 +64,8 @@ def _quoted(value: str) -> str:
 
 
 def _add_text(chunks: PngImagePlugin.PngInfo, key: str, text: str) -> None:
-    """tEXt where Latin-1 can hold the text, else iTXt, as readers of `parameters` expect."""
+    """tEXt where Latin-1 can hold the text, else iTXt, as readers of `parameters` expect; neither can hold NUL."""
+    text = text.replace("\0", "")
     try:
         text.encode("latin-1")
     except UnicodeEncodeError:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sdcli.errors import InputError, LockedError, SdcliWarning
-from sdcli.files import atomic_write, make_folder, output_error, read_bytes, sync
-from sdcli.pipeline.bundle import write_json
+from sdcli.errors import InputError, LockedError, OutputError, SdcliWarning
+from sdcli.files import PART_NAME, atomic_write, make_folder, output_error, read_bytes, sync
+from sdcli.pipeline.bundle import read_config, write_json
 
 FORMAT_VERSION = 1
+LOCK = ".lock"
+RUN_KEYS = {"kind", "data_hash", "origin"}  # what the config.json of a run has, and that of a model has not
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d{8})")
 MAX_MANIFEST_BYTES = 16 << 20
 HASH_CHUNK_BYTES = 1 << 20
@@ -40,10 +42,14 @@ class Snapshot:
 
 @contextmanager
 def owned(folder: Path) -> Iterator[None]:
-    """Hold the run folder for this process; the lock dies with the process. Raises LockedError."""
+    """Hold the run folder for this process; the lock dies with the process.
+
+    Raises LockedError when another process holds it, InputError, with nothing written, when it is no run's folder.
+    """
+    _recorded(folder)
     make_folder(folder)
     try:
-        lock = (folder / ".lock").open("ab")
+        lock = (folder / LOCK).open("ab")
     except OSError as error:
         raise output_error(folder, error) from error
     with lock:
@@ -57,44 +63,37 @@ def owned(folder: Path) -> Iterator[None]:
 def open_run(folder: Path, identity: dict[str, Any]) -> None:
     """Begin a run in `folder`, or check that the run found there has the same settings and data.
 
+    A run that never came to its first step has nothing to protect: the new settings take its place.
     Raises InputError naming what differs.
     """
-    path = folder / "config.json"
-    if not path.exists():
-        others = [p.name for p in folder.iterdir() if p.name != ".lock" and not p.name.endswith(".part")]
-        if others:
-            raise InputError(f"{folder}: holds {min(others)} but no run", "name a new or empty folder with --run")
-        write_json(path, identity)
+    _remove_parts(folder)
+    known = _recorded(folder)
+    if known == identity:
         return
-    known = json.loads(read_bytes(path, max_bytes=MAX_MANIFEST_BYTES))
-    changed = sorted(key for key in known.keys() | identity.keys() if known.get(key) != identity.get(key))
-    if changed:
-        key = changed[0]
+    if known is not None and _has_begun(folder):
+        changed = sorted(key for key in known.keys() | identity.keys() if known.get(key) != identity.get(key))
         raise InputError(
-            f"{folder}: {key} was {known.get(key)!r} and is {identity.get(key)!r} now",
+            f"{folder}: " + ", ".join(f"{k} was {known.get(k)!r} and is {identity.get(k)!r} now" for k in changed),
             "repeat the first command to resume, or begin another run with --run",
         )
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+    write_json(folder / "config.json", identity)
 
 
-def save(folder: Path, snapshot: Snapshot, *, keep: int, config_hash: str) -> Path:
-    """Write a checkpoint so that it exists whole or not at all, then prune all but the newest `keep`.
-
-    Raises OutputError when the disk refuses; older checkpoints stay.
-    """
-    final = folder / "checkpoints" / f"checkpoint-{snapshot.step:08d}"
+def save(folder: Path, snapshot: Snapshot, *, config_hash: str) -> Path:
+    """Write a checkpoint so that it exists whole or not at all. Raises OutputError; older checkpoints stay."""
+    final = _place(folder, snapshot.step)
     part = final.with_name(final.name + ".part")
     make_folder(final.parent)
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         for stem, tensors in snapshot.tensors.items():
-            # fsync by atomic_write: save_file alone would leave the data in the page cache.
-            with atomic_write(part / f"{stem}.safetensors") as path:
-                save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+            write_tensors(part / f"{stem}.safetensors", tensors)
         write_json(part / "state.json", {"step": snapshot.step, **snapshot.state})
         files = {p.name: {"bytes": p.stat().st_size, "sha256": file_hash(p)} for p in sorted(part.iterdir())}
         write_json(part / "manifest.json", {"format": FORMAT_VERSION, "config": config_hash, "files": files})
-        if final.exists():  # left by a run that was killed after a resume; same step, same content
+        if final.exists():  # damaged: the run resumed from one before it
             shutil.rmtree(final)
         part.rename(final)
         sync(final.parent)
@@ -102,9 +101,19 @@ def save(folder: Path, snapshot: Snapshot, *, keep: int, config_hash: str) -> Pa
         raise output_error(final, error) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    for old in _all(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def steps(folder: Path) -> list[int]:
+    """The steps of all checkpoints there are, whole or not, in order."""
+    return [int(path.name.rpartition("-")[2]) for path in _all(folder)]
+
+
+def prune(folder: Path, keep: Collection[int]) -> None:
+    """Remove the checkpoints before the last to keep that are not among those to keep."""
+    for step in steps(folder):
+        if step < max(keep) and step not in keep:
+            shutil.rmtree(_place(folder, step), ignore_errors=True)
 
 
 def newest(folder: Path, *, config_hash: str) -> Snapshot | None:
@@ -121,6 +130,15 @@ def newest(folder: Path, *, config_hash: str) -> Snapshot | None:
     if found:
         raise InputError(f"{folder}: none of its {len(found)} checkpoints is whole", "begin another run with --run")
     return None
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file whole, synced and with the umask's mode. Raises OutputError."""
+    try:
+        with atomic_write(path) as part:
+            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part)
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OutputError(f"{path}: {error}", "free some space") from error
 
 
 def file_hash(path: Path) -> str:
@@ -148,8 +166,45 @@ def truncate_metrics(folder: Path, step: int) -> None:
         part.write_text("".join(kept), encoding="utf-8")
 
 
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    """The identity of the run in `folder`; None where one may begin; InputError where it holds something else."""
+    path = folder / "config.json"
+    if path.exists():
+        config = read_config(path)
+        if config.keys() >= RUN_KEYS:
+            return config
+        others = [path.name]
+    else:
+        names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+        others = sorted(name for name in names if name != LOCK and not PART_NAME.fullmatch(name))
+    if others:
+        raise InputError(f"{folder}: holds {others[0]} but no run", "name a new or empty folder with --run")
+    return None
+
+
+def _has_begun(folder: Path) -> bool:
+    metrics = folder / "metrics.jsonl"
+    return bool(_all(folder)) or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def _remove_parts(folder: Path) -> None:
+    """Remove what a killed process left half written; this one holds the lock, so nobody else is writing."""
+    parts = [*folder.glob("export*.part"), *(folder / "checkpoints").glob("checkpoint-*.part")]
+    parts += [path for path in folder.iterdir() if PART_NAME.fullmatch(path.name)]
+    parts += (folder / "cache").glob(".*")  # where safetensors leaves files of its own naming, too
+    for path in parts:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _all(folder: Path) -> list[Path]:
     return sorted(p for p in (folder / "checkpoints").glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(p.name))
+
+
+def _place(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"checkpoint-{step:08d}"
 
 
 def _problem(path: Path, config_hash: str) -> str | None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from sdcli.files import atomic_write, make_folder
+from sdcli.files import make_folder
 from sdcli.pipeline import vae as latent
-from sdcli.training import data
+from sdcli.training import checkpoint, data
 from sdcli.training.loop import Preparing
 
 if TYPE_CHECKING:
@@ -43,8 +43,7 @@ def cached(
                 rows.append(torch.cat(latent.moments(vae, pixels.to(device)), dim=1).float().cpu())
                 yield Preparing("caching latents", min(first + batch_size, count), count)
         make_folder(path.parent)
-        with atomic_write(path) as part:
-            save_file({KEY: torch.cat(rows).contiguous()}, part)
+        checkpoint.write_tensors(path, {KEY: torch.cat(rows)})
     return load_file(path)[KEY]
 
 

@@ -14,10 +14,11 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from sdcli.errors import NumericalError, Stopped
+from sdcli.errors import NumericalError, OutputError, Stopped
 from sdcli.files import output_error, read_bytes, sync
 from sdcli.pipeline.bundle import write_json
 from sdcli.specs import TrainSpec
@@ -116,14 +117,15 @@ def train(
             batch = upcoming.result()
             upcoming = pool.submit(load, run.step + 1)
             terms = run.advance(batch)
-            metrics.write(json.dumps({"step": run.step, **terms}) + "\n")
+            metrics.write(_metrics_line(run.step, terms))
             metrics.flush()
             if run.step % spec.save_every == 0 or run.step == last:
                 yield run.save()
             try:
                 yield StepDone(run.step, spec.steps, terms, spec.batch_size / (time.perf_counter() - began))
             except Stopped:
-                run.save()
+                if run.step not in run.saved_steps:
+                    run.save()
                 raise
     if run.step < spec.steps:
         yield Paused(run.step, spec.steps)
@@ -141,6 +143,10 @@ def lr_at(step: int, spec: TrainSpec) -> float:
     return spec.lr * factor[spec.lr_schedule]
 
 
+def _metrics_line(step: int, terms: dict[str, float]) -> str:
+    return json.dumps({"step": step} | {k: v if math.isfinite(v) else None for k, v in terms.items()}) + "\n"
+
+
 class _Run:
     """All that moves while training, and how it is saved and brought back."""
 
@@ -152,7 +158,7 @@ class _Run:
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
         self.ema = AveragedModel(task.model, multi_avg_fn=_ema_rule(spec.ema)) if spec.ema > 0 else None
         self.step = 0
-        self.saved_step = 0
+        self.saved_steps: list[int] = []  # of the checkpoints to keep, the last of which is known to be whole
         self.bad_steps = 0
 
     def advance(self, batch: Batch) -> dict[str, float]:
@@ -168,12 +174,16 @@ class _Run:
         norm = float(self.accelerator.clip_grad_norm_(self.task.model.parameters(), limit))
         terms = {name: float(value.detach()) for name, value in losses.items()} | {"grad_norm": norm, "lr": rate}
         self.step += 1
-        if math.isfinite(terms["loss"]) and math.isfinite(norm):
+        is_good = math.isfinite(terms["loss"]) and math.isfinite(norm)
+        scaler = self.accelerator.scaler
+        is_overflow = scaler is not None and math.isfinite(terms["loss"]) and scaler.get_scale() > 1
+        if is_good or scaler is not None:  # a scaler skips the bad step itself, and needs to, to lower its scale
             self.optimizer.step()
+        if is_good:
             if self.ema is not None:
                 self.ema.update_parameters(self.task.model)
             self.bad_steps = 0
-        else:
+        elif not is_overflow:
             self._count_bad_step()
         return terms
 
@@ -188,9 +198,10 @@ class _Run:
             tensors["ema"] = self.ema.state_dict()
         scaler = self.accelerator.scaler
         state = {"optimizer": settings, "scaler": scaler.state_dict() if scaler is not None else None}
-        snapshot = checkpoint.Snapshot(self.step, tensors, state)
-        path = checkpoint.save(self.folder, snapshot, keep=self.spec.keep, config_hash=self.config_hash)
-        self.saved_step = self.step
+        snapshot = checkpoint.Snapshot(self.step, tensors, {**state, "bad_steps": self.bad_steps})
+        path = checkpoint.save(self.folder, snapshot, config_hash=self.config_hash)
+        self.saved_steps = [*self.saved_steps, self.step][-self.spec.keep :]
+        checkpoint.prune(self.folder, keep=self.saved_steps)
         return Saved(self.step, path)
 
     def restore(self) -> None:
@@ -207,9 +218,14 @@ class _Run:
                 self.accelerator.scaler.load_state_dict(snapshot.state["scaler"])
             rng = snapshot.tensors["rng"]
             torch.set_rng_state(rng["cpu"])
-            if torch.cuda.is_available():
-                torch.cuda.set_rng_state_all([rng[f"cuda{i}"] for i in range(len(rng) - 1)])
-            self.step = self.saved_step = snapshot.step
+            for i in range(torch.cuda.device_count()):
+                if f"cuda{i}" in rng:  # the run may have begun on another machine
+                    torch.cuda.set_rng_state(rng[f"cuda{i}"], i)
+            self.step = snapshot.step
+            # Damaged ones after it count for nothing; they are replaced or pruned as the run passes them.
+            self.saved_steps = [s for s in checkpoint.steps(self.folder) if s <= self.step][-self.spec.keep :]
+            checkpoint.prune(self.folder, keep=self.saved_steps)
+            self.bad_steps = snapshot.state.get("bad_steps", 0)
         checkpoint.truncate_metrics(self.folder, self.step)
 
     def use_averaged_weights(self) -> None:
@@ -221,7 +237,7 @@ class _Run:
     def _count_bad_step(self) -> None:
         self.bad_steps += 1
         if self.bad_steps == BAD_STEPS_AT_MOST:
-            good = f"checkpoint {self.saved_step}" if self.saved_step else "none was saved yet"
+            good = f"checkpoint {self.saved_steps[-1]}" if self.saved_steps else "none was saved yet"
             raise NumericalError(
                 f"loss or gradient not finite for {self.bad_steps} steps up to step {self.step} (last good: {good})",
                 "lower --lr or use another --mixed-precision",
@@ -239,17 +255,22 @@ def _ema_rule(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Ten
 
 
 def _export(task: Task, folder: Path) -> Iterator[Report]:
-    part, final = folder / "export.part", folder / "export"
+    part, final, old = folder / "export.part", folder / "export", folder / "export.old.part"
     try:
-        shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
         summary = yield from task.export(part)
+        for path in (*part.rglob("*"), part):
+            sync(path)
         write_json(folder / "summary.json", summary)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():  # a later checkpoint was damaged after the export
+            final.rename(old)
         part.rename(final)
         sync(folder)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise output_error(final, error) from error
+    except SafetensorError as error:  # what the library makes of a full disk
+        raise OutputError(f"{final}: {error}", "free some space") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     yield Finished(final, summary)

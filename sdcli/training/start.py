@@ -25,6 +25,7 @@ from sdcli.pipeline.bundle import (
     load_vae,
     read_config,
 )
+from sdcli.pipeline.device import pick_device
 from sdcli.specs import TrainSpec, TrainUnetSpec
 from sdcli.training import checkpoint, data
 
@@ -37,6 +38,7 @@ PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
 
 PRESETS = Path(__file__).with_name("presets")
 HASH_LENGTH = 12
+FRESH_TOKEN_STD = 0.5  # of the token embeddings of a text encoder that starts from nothing
 
 
 @dataclass(frozen=True)
@@ -59,8 +61,16 @@ class VaePart:
 
 
 def accelerator_for(spec: TrainSpec) -> Accelerator:
-    """The device and precision of a run. Raises UsageError where several processes were launched."""
-    accelerator = Accelerator(mixed_precision=spec.mixed_precision, cpu=spec.device == "cpu")
+    """The device and precision of a run.
+
+    Raises UsageError where several processes were launched or the device cannot do the precision, and as `pick_device`.
+    """
+    device = pick_device(spec.device)
+    if device.type == "cpu" and spec.mixed_precision == "fp16":
+        raise UsageError("--mixed-precision fp16: a CPU cannot train in it", "use bf16 or no")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    accelerator = Accelerator(mixed_precision=spec.mixed_precision, cpu=device.type == "cpu")
     if accelerator.num_processes > 1:
         raise UsageError(f"{accelerator.num_processes} processes were launched", "train in one process")
     return accelerator
@@ -82,14 +92,13 @@ def preset(name: str) -> Config:
 def vae(spec: TrainSpec, device: torch.device) -> VaePart:
     """The VAE to train: fresh by `spec.init`, else the model's."""
     if spec.init is not None:
+        configs = preset(spec.init)
         torch.manual_seed(spec.seed)
-        return VaePart(cast("AutoencoderKL", build(preset(spec.init)["vae"])), is_fresh=True, origin=spec.init)
-    model = store.resolve(spec.model)
-    return VaePart(
-        load_vae(model.folder, device=device, dtype=torch.float32).requires_grad_(True),
-        is_fresh=False,
-        origin=store.model_hash(model),
-    )
+        model = cast("AutoencoderKL", build(configs["vae"]))
+        return VaePart(model, is_fresh=True, origin=_origin(spec.init, configs))
+    found = store.resolve(spec.model)
+    model = load_vae(found.folder, device=device, dtype=torch.float32).requires_grad_(True)
+    return VaePart(model, is_fresh=False, origin=store.model_hash(found))
 
 
 def model(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
@@ -127,16 +136,26 @@ def _from_scratch(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
     torch.manual_seed(spec.seed)
     unet = cast("UNet2DConditionModel", build(configs["unet"]).to(device))
     text = TextEncoder(load_tokenizer(store.TOKENIZER_FOLDER), cast("CLIPTextModel", build(configs["text_encoder"])))
+    # CLIP's own 0.02 drowns in the first layers, and what is left of 285 words after 1,600 steps spans 9 dimensions.
+    tokens = cast("torch.nn.Embedding", text.model.get_input_embeddings())
+    torch.nn.init.normal_(tokens.weight, std=FRESH_TOKEN_STD)
     torch.nn.Module.to(text.model, device)  # transformers wraps `to` in a way that loses its type
     vae = _named_vae(spec.vae, device)
     bundle = ModelBundle(vae, unet, text, configs["scheduler"], device, torch.float32)
-    return ModelParts(bundle, store.TOKENIZER_FOLDER, {}, f"{spec.init} {weights_hash(vae)}")
+    return ModelParts(bundle, store.TOKENIZER_FOLDER, {}, f"{_origin(spec.init, configs)} {weights_hash(vae)}")
 
 
 def _named_vae(ref: str, device: torch.device) -> AutoencoderKL:
     """A VAE by a folder that holds `vae/` (a model, or the export of train-vae), or by a model reference."""
     folder = Path(ref) if (Path(ref) / "vae").is_dir() else store.resolve(ref).folder
     return load_vae(folder, device=device, dtype=torch.float32)
+
+
+def _origin(init: str, configs: Config) -> str:
+    """What a run from scratch came from: a preset by its name, a file of configs by what it says, too."""
+    if (PRESETS / f"{init}.json").is_file():
+        return init
+    return f"{init} {hashlib.sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()}"
 
 
 def weights_hash(module: torch.nn.Module) -> str:

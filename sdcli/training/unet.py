@@ -13,6 +13,7 @@ from torch.nn.functional import mse_loss
 from sdcli.pipeline import noise, text
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import Config, ModelBundle, TextEncoder, save_bundle
+from sdcli.scheduler_config import prediction_type
 from sdcli.specs import TrainUnetSpec
 from sdcli.training import data, latents, start
 from sdcli.training.loop import Batch, Preparing, Report, train
@@ -26,10 +27,10 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
     accelerator = start.accelerator_for(spec)
     dataset = data.find(spec.data, spec.caption)
     data.check_captions(dataset)
+    for done in data.check(dataset, spec.workers):
+        yield Preparing("reading pictures", done, len(dataset.samples))
     parts = start.model(spec, accelerator.device)
     with start.opened(spec, "unet", dataset, parts.origin) as (folder, config_hash):
-        for done in data.check(dataset, spec.workers):
-            yield Preparing("reading pictures", done, len(dataset.samples))
         bundle = parts.bundle
         resolution = spec.resolution
         if resolution is None:
@@ -81,7 +82,7 @@ class _UnetTask:
         bundle.unet.requires_grad_(True)
         self.model: nn.Module = Denoiser(bundle.unet, self.text.model if spec.train_text_encoder else None)
         self.alpha_bar = noise.alpha_bars(bundle.scheduler_config)
-        self.prediction_type = str(bundle.scheduler_config["prediction_type"])
+        self.prediction_type = prediction_type(bundle.scheduler_config)
         self.no_caption = text.tokenize(self.text, "").ids
 
     def load(self, step: int, ids: list[int]) -> Batch:

@@ -28,10 +28,10 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
     """Train the VAE of a model, or one from scratch, and yield what happens; the result lies in RUN/export/vae."""
     accelerator = start.accelerator_for(spec)
     dataset = data.find(spec.data, spec.caption)
+    for done in data.check(dataset, spec.workers):
+        yield Preparing("reading pictures", done, len(dataset.samples))
     part = start.vae(spec, accelerator.device)
     with start.opened(spec, "vae", dataset, part.origin) as (folder, config_hash):
-        for done in data.check(dataset, spec.workers):
-            yield Preparing("reading pictures", done, len(dataset.samples))
         if part.is_fresh:
             _narrow(part.model)
         task = _VaeTask(part.model, spec, dataset)
@@ -54,6 +54,14 @@ class Autoencoder(nn.Module):
         return latent.decode(self.vae, latent.scale(self.vae, z)), mean, logvar
 
 
+def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
+    """KL(q(z|x) || N(0, I)) of posterior moments, summed over all their values, in nats.
+
+    Source: Kingma and Welling 2013, arXiv:1312.6114, appendix B.
+    """
+    return 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).sum()
+
+
 class _VaeTask:
     def __init__(self, vae: AutoencoderKL, spec: TrainVaeSpec, dataset: data.Dataset) -> None:
         self.model: nn.Module = Autoencoder(vae)
@@ -72,8 +80,7 @@ class _VaeTask:
         reconstruction, mean, logvar = (value.float() for value in model(pixels, batch["noise"]))
         l1 = (reconstruction - pixels).abs().mean()
         l2 = (reconstruction - pixels).square().mean()
-        # KL(q(z|x) || N(0, I)) a pixel value, so that its weight means the same beside a mean error at any size.
-        kl = 0.5 * (mean.square() + logvar.exp() - 1.0 - logvar).sum() / pixels.numel()
+        kl = kl_divergence(mean, logvar) / pixels.numel()  # a pixel value: its weight means the same at any size
         loss = self.spec.l1_weight * l1 + self.spec.l2_weight * l2 + self.spec.kl_weight * kl
         return {"loss": loss, "l1": l1, "l2": l2, "kl": kl}
 

@@ -1,0 +1,316 @@
+"""`sdcli generate` as a script sees it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from sdcli import __version__
+from sdcli.errors import ExitCode
+from sdcli.store import Model, model_hash
+from tests import models
+from tests.commands import Shell, tree
+
+PROMPT = "a picture of a puppy"
+FIELDS = [
+    "path",
+    "prompt",
+    "negative",
+    "model",
+    "model_hash",
+    "seed",
+    "width",
+    "height",
+    "scheduler",
+    "steps",
+    "evaluations",
+    "guidance",
+    "seconds",
+    "tokens",
+    "sdcli",
+]
+
+
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
+
+
+@pytest.fixture
+def shell(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd1: Path
+) -> Shell:
+    """Commands in an empty folder, with the tiny model as the default."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("SDCLI_MODEL", str(sd1))
+    return Shell(capfdbinary, monkeypatch)
+
+
+def process(*arguments: object, **how: Any) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "sdcli", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
+
+
+def texts(png: bytes) -> dict[str, str]:
+    with Image.open(io.BytesIO(png)) as image:
+        image.load()
+        return dict(image.text)
+
+
+def test_stdout_is_the_path_and_stderr_is_empty(shell: Shell) -> None:
+    outcome = shell("generate", PROMPT, "--steps", 2, "--seed", 7)
+    assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "a-picture-of-a-puppy-7.png\n", "")
+    assert Image.open("a-picture-of-a-puppy-7.png").size == (models.SIZE, models.SIZE)
+
+
+def test_json_is_one_line_an_image_with_the_fields_of_the_contract(shell: Shell, sd1: Path) -> None:
+    outcome = shell(
+        "generate", PROMPT, "-N", "blurry", "-s", 2, "--scheduler", "plms", "-g", 3, "--seed", 7, "-n", 2, "--json"
+    )
+    rows = [json.loads(line) for line in outcome.lines]
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert [list(row) for row in rows] == [FIELDS, FIELDS]
+    for row, seed in zip(rows, (7, 8), strict=True):
+        assert row.pop("seconds") > 0
+        assert row == {
+            "path": f"a-picture-of-a-puppy-{seed}.png",
+            "prompt": PROMPT,
+            "negative": "blurry",
+            "model": str(sd1),
+            "model_hash": model_hash(Model("", sd1)),
+            "seed": seed,
+            "width": models.SIZE,
+            "height": models.SIZE,
+            "scheduler": "pndm",
+            "steps": 2,
+            "evaluations": 3,
+            "guidance": 3.0,
+            "tokens": {"kept": 5, "cut": 0},
+            "sdcli": __version__,
+        }
+
+
+def test_a_drawn_seed_is_reported_and_gives_the_picture_again(shell: Shell) -> None:
+    row = json.loads(shell("generate", PROMPT, "-s", 1, "--json").stdout)
+    again = shell("generate", PROMPT, "-s", 1, "--seed", row["seed"], "-o", "again").stdout.strip()
+    assert Path(again).read_bytes() == Path(row["path"]).read_bytes()
+
+
+def test_the_record_is_inside_the_picture_without_path_and_seconds(shell: Shell) -> None:
+    row = json.loads(shell("generate", "ein 小狗 🐶", "-s", 1, "--seed", 7, "--json").stdout)
+    inside = texts(Path(row["path"]).read_bytes())
+    assert set(inside) == {"parameters", "sdcli"}
+    assert json.loads(inside["sdcli"]) == {k: v for k, v in row.items() if k not in ("path", "seconds")}
+    assert inside["parameters"].startswith(
+        "ein 小狗 🐶\nSteps: 1, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 7, Size: 32x32,"
+    )
+
+
+def test_the_same_command_twice_gives_the_same_bytes(shell: Shell) -> None:
+    for folder in ("a", "b"):
+        assert shell("generate", PROMPT, "-s", 2, "--seed", 7, "-n", 2, "-o", folder).code == 0
+    assert tree(Path("a")) == tree(Path("b"))
+    assert len(tree(Path("a"))) == 2
+
+
+def test_no_metadata_leaves_all_of_it_out(shell: Shell) -> None:
+    shell("generate", PROMPT, "-s", 1, "-o", "with.png", "--seed", 7)
+    shell("generate", PROMPT, "-s", 1, "-o", "without.png", "--seed", 7, "--no-metadata")
+    assert texts(Path("without.png").read_bytes()) == {}
+    assert Image.open("with.png").tobytes() == Image.open("without.png").tobytes()
+
+
+# Where it goes.
+
+
+def test_a_dash_sends_the_picture_and_nothing_else_to_stdout(shell: Shell) -> None:
+    shell("generate", PROMPT, "-s", 2, "--seed", 7, "-o", "x.png")
+    for more in ([], ["--json"]):
+        outcome = shell("generate", PROMPT, "-s", 2, "--seed", 7, "-o", "-", *more)
+        assert (outcome.code, outcome.stderr) == (0, "")
+        assert outcome.data == Path("x.png").read_bytes()
+    assert list(tree(Path())) == ["x.png"]
+
+
+def test_a_dash_reads_the_prompt_from_stdin(shell: Shell) -> None:
+    row = json.loads(shell("generate", "-", "-s", 1, "--json", stdin="  ein\nHündchen \n".encode()).stdout)
+    assert row["prompt"] == "ein\nHündchen"
+
+
+def test_words_after_two_dashes_are_the_prompt(shell: Shell) -> None:
+    outcome = shell("generate", "--dry-run", "--seed", 7, "--", "--json")
+    assert outcome.code == 0
+    assert 'outputs: ["json-7.png"]' in outcome.lines
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("../../../etc/passwd", "etc-passwd-7.png"),
+        ("/etc/passwd", "etc-passwd-7.png"),
+        ("a\nb\tc \x1b[31m\x7f", "a-b-c-31m-7.png"),
+        ("a\0b", "a-b-7.png"),
+        ("!?!... ", "image-7.png"),
+        ("小狗" * 500, "小狗" * 20 + "-7.png"),
+        ("-rf x", "rf-x-7.png"),
+        ("x" * 100_000, "x" * 60 + "-7.png"),
+    ],
+)
+def test_whatever_the_prompt_the_file_lies_in_its_folder_under_a_plain_name(
+    shell: Shell, prompt: str, name: str, tmp_path: Path
+) -> None:
+    outcome = shell("generate", "-", "-s", 1, "--seed", 7, "-o", "out", stdin=prompt.encode())
+    assert (outcome.code, outcome.stdout) == (0, f"out/{name}\n")
+    assert list(tree(tmp_path / "work")) == ["out", f"out/{name}"]
+    assert json.loads(texts(Path("out", name).read_bytes())["sdcli"])["prompt"] == prompt.strip()
+
+
+def test_a_prompt_too_long_is_cut_with_a_warning_on_stderr(shell: Shell) -> None:
+    outcome = shell("generate", "dog " * 80, "-s", 1)
+    assert outcome.code == 0
+    assert outcome.stderr == "sdcli: warning: the prompt is too long: the last 5 of 80 tokens are not used\n"
+
+
+@pytest.mark.parametrize(
+    ("if_exists", "code", "names"),
+    [
+        ("number", 0, {"x.png", "x-2.png", "x-3.png"}),
+        ("skip", 0, {"x.png"}),
+        ("overwrite", 0, {"x.png"}),
+        ("error", ExitCode.OUTPUT, {"x.png"}),
+    ],
+)
+def test_a_picture_that_is_there_is_kept_unless_asked(shell: Shell, if_exists: str, code: int, names: set[str]) -> None:
+    Path("x.png").write_bytes(b"mine")
+    for _ in range(2):
+        outcome = shell("generate", PROMPT, "-s", 1, "-o", "x.png", "--if-exists", if_exists)
+        assert outcome.code == code
+    assert set(tree(Path())) == names
+    assert (Path("x.png").read_bytes() == b"mine") == (if_exists != "overwrite")
+
+
+def test_numbering_is_the_default_and_the_path_told_is_the_one_written(shell: Shell) -> None:
+    Path("x.png").write_bytes(b"mine")
+    assert shell("generate", PROMPT, "-s", 1, "-o", "x.png").stdout == "x-2.png\n"
+
+
+def test_skipping_says_so_in_the_record(shell: Shell) -> None:
+    Path("x.png").write_bytes(b"mine")
+    outcome = shell("generate", PROMPT, "-s", 1, "-o", "x.png", "--if-exists", "skip", "--json")
+    assert json.loads(outcome.stdout) == {"path": "x.png", "skipped": True}
+
+
+# Without doing it.
+
+
+def test_a_dry_run_tells_the_decisions_and_writes_nothing(shell: Shell, sd1: Path) -> None:
+    outcome = shell("generate", PROMPT, "--seed", 7, "-n", 2, "--scheduler", "heun", "-s", 4, "--dry-run", "--json")
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert json.loads(outcome.stdout) == {
+        "model": str(sd1),
+        "folder": str(sd1),
+        "scheduler": "heun",
+        "class": "HeunDiscreteScheduler",
+        "overrides": {},
+        "steps": 4,
+        "evaluations": 7,
+        "guidance": 7.5,
+        "size": "32x32",
+        "seeds": [7, 8],
+        "outputs": ["a-picture-of-a-puppy-7.png", "a-picture-of-a-puppy-8.png"],
+    }
+    assert tree(Path()) == {}
+
+
+def test_a_dry_run_in_a_fresh_interpreter_imports_no_torch(sd1: Path) -> None:
+    code = "import sys; from sdcli.cli.app import run; code = run(sys.argv[1:]);"
+    code += "heavy = {'torch', 'numpy', 'PIL', 'diffusers', 'transformers', 'accelerate'} & sys.modules.keys();"
+    code += "sys.exit(f'imported {heavy}' if heavy else code)"
+    command = [sys.executable, "-c", code, "generate", PROMPT, "--model", str(sd1), "--dry-run"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# How it ends.
+
+
+def test_a_closed_stdout_ends_it_quietly(sd1: Path, tmp_path: Path) -> None:
+    running = process("generate", PROMPT, "-m", sd1, "-s", 1, "-n", 3, "-o", tmp_path)
+    assert running.stdout is not None and running.stderr is not None
+    running.stdout.close()
+    assert running.stderr.read() == b""
+    assert running.wait(timeout=120) == ExitCode.PIPE
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".part"]
+
+
+def test_term_in_the_middle_of_the_work_ends_it_with_whole_pictures_alone(sd1: Path, tmp_path: Path) -> None:
+    arguments = ("-m", sd1, "-s", 50, "-n", 500, "-b", 1, "-o", tmp_path)
+    running = process("generate", PROMPT, *arguments, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert running.stdout is not None and running.stderr is not None
+    first = running.stdout.readline().decode().strip()
+    running.terminate()
+    rest = running.stdout.read().decode().split()
+    assert running.wait(timeout=60) == ExitCode.TERMINATED
+    assert running.stderr.read() == b"sdcli: error: stopped\n"
+    assert {str(path) for path in tmp_path.iterdir()} == {first, *rest}
+    assert len(rest) < 100
+    for path in tmp_path.iterdir():
+        Image.open(path).load()
+
+
+def test_term_before_any_write_leaves_a_whole_picture_or_none(forks: Any, sd1: Path, tmp_path: Path) -> None:
+    """The signal is sent before each single call that changes the file system."""
+    arguments = ("generate", PROMPT, "--model", sd1, "--steps", 1, "--seed", 7, "--output")
+    whole = forks.sdcli(*arguments, tmp_path / "whole.png")
+    assert (whole.code, whole.stdout) == (0, f"{tmp_path / 'whole.png'}\n")
+    made = {"whole.png": (tmp_path / "whole.png").read_bytes()}
+    for at in range(1, whole.writes + 1):
+        ended = forks.sdcli(*arguments, tmp_path / "x.png", at=at, send=signal.SIGTERM)
+        assert (ended.code, ended.stderr) == (ExitCode.TERMINATED, "sdcli: error: stopped\n")
+        found = tree(tmp_path)
+        assert found in (made, made | {"x.png": made["whole.png"]}), f"TERM before write {at} of {whole.writes}"
+        (tmp_path / "x.png").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_int_and_hup_end_it_as_term_does(forks: Any, sd1: Path, tmp_path: Path, number: signal.Signals) -> None:
+    ended = signalled(forks, number, "SIG_DFL", "generate", PROMPT, "-m", sd1, "-s", 1, "-o", tmp_path / "x.png")
+    assert (ended.code, ended.stdout, ended.stderr) == (128 + number, "", "sdcli: error: stopped\n")
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_nohup_or_the_shell_ignores_is_ignored(
+    forks: Any, sd1: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    ended = signalled(forks, number, "SIG_IGN", "generate", PROMPT, "-m", sd1, "-s", 1, "-o", tmp_path / "x.png")
+    assert (ended.code, ended.stderr) == (0, "")
+    assert list(tree(tmp_path)) == ["x.png"]
+
+
+def signalled(forks: Any, number: int, before: str, *arguments: object) -> Any:
+    """Run a command that began with a signal at its default or ignored, and send it before the first write."""
+    code = f"import signal, sys; signal.signal({int(number)}, signal.{before});"
+    code += "from sdcli.cli import app; sys.exit(app.run(arguments))"
+    return forks.python(code, [str(argument) for argument in arguments], at=1, send=int(number))
+
+
+def test_kill_before_any_write_leaves_no_half_picture(forks: Any, sd1: Path, tmp_path: Path) -> None:
+    arguments = ("generate", PROMPT, "--model", sd1, "--steps", 1, "--seed", 7, "--output")
+    whole = forks.sdcli(*arguments, tmp_path / "whole.png")
+    data = (tmp_path / "whole.png").read_bytes()
+    for at in range(1, whole.writes + 1):
+        assert forks.sdcli(*arguments, tmp_path / "x.png", at=at, send=signal.SIGKILL).code == -signal.SIGKILL
+        if (tmp_path / "x.png").exists():
+            assert (tmp_path / "x.png").read_bytes() == data
+            (tmp_path / "x.png").unlink()

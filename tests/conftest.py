@@ -1,0 +1,81 @@
+"""What many tests start from: a few drawn pictures, a tiny VAE and a tiny model trained on them, real processes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageDraw
+
+from tests.forks import Forks
+from tests.runs import train_unet, train_vae
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported anywhere: no test opens a socket
+
+SHAPES = ("disc", "square", "ring", "cross", "bar", "dot")
+SIDE = 32  # px
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the cache of whoever runs the tests out of them."""
+    os.environ["SDCLI_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def forks(own_cache: None) -> Iterator[Forks]:
+    """Real processes, cheap: see `forks.py`."""
+    client = Forks()
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six drawn pictures of 32 x 32 with a caption beside each; to be read only."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number, shape in enumerate(SHAPES):
+        draw_shape(shape, number).save(folder / f"{shape}.png")
+        (folder / f"{shape}.txt").write_text(f"a picture of a {shape}\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def own_pictures(pictures: Path, tmp_path: Path) -> Path:
+    """A copy of the pictures that a test may spoil."""
+    return Path(shutil.copytree(pictures, tmp_path / "pictures"))
+
+
+@pytest.fixture(scope="session")
+def vae_run(pictures: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny VAE, trained for six steps without a stop."""
+    run = tmp_path_factory.mktemp("straight") / "vae"
+    ended = forks.sdcli(*train_vae(pictures, run))
+    assert ended.code == 0, ended.stderr
+    return run
+
+
+@pytest.fixture(scope="session")
+def unet_run(pictures: Path, vae_run: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny model, its text encoder trained along, for six steps without a stop."""
+    run = tmp_path_factory.mktemp("straight") / "unet"
+    ended = forks.sdcli(*train_unet(pictures, run, vae_run))
+    assert ended.code == 0, ended.stderr
+    return run
+
+
+def draw_shape(shape: str, number: int) -> Image.Image:
+    """One of the six pictures: a shape in a colour of its own on a colour of its own."""
+    image = Image.new("RGB", (SIDE, SIDE), (40 * number, 255 - 30 * number, 90))
+    draw = ImageDraw.Draw(image)
+    colour = (255 - 40 * number, 30 * number, 200)
+    outlines = {"disc": (6, 6, 26, 26), "ring": (4, 4, 28, 28), "dot": (12, 12, 20, 20)}
+    boxes = {"square": [(7, 7, 25, 25)], "bar": [(2, 12, 30, 20)], "cross": [(13, 3, 19, 29), (3, 13, 29, 19)]}
+    if shape in outlines:
+        draw.ellipse(outlines[shape], fill=None if shape == "ring" else colour, outline=colour, width=3)
+    for box in boxes.get(shape, []):
+        draw.rectangle(box, fill=colour)
+    return image

@@ -1,0 +1,179 @@
+"""Tiny Stable Diffusions with random weights, written by diffusers' and transformers' own `save_pretrained`.
+
+Nothing here goes through our reader or writer, so that what the tests compare with is independent of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+Weights = dict[str, Tensor]
+
+TOKENIZER = Path(__file__).parents[1] / "sdcli" / "builtin" / "model" / "tokenizer"
+SIZE = 32  # px
+FACTOR = 2  # pixels per latent along a side
+LATENTS = (4, 16, 16)
+
+# As published with Stable Diffusion 1.5 and 2.1, keys that their own class does not know included.
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+STEPPING = {
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "trained_betas": None,
+}
+SD1_SCHEDULER = {"_class_name": "PNDMScheduler", **BETAS, **STEPPING}
+SD2_SCHEDULER = {"_class_name": "DDIMScheduler", **BETAS, **STEPPING, "prediction_type": "v_prediction"}
+
+
+def write_sd1(folder: Path, *, seed: int = 0, scaling_factor: float = 0.18215) -> Path:
+    """A model shaped like Stable Diffusion 1.x: epsilon prediction, one number of heads, padded with its end mark."""
+    torch.manual_seed(seed)
+    unet = _unet(attention_head_dim=2)
+    return _write(folder, unet, _vae(scaling_factor), _text_encoder("quick_gelu"), SD1_SCHEDULER)
+
+
+def write_sd2(folder: Path, *, seed: int = 0) -> Path:
+    """A model shaped like Stable Diffusion 2.x: v prediction, heads per level, linear projections, "!" as padding."""
+    torch.manual_seed(seed)
+    unet = _unet(attention_head_dim=[1, 2], use_linear_projection=True)
+    _write(folder, unet, _vae(0.18215), _text_encoder("gelu"), SD2_SCHEDULER)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        edit_json(folder / "tokenizer" / name, pad_token="!")
+    return folder
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Set keys of a JSON file; a value of `...` removes its key."""
+    value = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps({k: v for k, v in value.items() if v is not ...}), encoding="utf-8")
+
+
+def edit_weights(folder: Path, change: Callable[[Weights], Weights]) -> None:
+    """Rewrite the weight file of one part of a model."""
+    path = weight_file(folder)
+    save_file({key: value.contiguous() for key, value in change(load_file(path)).items()}, path)
+
+
+def weight_file(folder: Path) -> Path:
+    """The one weight file of a part."""
+    (path,) = folder.glob("*.safetensors")
+    return path
+
+
+def copy(folder: Path, target: Path) -> Path:
+    """A copy of a model that a test may spoil."""
+    return Path(shutil.copytree(folder, target))
+
+
+def hub_cache(folder: Path, cache: Path, repo: str, *, revision: str = "main") -> Path:
+    """Lay a model out as huggingface_hub's cache does: blobs, and a snapshot of links to them. Returns the snapshot."""
+    root = cache / f"models--{repo.replace('/', '--')}"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    for source in sorted(path for path in folder.rglob("*") if path.is_file()):
+        blob = root / "blobs" / hashlib.sha256(source.read_bytes()).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, blob)
+        link = root / "snapshots" / commit / source.relative_to(folder)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (root / "refs").mkdir()
+    (root / "refs" / revision).write_text(commit, encoding="utf-8")
+    return root / "snapshots" / commit
+
+
+def pipeline(folder: Path) -> StableDiffusionPipeline:
+    """diffusers' own pipeline over a model folder: the oracle."""
+    loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
+def _unet(**kind: Any) -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // FACTOR,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        norm_num_groups=2,
+        **kind,
+    )
+    # As drawn, the weights hardly listen to the prompt: no wrong guidance or solver would show in the picture.
+    for name, module in unet.named_modules():
+        if name.endswith(("attn2.to_k", "attn2.to_v", "attn2.to_out.0")):
+            _scale(module, 3.0)
+    _scale(unet.conv_out, 2.0)
+    return unet
+
+
+def _vae(scaling_factor: float) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        latent_channels=LATENTS[0],
+        norm_num_groups=2,
+        sample_size=SIZE,
+        scaling_factor=scaling_factor,
+    )
+
+
+def _text_encoder(activation: str) -> CLIPTextModel:
+    config = CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        hidden_act=activation,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
+    return CLIPTextModel(config)
+
+
+@torch.no_grad()
+def _scale(module: nn.Module, gain: float) -> None:
+    for parameter in module.parameters():
+        parameter.mul_(gain)
+
+
+def _write(
+    folder: Path,
+    unet: UNet2DConditionModel,
+    vae: AutoencoderKL,
+    text_encoder: CLIPTextModel,
+    scheduler_config: dict[str, Any],
+) -> Path:
+    whole = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        unet=unet,
+        scheduler=PNDMScheduler.from_config(scheduler_config),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    whole.save_pretrained(folder)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler_config), encoding="utf-8")
+    edit_json(folder / "model_index.json", scheduler=["diffusers", scheduler_config["_class_name"]])
+    # transformers 5 writes one tokenizer.json; the published models carry the vocabulary and the merges.
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(TOKENIZER, folder / "tokenizer")
+    return folder

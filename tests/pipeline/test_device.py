@@ -1,0 +1,57 @@
+"""Device and dtype: what is named is taken or refused, and `auto` fits the machine."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sdcli.errors import ExitCode, ResourceError, UsageError
+from sdcli.pipeline.device import pick_device, pick_dtype
+
+HAS_CUDA = torch.cuda.is_available()
+
+
+def test_cpu_is_always_there() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.skipif(HAS_CUDA or torch.backends.mps.is_available(), reason="there is something better here")
+def test_auto_is_the_cpu_where_there_is_nothing_else() -> None:
+    assert pick_device("auto") == torch.device("cpu")
+
+
+@pytest.mark.gpu
+def test_auto_is_the_gpu_where_there_is_one_and_cpu_stays_the_cpu() -> None:
+    assert pick_device("auto").type == "cuda"
+    assert pick_device("cpu").type == "cpu"
+    assert pick_device("auto").type == "cuda"
+    assert pick_device("cuda:0") == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("name", ["", "warp", "CPU", "cuda:x", "cuda:-1", "cuda:0:1", " cpu"])
+def test_a_name_that_is_none_is_a_usage_error(name: str) -> None:
+    with pytest.raises(UsageError, match="use auto, cpu, cuda, cuda:N or mps") as caught:
+        pick_device(name)
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "meta", "xpu"] + ([] if HAS_CUDA else ["cuda", "cuda:0"]))
+def test_a_device_this_machine_lacks_is_a_resource_error(name: str) -> None:
+    with pytest.raises(ResourceError, match=f"--device {name}: this machine has no such device") as caught:
+        pick_device(name)
+    assert caught.value.exit_code == ExitCode.RESOURCES
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype"),
+    [
+        ("auto", "cpu", torch.float32),
+        ("auto", "cuda", torch.float16),
+        ("auto", "mps", torch.float32),
+        ("float16", "cpu", torch.float16),
+        ("bfloat16", "cuda", torch.bfloat16),
+        ("float32", "cuda", torch.float32),
+    ],
+)
+def test_dtype_is_the_one_named_else_the_devices_own(name: str, device: str, dtype: torch.dtype) -> None:
+    assert pick_dtype(name, torch.device(device)) == dtype

@@ -1,0 +1,152 @@
+"""What a picture says about its making: readable by A1111's own grammar, complete as JSON, nothing of this machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sdcli.pipeline.metadata import A1111_SAMPLERS, a1111_parameters, png_bytes
+from sdcli.schedulers import BUILT_IN
+
+RECORD: dict[str, Any] = {
+    "path": "/home/me/pictures/puppy.png",
+    "prompt": "a picture of a puppy",
+    "negative": "blurry, dark",
+    "model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+    "model_hash": "0123456789abcdef" * 4,
+    "seed": 7,
+    "width": 512,
+    "height": 768,
+    "scheduler": "dpm",
+    "steps": 25,
+    "evaluations": 25,
+    "guidance": 7.5,
+    "seconds": 12.345,
+    "tokens": {"kept": 5, "cut": 0},
+    "sdcli": "0.1.0",
+}
+PROMPTS = [
+    "a picture of a puppy",
+    "naïve café",
+    "小狗的照片 🐶",
+    "two\nlines, (weighted:1.2) [x:y:0.5] <lora:a:1>",
+    'quotes "inside", back\\slash: and colons',
+    "\x00\x01\x1b[31m control",
+    "x" * 100_000,
+]
+PAIR = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')  # A1111's modules/infotext_utils.py
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    return Image.fromarray(np.arange(48, dtype=np.uint8).reshape(4, 4, 3))
+
+
+def texts(png: bytes) -> dict[str, str]:
+    with Image.open(io.BytesIO(png)) as opened:
+        opened.load()
+        return dict(opened.text)
+
+
+def parse(parameters: str) -> tuple[str, str, dict[str, str]]:
+    """Prompt, negative prompt and pairs, as A1111 reads them back."""
+    *lines, last = parameters.strip().split("\n")
+    pairs = {key: json.loads(value) if value.startswith('"') else value for key, value in PAIR.findall(last)}
+    assert len(pairs) >= 3
+    starts = [i for i, line in enumerate(lines) if line.startswith("Negative prompt:")]
+    at = starts[0] if starts else len(lines)
+    negative = "\n".join([lines[at][len("Negative prompt:") :].strip(), *lines[at + 1 :]]) if starts else ""
+    return "\n".join(lines[:at]), negative, pairs
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_record_comes_back_whole_but_for_path_and_seconds(image: Image.Image, prompt: str) -> None:
+    inside = json.loads(texts(png_bytes(image, RECORD | {"prompt": prompt}))["sdcli"])
+    assert inside == {k: v for k, v in (RECORD | {"prompt": prompt}).items() if k not in ("path", "seconds")}
+
+
+def test_the_parameters_are_in_the_form_that_galleries_read() -> None:
+    assert a1111_parameters(RECORD) == (
+        "a picture of a puppy\n"
+        "Negative prompt: blurry, dark\n"
+        "Steps: 25, Sampler: DPM++ 2M, CFG scale: 7.5, Seed: 7, Size: 512x768, Model hash: 0123456789, "
+        "Model: stable-diffusion-v1-5, RNG: CPU, Version: sdcli 0.1.0"
+    )
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("negative", ["", "blurry, dark", "zwei\nZeilen"])
+def test_the_parameters_are_read_back_by_the_grammar_of_a1111(image: Image.Image, prompt: str, negative: str) -> None:
+    png = png_bytes(image, RECORD | {"prompt": prompt, "negative": negative, "model": "my, odd: model"})
+    read_prompt, read_negative, pairs = parse(texts(png)["parameters"])
+    assert read_prompt == prompt.replace("\0", "")
+    assert read_negative == negative
+    assert pairs == {
+        "Steps": "25",
+        "Sampler": "DPM++ 2M",
+        "CFG scale": "7.5",
+        "Seed": "7",
+        "Size": "512x768",
+        "Model hash": "0123456789",
+        "Model": "my, odd: model",
+        "RNG": "CPU",
+        "Version": "sdcli 0.1.0",
+    }
+
+
+def test_every_scheduler_has_the_name_that_galleries_know() -> None:
+    assert A1111_SAMPLERS.keys() == {scheduler.name for scheduler in BUILT_IN}
+
+
+def test_a_scheduler_of_others_keeps_its_own_name() -> None:
+    assert "Sampler: gentle," in a1111_parameters(RECORD | {"scheduler": "gentle"})
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5, 12.25])
+def test_guidance_is_written_without_needless_digits(guidance: float) -> None:
+    assert f"CFG scale: {guidance:.10g}," in a1111_parameters(RECORD | {"guidance": guidance})
+
+
+@pytest.mark.parametrize(("prompt", "chunk"), [("café", b"tEXt"), ("小狗", b"iTXt")])
+def test_text_is_latin_1_where_that_is_enough_else_unicode(image: Image.Image, prompt: str, chunk: bytes) -> None:
+    png = png_bytes(image, RECORD | {"prompt": prompt})
+    assert png.count(chunk) == 2
+
+
+def test_no_text_chunk_holds_nul_which_png_forbids(image: Image.Image) -> None:
+    png = png_bytes(image, RECORD | {"prompt": "a\0b"})
+    start = png.index(b"tEXtparameters\0") + len(b"tEXtparameters\0")
+    length = int.from_bytes(png[start - 19 : start - 15], "big")
+    assert b"\0" not in png[start : start + length - len("parameters") - 1]
+
+
+def test_the_same_record_gives_the_same_bytes_wherever_and_whenever(image: Image.Image) -> None:
+    elsewhere = RECORD | {"path": "/tmp/other.png", "seconds": 99.0}
+    assert png_bytes(image, RECORD) == png_bytes(image, elsewhere)
+    assert b"/home/me" not in png_bytes(image, RECORD)
+
+
+def test_without_a_record_there_is_the_picture_alone(image: Image.Image) -> None:
+    png = png_bytes(image, None)
+    assert texts(png) == {}
+    assert [png[i : i + 4] for i in chunk_starts(png)] == [b"IHDR", b"IDAT", b"IEND"]
+
+
+def test_the_pixels_are_kept(image: Image.Image) -> None:
+    for record in (None, RECORD):
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(png_bytes(image, record)))), np.asarray(image))
+
+
+def chunk_starts(png: bytes) -> list[int]:
+    """Where the chunk names stand (PNG specification, section 5.3)."""
+    starts, at = [], 8
+    while at < len(png):
+        starts.append(at + 4)
+        at += 12 + int.from_bytes(png[at : at + 4], "big")
+    return starts

@@ -1,0 +1,289 @@
+"""Opening inputs and putting outputs in place."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sdcli import files
+from sdcli.errors import InputError, OutputError, ResourceError
+from sdcli.files import atomic_write, check_writable, open_regular, output_error, place, read_bytes, remove_dead_parts
+
+OLD = time.time() - 2 * files.PART_GRACE_SECONDS
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def dead_pid() -> int:
+    """The number of a process that has ended and been buried."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    return ended.pid
+
+
+# open_regular
+
+
+def test_a_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_bytes(tmp_path / "a", max_bytes=5) == b"12345"
+
+
+def test_a_link_to_a_regular_file_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("a")
+    assert read_bytes(tmp_path / "link", max_bytes=5, within=tmp_path) == b"12345"
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a: no such file or directory"):
+        open_regular(tmp_path / "a")
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        open_regular(tmp_path)
+
+
+def test_a_fifo_that_nobody_writes_to_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no regular file"):
+        open_regular(tmp_path / "pipe")
+
+
+def test_a_device_is_refused() -> None:
+    with pytest.raises(InputError, match="is no regular file"):
+        open_regular(Path("/dev/zero"))
+
+
+def test_a_file_above_the_size_cap_is_refused_with_both_figures(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(2001))
+    with pytest.raises(InputError, match=r"has 2,001 bytes; at most 2,000"):
+        open_regular(tmp_path / "a", max_bytes=2000)
+
+
+def test_a_link_leading_outside_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"secret")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").symlink_to("../secret")
+    with pytest.raises(InputError, match="leads outside"):
+        open_regular(tmp_path / "model" / "weights", within=tmp_path / "model")
+
+
+def test_a_folder_link_leading_outside_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "weights").write_bytes(b"secret")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "vae").symlink_to("../elsewhere")
+    with pytest.raises(InputError, match="leads outside"):
+        open_regular(tmp_path / "model" / "vae" / "weights", within=tmp_path / "model")
+
+
+@pytest.mark.parametrize("within", [None, Path()], ids=["anywhere", "within"])
+def test_a_name_with_a_null_byte_is_refused(within: Path | None) -> None:
+    with pytest.raises(InputError, match="null byte"):
+        open_regular(Path("a\0b"), within=within)
+
+
+@pytest.mark.parametrize("is_bound", [False, True], ids=["anywhere", "within"])
+def test_a_link_to_itself_is_refused(is_bound: bool, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(InputError, match="loop"):
+        open_regular(tmp_path / "loop", within=tmp_path if is_bound else None)
+
+
+def test_a_refused_input_leaves_no_descriptor_open(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(10))
+    before = len(list(Path("/dev/fd").iterdir()))
+    for path in (tmp_path, tmp_path / "a", tmp_path / "missing"):
+        with pytest.raises(InputError):
+            open_regular(path, max_bytes=5)
+    assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+# atomic_write
+
+
+def test_the_target_appears_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    with atomic_write(target) as part:
+        part.write_text("whole", encoding="utf-8")
+        assert not target.exists()
+    assert target.read_text(encoding="utf-8") == "whole"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old", encoding="utf-8")
+    with atomic_write(target) as part:
+        part.write_text("new, ha", encoding="utf-8")
+        assert target.read_text(encoding="utf-8") == "old"
+    assert target.read_text(encoding="utf-8") == "new, ha"
+
+
+@pytest.mark.parametrize("problem", [RuntimeError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_file_and_nothing_else(tmp_path: Path, problem: type[BaseException]) -> None:
+    target = tmp_path / "a.txt"
+    target.write_text("old", encoding="utf-8")
+
+    def fail_half_way() -> None:
+        with atomic_write(target) as part:
+            part.write_text("ha", encoding="utf-8")
+            raise problem
+
+    with pytest.raises(problem):
+        fail_half_way()
+    assert target.read_text(encoding="utf-8") == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_an_output_error_that_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="free some space"), atomic_write(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert names(tmp_path) == []
+
+
+def test_a_missing_folder_is_an_output_error(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no such file"), atomic_write(tmp_path / "none" / "a"):
+        pass
+
+
+def test_a_file_in_place_of_the_folder_is_an_output_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="not a directory"), atomic_write(tmp_path / "file" / "a"):
+        pass
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_mode_follows_the_umask_even_if_a_library_renames_a_private_file_over_the_part(
+    tmp_path: Path, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        with atomic_write(tmp_path / "a") as part:
+            private = tmp_path / "private"
+            private.touch(mode=0o600)
+            private.rename(part)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o666 & ~umask
+
+
+def test_without_overwrite_an_existing_file_stays(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+    target.write_bytes(b"old")
+    with pytest.raises(FileExistsError), atomic_write(target, overwrite=False) as part:
+        part.write_bytes(b"new")
+    assert target.read_bytes() == b"old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_without_overwrite_a_file_that_appears_meanwhile_stays(tmp_path: Path) -> None:
+    target = tmp_path / "a"
+
+    def write_while_another_does() -> None:
+        with atomic_write(target, overwrite=False) as part:
+            part.write_bytes(b"new")
+            target.write_bytes(b"another's")
+
+    with pytest.raises(FileExistsError):
+        write_while_another_does()
+    assert target.read_bytes() == b"another's"
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "狗" * 85], ids=["ascii", "utf-8"])
+def test_a_name_of_255_bytes_can_be_written(tmp_path: Path, name: str) -> None:
+    with atomic_write(tmp_path / name) as part:
+        assert files.PART_NAME.fullmatch(part.name)
+    assert names(tmp_path) == [name]
+
+
+# place
+
+
+def test_place_numbers_a_name_that_is_taken(tmp_path: Path) -> None:
+    placed = [place(bytes([i]), tmp_path / "puppy.png", "number") for i in range(3)]
+    assert [path.name for path in placed] == ["puppy.png", "puppy-2.png", "puppy-3.png"]
+    assert [path.read_bytes() for path in placed] == [b"\0", b"\1", b"\2"]
+
+
+def test_place_numbers_before_all_the_suffixes(tmp_path: Path) -> None:
+    placed = [place(b"", tmp_path / "photo.latents.safetensors", "number") for _ in range(2)]
+    assert placed[1].name == "photo-2.latents.safetensors"
+
+
+def test_place_overwrites_when_asked(tmp_path: Path) -> None:
+    place(b"old", tmp_path / "a", "overwrite")
+    assert place(b"new", tmp_path / "a", "overwrite").read_bytes() == b"new"
+    assert names(tmp_path) == ["a"]
+
+
+def test_place_refuses_a_taken_name_when_told_to(tmp_path: Path) -> None:
+    place(b"old", tmp_path / "a", "error")
+    with pytest.raises(OutputError, match="a: exists"):
+        place(b"new", tmp_path / "a", "error")
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_place_makes_the_folder(tmp_path: Path) -> None:
+    assert place(b"1", tmp_path / "out" / "deep" / "a", "number").read_bytes() == b"1"
+
+
+def test_place_removes_what_a_killed_process_left(tmp_path: Path) -> None:
+    left = tmp_path / f".puppy.png.{dead_pid()}-0123abcd.part"
+    left.touch()
+    os.utime(left, (OLD, OLD))
+    place(b"", tmp_path / "puppy.png", "number")
+    assert names(tmp_path) == ["puppy.png"]
+
+
+# remove_dead_parts
+
+
+def test_only_old_parts_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    dead = dead_pid()
+    old_and_dead = f".a.png.{dead}-0123abcd.part"
+    kept = [
+        f".a.png.{os.getpid()}-0123abcd.part",  # alive
+        f".a.png.{dead}-xyz.part",  # not our naming
+        ".notes.part",
+        "a.part",
+        "a.png",
+    ]
+    for name in (old_and_dead, *kept):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (OLD, OLD))
+    young = f".b.png.{dead}-0123abcd.part"  # perhaps of a living process of another container
+    (tmp_path / young).touch()
+    remove_dead_parts(tmp_path)
+    assert names(tmp_path) == sorted([*kept, young])
+
+
+# check_writable, output_error
+
+
+def test_a_folder_that_can_be_made_is_writable_and_is_not_made_yet(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "deep")
+    assert names(tmp_path) == []
+
+
+def test_a_file_in_the_way_of_the_output_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="file is a file"):
+        check_writable(tmp_path / "file" / "new")
+
+
+def test_running_out_of_descriptors_is_a_matter_of_resources() -> None:
+    assert isinstance(output_error(Path("a"), OSError(errno.EMFILE, "Too many open files")), ResourceError)
+    assert isinstance(output_error(Path("a"), OSError(errno.EROFS, "Read-only file system")), OutputError)

@@ -1,0 +1,386 @@
+"""The generate story: what is drawn equals what diffusers draws, whatever the batch, and is recorded as it was."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from sdcli import generate
+from sdcli.errors import InputError, NumericalError, SdcliWarning
+from sdcli.generate import ImageRecord
+from sdcli.pipeline.bundle import ModelBundle, load_bundle
+from sdcli.pipeline.images import to_images
+from sdcli.plan import plan
+from sdcli.specs import GenerateSpec
+from tests import models
+
+Pixels = NDArray[np.int16]
+
+# Name -> class and settings, as `sdcli schedulers` documents them, and the calls of the UNet for N steps.
+ORACLES: dict[str, tuple[str, dict[str, Any], Callable[[int], int]]] = {
+    "ddim": ("DDIMScheduler", {}, lambda n: n),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}, lambda n: n + 1),
+    "lms": ("LMSDiscreteScheduler", {}, lambda n: n),
+    "heun": ("HeunDiscreteScheduler", {}, lambda n: 2 * n - 1),
+    "dpm": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++", "solver_order": 2}, lambda n: n),
+    "ddpm": ("DDPMScheduler", {}, lambda n: n),
+    "euler": ("EulerDiscreteScheduler", {}, lambda n: n),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}, lambda n: n),
+    "unipc": ("UniPCMultistepScheduler", {}, lambda n: n),
+}
+PROMPT = "a picture of a puppy"
+NEGATIVE = "blurry"
+SEED = 7
+LATENTS_TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
+
+
+@pytest.fixture(scope="module")
+def sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_sd2(tmp_path_factory.mktemp("sd2"))
+
+
+@pytest.fixture(scope="module")
+def parts() -> Callable[[Path], tuple[ModelBundle, StableDiffusionPipeline]]:
+    """A model folder as we load it and as diffusers loads it, each once."""
+    loaded: dict[Path, tuple[ModelBundle, StableDiffusionPipeline]] = {}
+
+    def load(folder: Path) -> tuple[ModelBundle, StableDiffusionPipeline]:
+        if folder not in loaded:
+            bundle = load_bundle(folder, device=torch.device("cpu"), dtype=torch.float32)
+            loaded[folder] = bundle, models.pipeline(folder)
+        return loaded[folder]
+
+    return load
+
+
+def by_diffusers(
+    pipe: StableDiffusionPipeline, config: dict[str, Any], scheduler: str, steps: int, guidance: float, seeds: list[int]
+) -> tuple[list[Tensor], Pixels]:
+    """The latents after every call of the UNet and the pictures, by diffusers' own pipeline."""
+    name, settings, _ = ORACLES[scheduler]
+    pipe.scheduler = getattr(diffusers, name).from_config(config, **settings)
+    latents: list[Tensor] = []
+
+    def remember(_: object, index: int, t: object, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        latents.append(values["latents"])
+        return {}
+
+    drawn = pipe(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        num_images_per_prompt=len(seeds),
+        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        callback_on_step_end=remember,
+    )
+    return latents, np.stack([np.asarray(image, dtype=np.int16) for image in drawn.images])
+
+
+def by_us(
+    folder: Path, bundle: ModelBundle, scheduler: str, steps: int, guidance: float, seeds: list[int]
+) -> tuple[list[Tensor], Pixels]:
+    """The same by the parts of our own story."""
+    decided = plan(GenerateSpec(prompt=PROMPT, model=str(folder), scheduler=scheduler, steps=steps, guidance=guidance))
+    latents = [step.latents for step in generate.draw(bundle, decided, [PROMPT] * len(seeds), NEGATIVE, seeds=seeds)]
+    images = to_images(generate.decode_finite(bundle, latents[-1]))
+    return latents, np.stack([np.asarray(image, dtype=np.int16) for image in images])
+
+
+def scheduler_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return config
+
+
+def assert_same(ours: tuple[list[Tensor], Pixels], theirs: tuple[list[Tensor], Pixels]) -> None:
+    assert len(ours[0]) == len(theirs[0])
+    assert max(largest(mine - other) for mine, other in zip(ours[0], theirs[0], strict=True)) <= LATENTS_TOLERANCE
+    assert largest(ours[1] - theirs[1]) <= 1
+
+
+def largest(difference: Tensor | Pixels) -> float:
+    return float(abs(difference).max())
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("steps", [5, 25])
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("scheduler", ORACLES)
+def test_sd1_gives_the_latents_of_every_step_and_the_pixels_of_diffusers(
+    sd1: Path, parts: Any, scheduler: str, guidance: float, steps: int, batch: int
+) -> None:
+    bundle, pipe = parts(sd1)
+    seeds = list(range(SEED, SEED + batch))
+    ours = by_us(sd1, bundle, scheduler, steps, guidance, seeds)
+    assert_same(ours, by_diffusers(pipe, scheduler_config(sd1), scheduler, steps, guidance, seeds))
+
+
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [5, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 7.5])
+@pytest.mark.parametrize("scheduler", ORACLES)
+def test_sd2_gives_the_latents_of_every_step_and_the_pixels_of_diffusers(
+    sd2: Path, parts: Any, scheduler: str, guidance: float, steps: int, batch: int
+) -> None:
+    bundle, pipe = parts(sd2)
+    seeds = list(range(SEED, SEED + batch))
+    ours = by_us(sd2, bundle, scheduler, steps, guidance, seeds)
+    assert_same(ours, by_diffusers(pipe, scheduler_config(sd2), scheduler, steps, guidance, seeds))
+
+
+def test_a_wrong_guidance_or_solver_would_show(sd1: Path, sd2: Path, parts: Any) -> None:
+    """The tolerances of the tests above are far below what any mistake would make: the pictures are not faint."""
+    for folder in (sd1, sd2):
+        bundle, _ = parts(folder)
+        drawn = {name: by_us(folder, bundle, name, 5, 7.5, [SEED]) for name in ORACLES}
+        for one, other in combinations(drawn, 2):
+            assert largest(drawn[one][0][-1] - drawn[other][0][-1]) > 1000 * LATENTS_TOLERANCE, (one, other)
+        for name, (latents, pixels) in drawn.items():
+            milder = by_us(folder, bundle, name, 5, 6.0, [SEED])
+            assert largest(latents[-1] - milder[0][-1]) > 1000 * LATENTS_TOLERANCE
+            assert largest(pixels - milder[1]) > 10
+            assert pixels.std() > 25
+
+
+@pytest.mark.parametrize("scheduler", ORACLES)
+def test_the_whole_story_writes_the_picture_of_diffusers(sd1: Path, parts: Any, tmp_path: Path, scheduler: str) -> None:
+    spec = asked(sd1, tmp_path, scheduler=scheduler, steps=3, count=2)
+
+    records = drawn_by(spec)
+
+    _, expected = by_diffusers(parts(sd1)[1], scheduler_config(sd1), scheduler, 3, 7.5, [SEED, SEED + 1])
+    for record, other in zip(records, expected, strict=True):
+        assert record.path is not None
+        assert largest(read(record.path) - other) <= 1
+
+
+def test_another_size_gives_the_picture_of_diffusers(sd1: Path, parts: Any, tmp_path: Path) -> None:
+    (record,) = drawn_by(asked(sd1, tmp_path, size="48x24"))
+    pipe = parts(sd1)[1]
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(scheduler_config(sd1))
+    expected = pipe(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=3,
+        width=48,
+        height=24,
+        generator=torch.Generator("cpu").manual_seed(SEED),
+    ).images[0]
+    assert largest(read(record.path) - np.asarray(expected, dtype=np.int16)) <= 1
+
+
+def test_a_size_that_halves_unevenly_inside_the_unet_works(sd1: Path, tmp_path: Path) -> None:
+    (record,) = drawn_by(asked(sd1, tmp_path, size="34x38"))  # latents of 17 x 19
+    assert read(record.path).shape == (38, 34, 3)
+
+
+@pytest.mark.parametrize(("scheduler", "guidance"), list(product(ORACLES, (1.0, 7.5))))
+def test_evaluations_are_counted_and_guidance_1_makes_no_unconditional_half(
+    sd1: Path, tmp_path: Path, scheduler: str, guidance: float
+) -> None:
+    steps, batch = 4, 2
+    with unet_batches() as batches:
+        records = drawn_by(asked(sd1, tmp_path, scheduler=scheduler, steps=steps, guidance=guidance, count=batch))
+    expected = ORACLES[scheduler][2](steps)
+    assert batches == [batch if guidance == 1 else 2 * batch] * expected
+    assert [record.facts["evaluations"] for record in records] == [expected] * batch
+
+
+def test_an_image_does_not_depend_on_its_batch(sd1: Path, tmp_path: Path) -> None:
+    """Seed 7 alone, and as the third of the four that start at seed 5, together or one, two, three at a time."""
+    for scheduler in ("dpm", "euler-a", "pndm"):
+        (alone,) = drawn_by(asked(sd1, tmp_path, scheduler=scheduler, steps=8))
+        for size in (None, 1, 2, 3):
+            four = drawn_by(asked(sd1, tmp_path, scheduler=scheduler, steps=8, seed=5, count=4, batch_size=size))
+            assert [record.facts["seed"] for record in four] == [5, 6, 7, 8]
+            assert largest(read(four[2].path) - read(alone.path)) <= 2
+            assert largest(read(four[1].path) - read(alone.path)) > 10
+
+
+def test_a_prompt_does_not_depend_on_its_neighbours(sd1: Path, parts: Any) -> None:
+    bundle, _ = parts(sd1)
+    decided = plan(GenerateSpec(prompt=PROMPT, model=str(sd1), steps=4))
+    prompts = ["a cat", PROMPT, "a cat, " * 30]
+    together = [s.latents for s in generate.draw(bundle, decided, prompts, NEGATIVE, seeds=[1, SEED, 3])][-1]
+    alone = [s.latents for s in generate.draw(bundle, decided, [PROMPT], NEGATIVE, seeds=[SEED])][-1]
+    other = [s.latents for s in generate.draw(bundle, decided, ["a cat"], NEGATIVE, seeds=[SEED])][-1]
+    assert largest(together[1] - alone[0]) <= 10 * LATENTS_TOLERANCE  # another batch size, another order of additions
+    assert largest(other[0] - alone[0]) > 1000 * LATENTS_TOLERANCE
+
+
+def test_the_negative_prompt_is_heard_and_only_with_guidance(sd1: Path, tmp_path: Path) -> None:
+    def pixels(guidance: float, negative: str) -> Pixels:
+        return read(drawn_by(asked(sd1, tmp_path, guidance=guidance, negative=negative))[0].path)
+
+    assert largest(pixels(7.5, "blurry") - pixels(7.5, "a sharp photograph")) > 10
+    assert largest(pixels(1.0, "blurry") - pixels(1.0, "a sharp photograph")) == 0
+
+
+def test_the_largest_seed_is_followed_by_zero(sd1: Path, tmp_path: Path) -> None:
+    last, first = drawn_by(asked(sd1, tmp_path, seed=2**64 - 1, count=2))
+    (zero,) = drawn_by(asked(sd1, tmp_path, seed=0))
+    assert (last.facts["seed"], first.facts["seed"]) == (2**64 - 1, 0)
+    assert largest(read(first.path) - read(zero.path)) <= 2
+
+
+def test_the_same_spec_twice_gives_the_same_bytes(sd1: Path, tmp_path: Path) -> None:
+    once = drawn_by(asked(sd1, tmp_path / "a", count=2))
+    again = drawn_by(asked(sd1, tmp_path / "b", count=2))
+    assert [r.path.read_bytes() for r in once] == [r.path.read_bytes() for r in again]
+    assert once[0].path.read_bytes() != once[1].path.read_bytes()
+
+
+def test_the_record_tells_how_the_picture_was_made(sd1: Path, tmp_path: Path) -> None:
+    (record,) = drawn_by(asked(sd1, tmp_path, scheduler="k-heun", steps=3))
+    facts = dict(record.facts)
+    assert facts.pop("seconds") > 0
+    assert len(facts.pop("model_hash")) == 64
+    assert facts.pop("sdcli")
+    assert facts == {
+        "path": str(tmp_path / "a-picture-of-a-puppy-7.png"),
+        "prompt": PROMPT,
+        "negative": NEGATIVE,
+        "model": str(sd1),
+        "seed": SEED,
+        "width": models.SIZE,
+        "height": models.SIZE,
+        "scheduler": "heun",
+        "steps": 3,
+        "evaluations": 5,
+        "guidance": 7.5,
+        "tokens": {"kept": 5, "cut": 0},
+    }
+
+
+def test_progress_counts_every_step_of_every_image(sd1: Path, tmp_path: Path) -> None:
+    spec = asked(sd1, tmp_path, count=3, batch_size=2, steps=4)
+    shown = [e for e in generate.run(spec, plan(spec)) if isinstance(e, generate.Progress)]
+    assert [e.done for e in shown] == [2, 4, 6, 8, 9, 10, 11, 12]
+    assert {e.total for e in shown} == {12}
+
+
+def test_skip_draws_only_what_is_missing(sd1: Path, tmp_path: Path) -> None:
+    spec = asked(sd1, tmp_path, count=3, if_exists="skip")
+    whole = {r.path: r.path.read_bytes() for r in drawn_by(spec)}
+    paths = list(whole)
+    paths[1].unlink()
+    paths[2].write_bytes(b"mine")
+
+    records = {record.path: record.facts for record in drawn_by(spec)}
+
+    assert {path for path, facts in records.items() if facts.get("skipped")} == {paths[0], paths[2]}
+    assert paths[1].read_bytes() == whole[paths[1]]
+    assert paths[2].read_bytes() == b"mine"
+
+
+def test_nothing_is_loaded_when_all_is_there(sd1: Path, tmp_path: Path) -> None:
+    spec = asked(sd1, tmp_path, if_exists="skip")
+    (record,) = drawn_by(spec)
+    decided = replace(plan(spec), model=replace(plan(spec).model, folder=tmp_path / "none"))
+    (again,) = generate.run(spec, decided)
+    assert isinstance(again, ImageRecord) and again.path == record.path
+
+
+def test_a_prompt_that_does_not_fit_is_cut_with_a_warning(sd1: Path, tmp_path: Path) -> None:
+    spec = asked(sd1, tmp_path, prompt="dog " * 80)
+    with pytest.warns(SdcliWarning, match="the prompt is too long: the last 5 of 80 tokens"):
+        (record,) = drawn_by(spec)
+    assert record.facts["tokens"] == {"kept": 75, "cut": 5}
+
+
+def test_a_negative_prompt_that_does_not_fit_is_cut_with_a_warning(sd1: Path, tmp_path: Path) -> None:
+    spec = asked(sd1, tmp_path, negative="dog " * 77)
+    with pytest.warns(SdcliWarning, match="negative prompt is too long: the last 2 of 77 tokens"):
+        drawn_by(spec)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_draws_nearly_the_same_picture(sd2: Path, tmp_path: Path, dtype: str) -> None:
+    (exact,) = drawn_by(asked(sd2, tmp_path / "exact"))
+    (half,) = drawn_by(asked(sd2, tmp_path / dtype, dtype=dtype))
+    assert 0 < np.abs(read(half.path) - read(exact.path)).mean() < {"bfloat16": 8, "float16": 1}[dtype]
+
+
+def test_a_vae_that_overflows_in_half_precision_decodes_in_float32(sd1: Path, tmp_path: Path) -> None:
+    folder = models.copy(sd1, tmp_path / "model")
+    models.edit_weights(folder / "vae", lambda w: w | {"decoder.conv_in.weight": w["decoder.conv_in.weight"] * 1e4})
+    (exact,) = drawn_by(asked(folder, tmp_path / "exact"))
+    (half,) = drawn_by(asked(folder, tmp_path / "half", dtype="float16"))
+    assert read(exact.path).std() > 10
+    assert np.abs(read(half.path) - read(exact.path)).mean() < 4
+
+
+@pytest.mark.parametrize(("part", "key"), [("unet", "conv_out.weight"), ("vae", "decoder.conv_out.weight")])
+def test_values_that_are_not_finite_make_no_picture(sd1: Path, tmp_path: Path, part: str, key: str) -> None:
+    folder = models.copy(sd1, tmp_path / "model")
+    models.edit_weights(folder / part, lambda weights: weights | {key: weights[key] * 1e38 * 1e38})
+    models.edit_weights(folder / part, lambda weights: weights | {key: weights[key].nan_to_num()})
+    with pytest.raises(NumericalError, match="not finite"):
+        drawn_by(asked(folder, tmp_path / "out"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_inpainting_model_is_refused(sd1: Path, tmp_path: Path) -> None:
+    folder = models.copy(sd1, tmp_path / "model")
+    models.edit_json(folder / "unet" / "config.json", in_channels=9)
+    models.edit_weights(folder / "unet", lambda w: w | {"conv_in.weight": torch.randn(4, 9, 3, 3)})
+    with pytest.raises(InputError, match=r"unet: in_channels is 9.*inpainting"):
+        drawn_by(asked(folder, tmp_path / "out"))
+
+
+def asked(folder: Path, output: Path, **changes: Any) -> GenerateSpec:
+    """A spec for a folder of pictures; what an earlier call drew there is replaced."""
+    settings = {
+        "prompt": PROMPT,
+        "negative": NEGATIVE,
+        "seed": SEED,
+        "steps": 3,
+        "scheduler": "ddim",
+        "if_exists": "overwrite",
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    return GenerateSpec(**settings | {"model": str(folder), "output": output} | changes)
+
+
+def drawn_by(spec: GenerateSpec) -> list[ImageRecord]:
+    return [event for event in generate.run(spec, plan(spec)) if isinstance(event, ImageRecord)]
+
+
+def read(path: Path | None) -> Pixels:
+    assert path is not None
+    return np.asarray(Image.open(path), dtype=np.int16)
+
+
+@contextmanager
+def unet_batches() -> Iterator[list[int]]:
+    """The batch size of every call of any UNet, as torch itself sees them."""
+    batches: list[int] = []
+
+    def note(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        if isinstance(module, UNet2DConditionModel):
+            batches.append(len(arguments[0]))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield batches
+    finally:
+        hook.remove()

@@ -1,0 +1,253 @@
+"""Everything is decided, and refused, before a tensor exists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sdcli.errors import ExitCode, InputError, OutputError, SdcliError, UsageError
+from sdcli.plan import plan, slug
+from sdcli.specs import GenerateSpec
+from tests import models
+
+PROMPT = "a picture of a puppy"
+
+
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
+
+
+@pytest.fixture
+def model(sd1: Path, tmp_path: Path) -> Path:
+    """A model that a test may spoil."""
+    return models.copy(sd1, tmp_path / "model")
+
+
+@pytest.fixture
+def asked(model: Path, tmp_path: Path) -> Any:
+    """A spec for that model, with the output in a folder of its own."""
+
+    def spec(**values: Any) -> GenerateSpec:
+        return GenerateSpec(**{"prompt": PROMPT, "model": str(model), "output": tmp_path / "out"} | values)
+
+    return spec
+
+
+def test_without_settings_the_defaults_of_the_tool_hold(asked: Any) -> None:
+    decided = plan(asked())
+    assert (decided.scheduler.name, decided.steps, decided.guidance) == ("dpm", 25, 7.5)
+    assert (decided.width, decided.height) == (models.SIZE, models.SIZE)  # sample_size times the VAE factor
+
+
+def test_the_models_own_settings_win_over_the_defaults_and_the_user_over_both(asked: Any, model: Path) -> None:
+    (model / "sdcli.json").write_text('{"scheduler": "heun", "steps": 9, "guidance": 3, "size": "16x48", "more": 1}')
+    own = plan(asked())
+    assert (own.scheduler.name, own.steps, own.guidance, own.width, own.height) == ("heun", 9, 3.0, 16, 48)
+
+    users = plan(asked(scheduler="plms", steps=5, guidance=1.0, size="64x32"))
+    assert (users.scheduler.name, users.steps, users.guidance) == ("pndm", 5, 1.0)
+    assert (users.width, users.height) == (64, 32)
+
+
+def test_one_side_alone_keeps_the_other(asked: Any) -> None:
+    assert (plan(asked(width=64)).width, plan(asked(width=64)).height) == (64, models.SIZE)
+    assert (plan(asked(height=64)).width, plan(asked(height=64)).height) == (models.SIZE, 64)
+
+
+@pytest.mark.parametrize("values", [{"size": "33x32"}, {"width": 31}, {"height": 33}])
+def test_a_size_that_is_no_multiple_of_the_factor_is_refused_with_the_nearest(asked: Any, values: Any) -> None:
+    with pytest.raises(UsageError, match=r"no multiple of 2, .*; use 3[02] or 3[24]"):
+        plan(asked(**values))
+
+
+def test_seeds_follow_each_other_and_wrap(asked: Any) -> None:
+    assert plan(asked(seed=5, count=4)).seeds == (5, 6, 7, 8)
+    assert plan(asked(seed=2**64 - 2, count=4)).seeds == (2**64 - 2, 2**64 - 1, 0, 1)
+
+
+def test_a_seed_is_drawn_anew_when_none_is_given(asked: Any) -> None:
+    assert len({plan(asked()).seeds[0] for _ in range(4)}) == 4
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "\n\t "])
+def test_an_empty_prompt_is_refused(asked: Any, prompt: str) -> None:
+    with pytest.raises(UsageError, match="prompt is empty"):
+        plan(asked(prompt=prompt))
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative"])
+def test_text_that_is_no_unicode_is_refused(asked: Any, name: str) -> None:
+    with pytest.raises(UsageError, match=r"udcff.*no valid text"):
+        plan(asked(**{name: "a \udcff dog"}))  # how Python hands over the byte 0xff of a command line
+
+
+def test_an_unknown_scheduler_is_told_before_a_missing_model(asked: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="'dmp' is unknown"):
+        plan(asked(scheduler="dmp", model=str(tmp_path / "none")))
+
+
+def test_steps_the_scheduler_cannot_do_are_refused(asked: Any) -> None:
+    with pytest.raises(UsageError, match="ddim cannot do 1000 steps"):
+        plan(asked(scheduler="ddim", steps=1000))
+
+
+# What is drawn goes where.
+
+
+def test_in_a_folder_every_image_has_a_name_of_prompt_and_seed(asked: Any, tmp_path: Path) -> None:
+    names = [f"a-picture-of-a-puppy-{seed}.png" for seed in (5, 6)]
+    for folder in (tmp_path / "new", tmp_path):
+        assert plan(asked(seed=5, count=2, output=folder)).targets == tuple(folder / name for name in names)
+
+
+def test_a_folder_with_a_dot_in_its_name_is_a_folder(asked: Any, tmp_path: Path) -> None:
+    (tmp_path / "v1.5").mkdir()
+    assert plan(asked(seed=5, output=tmp_path / "v1.5")).targets[0].parent == tmp_path / "v1.5"
+
+
+def test_a_file_is_numbered_from_the_second_image_on(asked: Any, tmp_path: Path) -> None:
+    targets = plan(asked(count=3, output=tmp_path / "x.PNG")).targets
+    assert [path.name for path in targets] == ["x.PNG", "x-2.png", "x-3.png"]
+
+
+def test_only_png_files_are_written(asked: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"x\.jpg: pictures are written as PNG"):
+        plan(asked(output=tmp_path / "x.jpg"))
+
+
+def test_a_folder_below_a_file_is_refused(asked: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="is a file"):
+        plan(asked(output=tmp_path / "file" / "out"))
+
+
+def test_an_existing_file_is_refused_when_that_was_asked_for(asked: Any, tmp_path: Path) -> None:
+    (tmp_path / "x-2.png").touch()
+    spec = asked(count=2, output=tmp_path / "x.png", if_exists="error")
+    with pytest.raises(OutputError, match=r"x-2\.png: exists"):
+        plan(spec)
+
+
+def test_planning_writes_nothing(asked: Any, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    plan(asked(count=3))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("prompt", "name"),
+    [
+        ("a picture of a puppy", "a-picture-of-a-puppy"),
+        ("  A  Dog,\tand: a CAT!  ", "a-dog-and-a-cat"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("C:\\con\0.png", "c-con-png"),
+        ("\x1b[31mred\x1b[0m", "31mred-0m"),
+        ("Ein Hündchen", "ein-hündchen"),
+        ("小狗的照片", "小狗的照片"),
+        ("!!! ... ???", "image"),
+        ("🐶", "image"),
+        ("x" * 999, "x" * 60),
+        ("-rf --output", "rf-output"),
+    ],
+)
+def test_a_prompt_becomes_a_plain_file_name(prompt: str, name: str) -> None:
+    assert slug(prompt) == name
+
+
+@given(st.text(max_size=400))
+def test_every_prompt_becomes_a_name_that_fits_and_stays_in_its_folder(prompt: str) -> None:
+    name = f"{slug(prompt)}-{2**64 - 1}.png"
+    assert len(name.encode()) <= 255
+    assert Path("folder", name).parent == Path("folder")
+    assert name.isprintable() and " " not in name
+    assert not name.startswith(("-", "."))
+
+
+# What a model folder says is untrusted.
+
+
+@pytest.mark.parametrize(
+    ("setting", "what"),
+    [
+        ('{"steps": 0}', "--steps 0: out of range"),
+        ('{"steps": "9"}', "steps: is '9'; expected is int"),
+        ('{"steps": true}', "steps: is True"),
+        ('{"steps": 9.5}', "steps: is 9.5"),
+        ('{"guidance": 0.5}', "--guidance 0.5: out of range"),
+        ('{"guidance": NaN}', "--guidance nan: out of range"),
+        ('{"guidance": [7]}', "guidance: is [7]"),
+        ('{"scheduler": "warp"}', "scheduler 'warp' is unknown"),
+        ('{"scheduler": 5}', "scheduler: is 5"),
+        ('{"size": "large"}', "--size large: is no size"),
+        ('{"size": 512}', "size: is 512"),
+        ("[]", "holds no JSON object"),
+        ("{", "is no JSON"),
+    ],
+)
+def test_a_setting_of_the_model_that_is_out_of_range_is_the_models_fault(
+    asked: Any, model: Path, setting: str, what: str
+) -> None:
+    (model / "sdcli.json").write_text(setting)
+    refusal = refused(asked())
+    assert "sdcli.json" in str(refusal) and what in str(refusal)
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "what"),
+    [
+        ("unet", {"in_channels": 9}, "in_channels is 9, the VAE has 4 channels; inpainting"),
+        ("unet", {"out_channels": 8}, "out_channels is 8"),
+        ("unet", {"addition_embed_type": "text_time"}, "is conditioned by addition_embed_type"),
+        ("unet", {"num_class_embeds": 1000}, "is conditioned by num_class_embeds"),
+        ("unet", {"cross_attention_dim": 24}, "reads context of width 24, the text encoder gives 16"),
+        ("unet", {"sample_size": "big"}, "sample_size is 'big'"),
+        ("vae", {"block_out_channels": []}, "block_out_channels is "),
+        ("vae", {"block_out_channels": 7}, "block_out_channels is "),
+        ("vae", {"block_out_channels": [1] * 99}, "block_out_channels is "),
+        ("vae", {"latent_channels": 16}, "in_channels is 4, the VAE has 16"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(
+    asked: Any, model: Path, part: str, changes: dict[str, Any], what: str
+) -> None:
+    models.edit_json(model / part / "config.json", **changes)
+    assert what in str(refused(asked()))
+
+
+def test_a_scheduler_config_out_of_range_is_refused(asked: Any, model: Path) -> None:
+    models.edit_json(model / "scheduler" / "scheduler_config.json", num_train_timesteps=-5)
+    assert "scheduler_config.json:num_train_timesteps: is -5" in str(refused(asked()))
+
+
+def test_a_width_of_512_that_transformers_does_not_write_is_known(asked: Any, model: Path) -> None:
+    models.edit_json(model / "text_encoder" / "config.json", hidden_size=...)
+    models.edit_json(model / "unet" / "config.json", cross_attention_dim=512)
+    plan(asked())
+
+
+def test_the_plan_describes_itself_in_plain_values(asked: Any, model: Path, tmp_path: Path) -> None:
+    assert plan(asked(scheduler="pndm", steps=4, seed=3, count=2, size="16x32")).describe() == {
+        "model": str(model),
+        "folder": str(model),
+        "scheduler": "pndm",
+        "class": "PNDMScheduler",
+        "overrides": {"skip_prk_steps": True},
+        "steps": 4,
+        "evaluations": 5,
+        "guidance": 7.5,
+        "size": "16x32",
+        "seeds": [3, 4],
+        "outputs": [str(tmp_path / "out" / f"a-picture-of-a-puppy-{seed}.png") for seed in (3, 4)],
+    }
+
+
+def refused(spec: GenerateSpec) -> SdcliError:
+    with pytest.raises(InputError) as caught:
+        plan(spec)
+    assert caught.value.exit_code == ExitCode.INPUT
+    return caught.value

@@ -1,0 +1,339 @@
+"""A model reference leads to a model on this machine, without a socket where none is needed; others are refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sdcli import store
+from sdcli.errors import ExitCode, InputError
+from tests import models
+
+# Runs code in a fresh interpreter in which every use of the network ends the process with 99.
+NO_SOCKETS = """
+import os, sys
+def audit(event, arguments):
+    if event.startswith("socket.") and event not in ("socket.gethostname",):
+        os.write(2, f"SOCKET {event}".encode())
+        os._exit(99)
+sys.addaudithook(audit)
+"""
+
+
+@pytest.fixture(scope="module")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
+
+
+@pytest.fixture
+def model(sd1: Path, tmp_path: Path) -> Path:
+    """A model that a test may spoil."""
+    return models.copy(sd1, tmp_path / "model")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SDCLI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def isolated(code: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """Run code without a network, with its own Hub cache and with huggingface_hub free to use one."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"HF_HOME": str(home)}
+    command = [sys.executable, "-c", NO_SOCKETS + code]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("ref", [None, "builtin"])
+def test_the_embedded_model_is_the_default(ref: str | None) -> None:
+    found = store.resolve(ref)
+    assert found == store.Model("builtin", Path(store.__file__).parent / "builtin" / "model")
+
+
+def test_a_folder_is_named_by_its_path(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.resolve(str(model)) == store.Model(str(model), model)
+    monkeypatch.chdir(model.parent)
+    assert store.resolve("model").folder == Path("model")
+    monkeypatch.chdir(model)
+    assert store.resolve(".").folder == Path()
+    monkeypatch.setenv("HOME", str(model.parent))
+    assert store.resolve("~/model").folder == model
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "text_encoder", "tokenizer", "scheduler"])
+def test_a_folder_without_a_part_is_refused_by_the_name_of_the_part(model: Path, part: str) -> None:
+    shutil.rmtree(model / part)
+    assert f"model: has no {part}/" in refused(str(model))
+
+
+def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    assert "has no model_index.json" in refused(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "os.system", None, 5, ["x"]])
+def test_another_kind_of_pipeline_is_refused_by_name(model: Path, name: Any) -> None:
+    models.edit_json(model / "model_index.json", _class_name=name)
+    assert f"is a {name!r}" in refused(str(model))
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "none",
+        "./none",
+        "/none/at/all",
+        "a/b/c",
+        "../a",
+        ".a/b",
+        "owner/",
+        "/name",
+        "a b/c",
+        "owner/name@",
+        "",
+        "a\x00b",
+        "x" * 5000,
+        "https://example.com/model",
+        "owner/na me",
+        "~nobody-of-that-name/model",
+    ],
+)
+def test_what_is_no_reference_is_refused(ref: str) -> None:
+    refused(ref, offline=True)
+
+
+@pytest.mark.parametrize("ref", ["owner/na--me", "owner/name..git", "-/-", "owner/.."])
+def test_what_only_looks_like_a_hub_id_is_refused(ref: str) -> None:
+    refused(ref, offline=True)
+
+
+def test_a_file_is_no_model_yet(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    assert "is a file" in refused(str(tmp_path / "model.safetensors"))
+
+
+# The Hub.
+
+
+def test_offline_and_not_in_the_cache_is_refused_at_once_without_a_socket(tmp_path: Path) -> None:
+    code = "from sdcli.cli.app import main; main(['generate', 'a dog', '--model', 'owner/none', '--offline'])"
+    began = time.monotonic()
+    ended = isolated(code, tmp_path)
+    assert (ended.returncode, ended.stdout) == (ExitCode.INPUT, "")
+    assert ended.stderr == (
+        "sdcli: error: owner/none: is not in the local cache, or not whole; run again without --offline\n"
+    )
+    assert time.monotonic() - began < 20  # a second on a machine that does nothing else
+
+
+@pytest.mark.parametrize("is_offline", [True, False])
+def test_a_model_in_the_hub_cache_is_found_without_a_socket(sd1: Path, tmp_path: Path, is_offline: bool) -> None:
+    snapshot = models.hub_cache(sd1, tmp_path / "home" / "hub", "owner/tiny", revision="v2")
+    code = f"from sdcli import store; print(store.resolve('owner/tiny@v2', offline={is_offline}).folder)"
+    ended = isolated(code, tmp_path / "home")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"{snapshot}\n", "")
+
+
+def test_a_download_that_was_broken_off_is_not_taken_for_a_model(sd1: Path, tmp_path: Path) -> None:
+    snapshot = models.hub_cache(sd1, tmp_path / "home" / "hub", "owner/tiny")
+    models.weight_file(snapshot / "unet").unlink()
+    code = "from sdcli.cli.app import main; main(['models', 'show', 'owner/tiny', '--offline'])"
+    ended = isolated(code, tmp_path / "home")
+    assert ended.returncode == ExitCode.INPUT
+    assert "owner/tiny: is not in the local cache, or not whole" in ended.stderr
+
+
+def test_models_in_the_hub_cache_are_listed_and_others_are_not(
+    sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny")
+    other = models.hub_cache(sd1, tmp_path / "hub", "owner/other--kind")
+    (other / "model_index.json").unlink()
+    (other / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    rows = list(store.listed())
+    assert [row["model"] for row in rows] == ["builtin", f"owner/tiny@{snapshot.name}"]
+    assert rows[1]["folder"] == str(snapshot)
+    assert rows[1]["bytes"] == sum(models.weight_file(sd1 / part).stat().st_size for part in store.PARTS)
+
+
+def test_the_hub_cache_lies_where_huggingface_hub_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/h")
+    assert store.hub_cache_folder() == Path("/h/.cache/huggingface/hub")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert store.hub_cache_folder() == Path("/x/huggingface/hub")
+    monkeypatch.setenv("HF_HOME", "/hf")
+    assert store.hub_cache_folder() == Path("/hf/hub")
+    monkeypatch.setenv("HF_HUB_CACHE", "/c")
+    assert store.hub_cache_folder() == Path("/c")
+
+
+# What is told of a model without its weights.
+
+
+def test_settings_are_those_of_the_models_own_file(model: Path) -> None:
+    assert store.settings(store.Model("m", model)) == {}
+    (model / "sdcli.json").write_text('{"steps": 9}')
+    assert store.settings(store.Model("m", model)) == {"steps": 9}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff\xfe", b'{"a": ' + b"[" * 100_000])
+def test_json_that_is_no_object_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json"):
+        store.read_json(tmp_path / "a.json")
+
+
+def test_facts_come_from_configs_and_headers(sd1: Path) -> None:
+    facts = store.facts(store.Model("tiny", sd1))
+    counted = {part: sum(t.numel() for t in load_file(models.weight_file(sd1 / part)).values()) for part in store.PARTS}
+    total = sum(counted.values())
+    assert facts == {
+        "model": "tiny",
+        "folder": str(sd1),
+        "family": "Stable Diffusion of its own size",
+        "size": "32x32",
+        "vae_factor": 2,
+        "latent_channels": 4,
+        "scaling_factor": 0.18215,
+        "prediction_type": "epsilon",
+        "scheduler": "PNDMScheduler",
+        "parameters": counted | {"total": total},
+        "dtypes": ["F32"],
+        "weights_bytes": {"float32": 4 * total, "float16": 2 * total},
+        "settings": {},
+    }
+
+
+@pytest.mark.parametrize(
+    ("width", "channels", "family"),
+    [
+        (768, 4, "Stable Diffusion 1.x"),
+        (1024, 4, "Stable Diffusion 2.x"),
+        (768, 9, "Stable Diffusion 1.x inpainting"),
+        (2048, 4, "Stable Diffusion of its own size"),
+    ],
+)
+def test_the_family_is_known_by_its_width(model: Path, width: int, channels: int, family: str) -> None:
+    models.edit_json(model / "unet" / "config.json", cross_attention_dim=width, in_channels=channels)
+    assert store.facts(store.Model("m", model))["family"] == family
+
+
+@pytest.mark.parametrize(
+    ("part", "changes"),
+    [
+        ("unet", {"sample_size": [64, 64]}),
+        ("unet", {"sample_size": "big"}),
+        ("unet", {"cross_attention_dim": [768]}),
+        ("vae", {"block_out_channels": 7}),
+    ],
+)
+def test_facts_of_a_malformed_model_are_refused(model: Path, part: str, changes: dict[str, Any]) -> None:
+    models.edit_json(model / part / "config.json", **changes)
+    with pytest.raises(InputError, match="its configs make no sense"):
+        store.facts(store.Model("m", model))
+
+
+def header(value: Any, data: bytes = b"") -> bytes:
+    text = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def test_a_header_is_read_without_the_weights(sd1: Path) -> None:
+    path = models.weight_file(sd1 / "unet")
+    tensors = store.safetensors_header(path)
+    assert {key: tuple(row["shape"]) for key, row in tensors.items()} == {
+        key: tuple(value.shape) for key, value in load_file(path).items()
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 7,
+        b"\0" * 8,
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 100) + b"{}",
+        header(b"{"),
+        header(b'{"a": ' + b"[" * 100_000),
+        header([]),
+        header({"a": 5}),
+        header({"a": {"dtype": "F32"}}),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["x", "y"]}}),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 3),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 5),
+        header({"a": {"data_offsets": [0, 4]}}, b"\0" * 4),
+        header({"a": {"dtype": "F32", "shape": ["x"], "data_offsets": [0, 4]}}, b"\0" * 4),
+    ],
+)
+def test_a_malformed_header_is_refused(model: Path, content: bytes) -> None:
+    path = models.weight_file(model / "unet")
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"unet|configs make no sense"):
+        store.facts(store.Model("m", model))
+
+
+# The hash of a model.
+
+
+def test_the_hash_is_over_the_sorted_names_and_hashes_of_the_weight_files(sd1: Path) -> None:
+    digest = hashlib.sha256()
+    for part in ("text_encoder", "unet", "vae"):
+        path = models.weight_file(sd1 / part)
+        digest.update(f"{part}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    assert store.model_hash(store.Model("m", sd1)) == digest.hexdigest()
+
+
+def test_the_hash_follows_the_weights_and_not_the_place(sd1: Path, model: Path) -> None:
+    before = store.model_hash(store.Model("m", sd1))
+    assert store.model_hash(store.Model("other", model)) == before
+    models.edit_weights(model / "unet", lambda weights: weights | {"conv_in.bias": torch.ones(4)})
+    assert store.model_hash(store.Model("m", model)) != before
+
+
+def test_the_hashes_of_files_are_read_from_the_cache_until_a_file_changes(model: Path, own_cache: Path) -> None:
+    before = store.model_hash(store.Model("m", model))
+    rows = json.loads((own_cache / "hashes.json").read_text())
+    assert len(rows) == 3
+    (own_cache / "hashes.json").write_text(json.dumps(dict.fromkeys(rows, "0" * 64)))
+    cached = store.model_hash(store.Model("m", model))
+    assert cached != before  # the cache is believed ...
+    for part in store.PARTS:
+        os.utime(models.weight_file(model / part), ns=(1, 1))
+    assert store.model_hash(store.Model("m", model)) == before  # ... for this size and time alone
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 5}'])
+def test_a_damaged_cache_costs_time_and_nothing_else(model: Path, own_cache: Path, content: str) -> None:
+    before = store.model_hash(store.Model("m", model))
+    (own_cache / "hashes.json").write_text(content)
+    assert store.model_hash(store.Model("m", model)) == before
+
+
+def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(model: Path, own_cache: Path) -> None:
+    own_cache.write_text("a file where the folder should be")
+    store.model_hash(store.Model("m", model))
+    assert own_cache.read_text() == "a file where the folder should be"
+
+
+def refused(ref: str, *, offline: bool = False) -> str:
+    with pytest.raises(InputError) as caught:
+        store.resolve(ref, offline=offline)
+    assert caught.value.exit_code == ExitCode.INPUT
+    assert caught.value.hint
+    return str(caught.value)
