@@ -38,7 +38,6 @@ PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
 
 PRESETS = Path(__file__).with_name("presets")
 HASH_LENGTH = 12
-FRESH_TOKEN_STD = 0.5  # of the token embeddings of a text encoder that starts from nothing
 
 
 @dataclass(frozen=True)
@@ -136,9 +135,6 @@ def _from_scratch(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
     torch.manual_seed(spec.seed)
     unet = cast("UNet2DConditionModel", build(configs["unet"]).to(device))
     text = TextEncoder(load_tokenizer(store.TOKENIZER_FOLDER), cast("CLIPTextModel", build(configs["text_encoder"])))
-    # CLIP's own 0.02 drowns in the first layers, and what is left of 285 words after 1,600 steps spans 9 dimensions.
-    tokens = cast("torch.nn.Embedding", text.model.get_input_embeddings())
-    torch.nn.init.normal_(tokens.weight, std=FRESH_TOKEN_STD)
     torch.nn.Module.to(text.model, device)  # transformers wraps `to` in a way that loses its type
     vae = _named_vae(spec.vae, device)
     bundle = ModelBundle(vae, unet, text, configs["scheduler"], device, torch.float32)
