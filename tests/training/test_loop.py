@@ -269,12 +269,24 @@ def test_with_the_newest_checkpoint_damaged_the_one_before_leads_to_the_same_end
 def test_a_damaged_checkpoint_never_pushes_a_whole_one_out(tmp_path: Path) -> None:
     run(tmp_path, stop_after=4, keep=2)
     (newest_checkpoint(tmp_path) / "weights.safetensors").unlink()  # of step 4; that of step 2 is whole
-    with pytest.warns(SdcliWarning):
-        run(tmp_path, stop_after=1, save_every=1, keep=1)
-    assert saved_steps(tmp_path) == [3, 4]
     with pytest.warns(SdcliWarning, match="checkpoint-00000004"):
-        run(tmp_path, stop_after=2, save_every=2, keep=1)
-    assert saved_steps(tmp_path) == [5]
+        run(tmp_path, stop_after=1, save_every=1, keep=2)
+    assert saved_steps(tmp_path) == [2, 3, 4]
+    with pytest.warns(SdcliWarning, match="checkpoint-00000004"):
+        run(tmp_path, stop_after=2, keep=2)
+    assert saved_steps(tmp_path) == [4, 5]
+    run(tmp_path, keep=2)
+
+
+def test_a_stop_just_after_a_save_does_not_replace_the_whole_checkpoint(tmp_path: Path) -> None:
+    stream = start(tmp_path)
+    for report in stream:
+        if isinstance(report, StepDone) and report.step == 2:
+            break
+    before = newest_checkpoint(tmp_path).stat().st_ino
+    with pytest.raises(Stopped):
+        stream.throw(Stopped(15))
+    assert newest_checkpoint(tmp_path).stat().st_ino == before
 
 
 def test_an_export_made_again_after_damage_is_the_same(tmp_path: Path) -> None:
