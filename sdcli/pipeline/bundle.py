@@ -221,10 +221,10 @@ def _flat(value: object) -> list[object]:
 
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     stem = "model" if folder.name == "text_encoder" else "diffusion_pytorch_model"
-    for variant in (stem, f"{stem}.fp16"):
-        if (folder / f"{variant}.safetensors").exists():
-            return _read_safetensors(folder, f"{variant}.safetensors")
-        index = folder / f"{variant}.safetensors.index.json"
+    for name, index_name in ((f"{stem}.safetensors", "index.json"), (f"{stem}.fp16.safetensors", "index.fp16.json")):
+        if (folder / name).exists():
+            return _read_safetensors(folder, name)
+        index = folder / f"{stem}.safetensors.{index_name}"
         if index.exists():
             shards = read_config(index).get("weight_map")
             if not isinstance(shards, dict):

@@ -115,12 +115,24 @@ def test_full_weights_win_over_their_float16_variant(model: Path) -> None:
 
 @pytest.mark.parametrize("part", ["unet", "text_encoder"])
 def test_shards_with_an_index_load(model: Path, part: str) -> None:
-    whole = models.pipeline(model)
-    size = models.weight_file(model / part).stat().st_size
-    models.weight_file(model / part).unlink()
-    getattr(whole, part).save_pretrained(model / part, max_shard_size=f"{size // 3000}KB")
-    assert len(list((model / part).glob("*.safetensors"))) > 1
+    shard(model, part)
     assert_equal(load(model), by_diffusers(model))
+
+
+@pytest.mark.parametrize("part", ["unet", "text_encoder"])
+def test_shards_of_a_float16_variant_load(model: Path, sd1: Path, part: str) -> None:
+    shard(model, part, variant="fp16")
+    assert_equal(load(model), by_diffusers(sd1))
+
+
+def shard(model: Path, part: str, **how: Any) -> None:
+    """Let the library that owns a part write it again, in several files."""
+    whole = models.pipeline(model)
+    path = models.weight_file(model / part)
+    size = path.stat().st_size
+    path.unlink()
+    getattr(whole, part).save_pretrained(model / part, max_shard_size=f"{size // 3000}KB", **how)
+    assert len(list((model / part).glob("*.safetensors"))) > 1
 
 
 def test_a_vae_with_the_old_attention_names_loads(model: Path, sd1: Path) -> None:

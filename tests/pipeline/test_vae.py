@@ -52,14 +52,16 @@ def test_a_sample_does_not_depend_on_its_neighbours(both: Any, pixels: torch.Ten
     assert not torch.allclose(together[1], vae.encode(both[0], pixels[1:], sampling.generators([9]))[0], atol=1e-2)
 
 
-def test_moments_are_those_of_diffusers_the_variance_clamped(both: Any, pixels: torch.Tensor) -> None:
-    ours, theirs = both
-    mean, logvar = vae.moments(ours, pixels)
-    posterior = theirs.encode(pixels).latent_dist
-    assert torch.allclose(mean, posterior.mean, atol=TOLERANCE)
-    assert torch.allclose(logvar, posterior.logvar, atol=TOLERANCE)
-    _, extreme = vae.moments(ours, pixels * 1e6)
-    assert extreme.min() >= -30 and extreme.max() <= 20
+@pytest.mark.parametrize("gain", [1.0, 1000.0])
+def test_moments_are_those_of_diffusers_the_variance_clamped(both: Any, pixels: torch.Tensor, gain: float) -> None:
+    loud = AutoencoderKL.from_config(both[1].config).requires_grad_(False)
+    loud.load_state_dict(both[1].state_dict())
+    loud.quant_conv.weight.mul_(gain)
+    mean, logvar = vae.moments(loud, pixels)
+    posterior = loud.encode(pixels).latent_dist
+    assert torch.allclose(mean, posterior.mean, atol=TOLERANCE * gain)
+    assert torch.allclose(logvar, posterior.logvar, atol=TOLERANCE * gain)
+    assert ((logvar.min(), logvar.max()) == (-30, 20)) == (gain > 1)
 
 
 def test_decode_is_that_of_diffusers(both: Any) -> None:
