@@ -220,7 +220,7 @@ def test_a_file_that_is_there_is_kept_unless_asked(
 
     if if_exists == "error":
         with pytest.raises(OutputError, match=f"{name}: exists") as caught:
-            make(sd1, source, target, if_exists=if_exists)
+            make(tmp_path / "no model is looked for", source, target, if_exists=if_exists)
         assert caught.value.exit_code == ExitCode.OUTPUT
     else:
         record = make(sd1, source, target, if_exists=if_exists)

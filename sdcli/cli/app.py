@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import signal
 import sys
@@ -16,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from sdcli import __version__, output
-from sdcli.errors import ExitCode, SdcliError, Stopped, UsageError
+from sdcli.errors import ExitCode, ResourceError, SdcliError, Stopped, UsageError
 
 HELP = """Text to image from the command line: generate, encode, decode, train.
 
@@ -72,6 +73,8 @@ def command_tree(arguments: Sequence[str]) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold any bytes, a record any character
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     sys.exit(int(run(sys.argv[1:] if arguments is None else arguments)))
 
 
@@ -105,11 +108,10 @@ def run(arguments: Sequence[str]) -> ExitCode:
         stopped = Stopped(signalled.number)
         output.error(stopped)
         return ExitCode(stopped.exit_code)
-    except MemoryError as problem:
-        output.error(SdcliError("out of memory", "use a smaller size or batch"))
-        del problem
-        return ExitCode.RESOURCES
     except Exception as problem:
+        if _is_out_of_memory(problem):
+            output.error(ResourceError("out of memory", "use a smaller size or batch"))
+            return ExitCode.RESOURCES
         output.error(output.internal_error(problem))
         return ExitCode.BUG
 
@@ -120,6 +122,15 @@ class Signalled(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
+
+
+def _is_out_of_memory(problem: Exception) -> bool:
+    # torch, which is not imported here, has a class for a GPU's memory and only words for the machine's own.
+    return (
+        isinstance(problem, MemoryError)
+        or type(problem).__name__ == "OutOfMemoryError"
+        or (isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem))
+    )
 
 
 def _root() -> None:

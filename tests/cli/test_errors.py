@@ -201,6 +201,17 @@ def test_a_full_disk_is_an_output_error_and_leaves_nothing(forks: Any, sd1: Path
     assert forks.sdcli(*arguments).code == 0
 
 
+def test_too_little_memory_is_a_resource_error(forks: Any, sd1: Path, tmp_path: Path) -> None:
+    code = "import resource; taken = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize();"
+    code += "resource.setrlimit(resource.RLIMIT_AS, (taken + 64_000_000,) * 2);"
+    code += "import sys; from sdcli.cli import app; sys.exit(app.run(arguments))"
+    arguments = ["generate", PROMPT, "--model", sd1, "--steps", 1, "--size", "4096x4096", "--output", tmp_path]
+    ended = forks.python(code, [str(argument) for argument in arguments])
+    assert (ended.code, ended.stdout) == (ExitCode.RESOURCES, "")
+    assert ended.stderr == "sdcli: error: out of memory; use a smaller size or batch\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("how", ["option", "environment"])
 def test_debug_shows_the_traceback_before_the_line(shell: Shell, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     if how == "environment":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -226,6 +227,15 @@ def test_a_dry_run_tells_the_decisions_and_writes_nothing(shell: Shell, sd1: Pat
     assert tree(Path()) == {}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="where a file name may be any bytes")
+def test_a_path_of_any_bytes_and_a_prompt_of_any_letters_are_told_whatever_the_locale(sd1: Path) -> None:
+    command = [sys.executable, "-m", "sdcli", "generate", "小狗", "--model", sd1, "--dry-run", "--json", "-o", b"\xff"]
+    environment = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    ended = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert b'"\xff/' + "小狗".encode() in ended.stdout
+
+
 def test_a_dry_run_in_a_fresh_interpreter_imports_no_torch(sd1: Path) -> None:
     code = "import sys; from sdcli.cli.app import run; code = run(sys.argv[1:]);"
     code += "heavy = {'torch', 'numpy', 'PIL', 'diffusers', 'transformers', 'accelerate'} & sys.modules.keys();"
@@ -282,6 +292,19 @@ def test_term_before_any_write_leaves_a_whole_picture_or_none(forks: Any, sd1: P
         found = tree(tmp_path)
         assert found in (made, made | {"x.png": made["whole.png"]}), f"TERM before write {at} of {whole.writes}"
         (tmp_path / "x.png").unlink(missing_ok=True)
+
+
+def test_term_inside_a_library_is_not_taken_for_an_error_of_the_library(forks: Any, sd1: Path, tmp_path: Path) -> None:
+    while_the_tokenizer_is_read = """
+import os, signal, sys
+def audit(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("tokenizer_config.json"):
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.addaudithook(audit)
+"""
+    arguments = ["generate", PROMPT, "-m", str(sd1), "-s", "1", "-o", str(tmp_path)]
+    ended = forks.python(while_the_tokenizer_is_read + RUN, arguments)
+    assert (ended.code, ended.stderr) == (ExitCode.TERMINATED, "sdcli: error: stopped\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
