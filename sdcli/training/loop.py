@@ -154,7 +154,7 @@ class _Run:
         self.task, self.spec, self.folder, self.config_hash = task, spec, folder, config_hash
         self.accelerator = accelerator
         task.model.to(accelerator.device).train()
-        optimizer = torch.optim.AdamW(task.model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
+        optimizer = torch.optim.AdamW(task.model.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
         self.model, self.optimizer = accelerator.prepare(task.model, optimizer)
         self.ema = AveragedModel(task.model, multi_avg_fn=_ema_rule(spec.ema)) if spec.ema > 0 else None
         self.step = 0
