@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sdcli import __version__, store
+from sdcli import __version__, layout, store
 from sdcli.errors import InputError
 from sdcli.pipeline.device import pick_device, pick_dtype
 
@@ -57,8 +57,9 @@ def _memory() -> int | None:
 def _builtin() -> str:
     try:
         store.check_folder(store.BUILTIN_FOLDER)
-        for path in store.weight_files(store.BUILTIN_FOLDER):
-            store.safetensors_header(path)
+        for part in layout.PARTS:
+            for path in layout.weight_files(store.BUILTIN_FOLDER, part):
+                layout.safetensors_header(path)
     except InputError as error:
         return str(error)
     return "ok, works offline"

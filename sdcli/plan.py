@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli import schedulers, store
+from sdcli import layout, schedulers, store
 from sdcli.errors import InputError, OutputError, UsageError
 from sdcli.files import check_writable
 from sdcli.specs import MAX_SEED, GenerateSpec, parse_size
@@ -84,7 +84,7 @@ def plan(spec: GenerateSpec) -> Plan:
     model = store.resolve(spec.model, offline=spec.offline)
     own = _own_settings(model)
     scheduler = schedulers.find(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER))
-    config = store.read_json(model.folder / "scheduler" / "scheduler_config.json")
+    config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
     width, height = _size(spec, model, own)
@@ -147,7 +147,7 @@ def check_free(targets: Iterable[Path], if_exists: str) -> None:
 
 def vae_factor(folder: Path) -> int:
     """Pixels per latent along a side, from the config of a model's VAE. Raises InputError."""
-    levels = store.read_json(folder / "vae" / "config.json").get("block_out_channels")
+    levels = layout.read_json(folder / "vae" / "config.json").get("block_out_channels")
     if not isinstance(levels, list) or not 1 <= len(levels) <= MAX_LEVELS:
         raise InputError(f"{folder}/vae: block_out_channels is {levels!r}", f"expected are up to {MAX_LEVELS} numbers")
     return int(2 ** (len(levels) - 1))
@@ -186,7 +186,7 @@ def _own_settings(model: store.Model) -> dict[str, Any]:
 
 def _shape(folder: Path) -> tuple[int, int]:
     """The VAE factor and the native side in px. Raises InputError unless the parts of the model fit together."""
-    vae, unet, text = (store.read_json(folder / part / "config.json") for part in ("vae", "unet", "text_encoder"))
+    vae, unet, text = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet", "text_encoder"))
     for key in UNSUPPORTED_UNET_KEYS:
         if unet.get(key) is not None:
             raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x or 2.x model")

@@ -7,31 +7,27 @@ import json
 import math
 import os
 import re
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdcli.errors import InputError, SdcliError
-from sdcli.files import atomic_write, make_folder, open_regular, read_bytes, reason
+from sdcli.files import atomic_write, make_folder, open_regular, reason
+from sdcli.layout import PARTS, STEMS, read_json, safetensors_header, weight_files
 
 BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).with_name("builtin") / "model"
 TOKENIZER_FOLDER = BUILTIN_FOLDER / "tokenizer"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-PARTS = ("vae", "unet", "text_encoder")
 HUB_CONFIGS = ("model_index.json", "sdcli.json", *(f"{p}/*.json" for p in (*PARTS, "tokenizer", "scheduler")))
 HUB_VOCABULARY = ("tokenizer/merges.txt",)
-HUB_WEIGHTS = ("model", "diffusion_pytorch_model")  # float32 or as published; the float16 variant where that is all
 HUB_FILES = (
     *HUB_CONFIGS,
     *HUB_VOCABULARY,
-    *(f"{part}/{stem}{tail}.safetensors" for part in PARTS for stem in HUB_WEIGHTS for tail in ("", "-*-of-*")),
+    *(f"{part}/{stem}{tail}.safetensors" for part, stem in STEMS.items() for tail in ("", "-*-of-*")),
 )
-HUB_FILES_HALF = (*HUB_FILES, *(f"{part}/{stem}.fp16.safetensors" for part in PARTS for stem in HUB_WEIGHTS))
-MAX_JSON_BYTES = 16 << 20
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own cap
+HUB_FILES_HALF = (*HUB_FILES, *(f"{part}/{stem}.fp16*.safetensors" for part, stem in STEMS.items()))
 HASH_CHUNK_BYTES = 1 << 20
 MAX_SHOWN = 100  # characters of a reference that is no path
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # those that draw from a prompt
@@ -89,46 +85,6 @@ def settings(model: Model) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder. Raises InputError."""
-    try:
-        value = json.loads(read_bytes(path, max_bytes=MAX_JSON_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON ({error})", "get the file again") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: holds no JSON object", "get the file again")
-    return value
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a model folder, in the order of their names."""
-    return sorted(p for part in PARTS for p in (folder / part).glob("*.safetensors"))
-
-
-def safetensors_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: tensor name -> dtype, shape, data_offsets. Reads no weights.
-
-    Raises InputError when the header is malformed or the file shorter or longer than it says.
-    """
-    with open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise InputError(f"{path}: is no whole safetensors file (bad header)", "get the file again")
-        try:
-            header = json.loads(stream.read(length))
-            tensors = {key: value for key, value in header.items() if key != "__metadata__"}
-            end = max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-            raise InputError(
-                f"{path}: its safetensors header cannot be read ({error})", "get the file again"
-            ) from error
-    if 8 + length + end != size:
-        raise InputError(f"{path}: has {size:,} bytes, its header says {8 + length + end:,}", "get the file again")
-    return tensors
-
-
 def model_hash(model: Model) -> str:
     """SHA-256 over the sorted (relative name, SHA-256) of a model's weight files, in hex.
 
@@ -136,7 +92,7 @@ def model_hash(model: Model) -> str:
     """
     digest = hashlib.sha256()
     cache = _HashCache()
-    for path in weight_files(model.folder):
+    for path in _all_weight_files(model.folder):
         digest.update(f"{path.relative_to(model.folder).as_posix()} {cache.of(path)}\n".encode())
     cache.save()
     return digest.hexdigest()
@@ -163,9 +119,9 @@ def listed() -> Iterator[dict[str, Any]]:
         repo = index.parents[2].name.removeprefix("models--").replace("--", "/", 1)
         try:
             check_folder(index.parent)
+            yield _row(Model(f"{repo}@{index.parent.name}", index.parent))
         except InputError:
             continue  # another kind of pipeline, or a download that was broken off
-        yield _row(Model(f"{repo}@{index.parent.name}", index.parent))
 
 
 def facts(model: Model) -> dict[str, Any]:
@@ -187,7 +143,7 @@ def facts(model: Model) -> dict[str, Any]:
 def _facts(model: Model, unet: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
     parameters, dtypes = {}, set()
     for part in PARTS:
-        headers = [safetensors_header(path) for path in weight_files(model.folder) if path.parent.name == part]
+        headers = [safetensors_header(path) for path in weight_files(model.folder, part)]
         tensors = [tensor for header in headers for tensor in header.values()]
         parameters[part] = sum(math.prod(tensor["shape"]) for tensor in tensors)
         dtypes |= {str(tensor["dtype"]) for tensor in tensors}
@@ -251,7 +207,7 @@ def _row(model: Model) -> dict[str, Any]:
     return {
         "model": model.ref,
         "folder": str(model.folder),
-        "bytes": sum(path.stat().st_size for path in weight_files(model.folder)),
+        "bytes": sum(path.stat().st_size for path in _all_weight_files(model.folder)),
     }
 
 
@@ -294,6 +250,11 @@ def _from_hub(repo: str, revision: str | None, offline: bool) -> Path:
 def _is_whole(folder: Path) -> bool:
     try:
         check_folder(folder)
+        _all_weight_files(folder)
     except InputError:
         return False
-    return all(any((folder / part).glob("*.safetensors")) for part in PARTS)
+    return True
+
+
+def _all_weight_files(folder: Path) -> list[Path]:
+    return sorted(path for part in PARTS for path in weight_files(folder, part))

@@ -15,7 +15,7 @@ import sdcli
 
 ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin")
-GROUND = {"sdcli", "errors", "files"}  # anyone may import them; `sdcli` itself holds the version
+GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages"}
 BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 # What a room may import; every top-level module that is not named here tells a story.
@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
     "errors": set(),
     "files": {"errors"},
+    "layout": {"errors", "files"},
     "specs": GROUND,
     "output": GROUND,
     "store": GROUND,
@@ -39,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 STORY_MAY_IMPORT = FOUNDATION | {"pipeline"}
 STAND_ON_GENERATE = {"batch", "replay", "serve"}
 PIPELINE_LEAVES = {"device", "images", "noise", "prompt", "solvers"}
-LIGHT = ("errors", "files", "specs", "output", "store", "scheduler_config", "schedulers", "plan")
+LIGHT = ("errors", "files", "layout", "specs", "output", "store", "scheduler_config", "schedulers", "plan")
 HEAVY = ("torch", "numpy", "scipy", "PIL", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub")
 
 

@@ -6,7 +6,6 @@ mapped from disk onto modules that were built without memory of their own.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdcli.errors import InputError, NumericalError
-from sdcli.files import atomic_write, open_regular, read_bytes
+from sdcli.files import atomic_write, open_regular
+from sdcli.layout import MAX_JSON_BYTES, PARTS, STEMS, read_json, weight_files, write_json
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
-MAX_JSON_BYTES = 16 << 20
 TEXT_PREFIX = "text_model."  # the published key names; transformers 5 saves without it
 OLD_ATTENTION_KEYS = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 # Counts of layers cost time and memory before a single weight is compared with them; Stable Diffusion's reach 24.
@@ -39,7 +38,6 @@ LAYER_KEYS = {
     "num_hidden_layers",
 }
 MAX_LAYERS = 100
-LAYOUT_FOLDERS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def load_bundle(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Mo
         vae=load_vae(folder, device=device, dtype=dtype),
         unet=load_unet(folder, device=device, dtype=dtype),
         text=load_text(folder, device=device, dtype=dtype),
-        scheduler_config=read_config(folder / "scheduler" / "scheduler_config.json"),
+        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
         device=device,
         dtype=dtype,
     )
@@ -123,17 +121,6 @@ def build(config: Config) -> nn.Module:
         raise InputError(f"{name}: its config cannot be built ({error})", "mend config.json") from error
 
 
-def read_config(path: Path) -> Config:
-    """A JSON object from a model folder. Raises InputError."""
-    try:
-        config = json.loads(read_bytes(path, max_bytes=MAX_JSON_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON ({error})", "get the file again") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: holds no JSON object", "get the file again")
-    return config
-
-
 def save_bundle(folder: Path, bundle: ModelBundle, tokenizer: Path, settings: Config) -> None:
     """Write a whole model into an empty folder in the diffusers layout, weights in `bundle.dtype`.
 
@@ -165,8 +152,7 @@ def save_part(folder: Path, module: nn.Module, dtype: torch.dtype) -> None:
         if not value.isfinite().all():
             raise NumericalError(f"{folder.name}: {key} is not finite in {dtype}", "nothing was written")
     write_json(folder / "config.json", part_config(module))
-    name = "model.safetensors" if is_text else "diffusion_pytorch_model.safetensors"
-    with atomic_write(folder / name) as part:
+    with atomic_write(folder / f"{STEMS[folder.name]}.safetensors") as part:
         save_file(state, part, metadata={"format": "pt"})
 
 
@@ -180,25 +166,18 @@ def part_config(module: nn.Module) -> Config:
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}
 
 
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object atomically, keys in a stable order."""
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 def _load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
     if not (folder / name).is_dir():
         raise InputError(f"{folder}: has no {name}/", "name the folder of a whole model in the diffusers layout")
-    config = read_config(folder / name / "config.json")
+    config = read_json(folder / name / "config.json")
     if name == "text_encoder":  # transformers writes `architectures` where diffusers writes `_class_name`
         config["_class_name"] = (config.get("architectures") or [""])[0]
-    if config.get("_class_name") != LAYOUT_FOLDERS[name]:
-        raise InputError(
-            f"{folder / name}: is a {config.get('_class_name')!r}", f"{name} must be a {LAYOUT_FOLDERS[name]}"
-        )
+    if config.get("_class_name") != PARTS[name]:
+        raise InputError(f"{folder / name}: is a {config.get('_class_name')!r}", f"{name} must be a {PARTS[name]}")
     with torch.device("meta"):  # shapes alone: the weights that are read become the module's own memory
         module = build(config)
-    state = _modern_keys(_read_weights(folder / name), name)
+    tensors = {key: value for path in weight_files(folder, name) for key, value in _read_weights(path).items()}
+    state = _modern_keys(tensors, name)
     expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}
     _check_keys(folder / name, expected, found)
@@ -219,27 +198,7 @@ def _flat(value: object) -> list[object]:
     return [] if value is None else [value]
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    stem = "model" if folder.name == "text_encoder" else "diffusion_pytorch_model"
-    for name, index_name in ((f"{stem}.safetensors", "index.json"), (f"{stem}.fp16.safetensors", "index.fp16.json")):
-        if (folder / name).exists():
-            return _read_safetensors(folder, name)
-        index = folder / f"{stem}.safetensors.{index_name}"
-        if index.exists():
-            shards = read_config(index).get("weight_map")
-            if not isinstance(shards, dict):
-                raise InputError(f"{index}: has no weight_map", "get the file again")
-            shards = sorted(set(map(str, shards.values())))
-            return {k: v for shard in shards for k, v in _read_safetensors(folder, shard).items()}
-    raise InputError(f"{folder}: has no {stem}.safetensors", "pickled weights are not read; convert them first")
-
-
-def _read_safetensors(folder: Path, name: str) -> dict[str, Tensor]:
-    path, root = folder / name, folder.parent.resolve()
-    # A Hub cache keeps its files as links to ../../../blobs, inside the folder of the repository.
-    if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
-        root = root.parents[1]
-    open_regular(path, within=root).close()
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sdcli.errors import InputError, LockedError, OutputError, SdcliWarning
 from sdcli.files import PART_NAME, atomic_write, make_folder, output_error, read_bytes, sync
-from sdcli.pipeline.bundle import read_config, write_json
+from sdcli.layout import read_json, write_json
 
 FORMAT_VERSION = 1
 LOCK = ".lock"
@@ -170,7 +170,7 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
     """The identity of the run in `folder`; None where one may begin; InputError where it holds something else."""
     path = folder / "config.json"
     if path.exists():
-        config = read_config(path)
+        config = read_json(path)
         if config.keys() >= RUN_KEYS:
             return config
         others = [path.name]

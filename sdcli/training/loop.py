@@ -19,15 +19,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from sdcli.errors import NumericalError, OutputError, Stopped
-from sdcli.files import output_error, read_bytes, sync
-from sdcli.pipeline.bundle import write_json
+from sdcli.files import output_error, sync
+from sdcli.layout import read_json, write_json
 from sdcli.specs import TrainSpec
 from sdcli.training import checkpoint, data
 
 Batch = dict[str, Tensor]
 
 BAD_STEPS_AT_MOST = 3  # non-finite steps in a row before the run gives up
-MAX_SUMMARY_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def train(
     run = _Run(task, spec, folder, accelerator, config_hash)
     run.restore()
     if run.step == spec.steps and (folder / "export").is_dir():
-        yield Finished(folder / "export", json.loads(read_bytes(folder / "summary.json", max_bytes=MAX_SUMMARY_BYTES)))
+        yield Finished(folder / "export", read_json(folder / "summary.json"))
         return
 
     def load(step: int) -> Batch:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from sdcli import store
 from sdcli.errors import InputError, UsageError
+from sdcli.layout import read_json
 from sdcli.pipeline.bundle import (
     Config,
     ModelBundle,
@@ -23,7 +24,6 @@ from sdcli.pipeline.bundle import (
     load_bundle,
     load_tokenizer,
     load_vae,
-    read_config,
 )
 from sdcli.pipeline.device import pick_device
 from sdcli.specs import TrainSpec, TrainUnetSpec
@@ -81,7 +81,7 @@ def preset(name: str) -> Config:
     path = PRESETS / f"{name}.json" if name in known else Path(name)
     if not path.is_file():
         raise UsageError(f"--init {name}: no such preset or file", f"use {', '.join(known)}, or a JSON file of configs")
-    configs = read_config(path)
+    configs = read_json(path)
     missing = {"vae", "unet", "text_encoder", "scheduler"} - configs.keys()
     if missing:
         raise InputError(f"{path}: has no {min(missing)!r}", f"write it as in the presets {', '.join(known)}")

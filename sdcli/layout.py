@@ -1,0 +1,93 @@
+"""The diffusers layout: which files of a model folder hold what, and what they say. Reads headers, never weights."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import InputError
+from sdcli.files import atomic_write, open_regular, read_bytes
+
+PARTS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel"}  # folder -> class
+STEMS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}  # of the weights
+VARIANTS = ("", ".fp16")  # the first that is there is read: float32, or as published, before the float16 copy
+MAX_JSON_BYTES = 16 << 20
+MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own cap
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError."""
+    try:
+        value = json.loads(read_bytes(path, max_bytes=MAX_JSON_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is no JSON ({error})", "get the file again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: holds no JSON object", "get the file again")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object atomically, keys in a stable order."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def weight_files(folder: Path, part: str) -> list[Path]:
+    """The files that hold the weights of one part of a model: a single one, or every shard its index names.
+
+    Raises InputError when there is none, or one is missing or lies outside the folder.
+    """
+    stem = STEMS[part]
+    for variant in VARIANTS:
+        single = folder / part / f"{stem}{variant}.safetensors"
+        index = folder / part / f"{stem}.safetensors.index{variant}.json"
+        if single.exists():
+            return _inside(folder, [single])
+        if index.exists():
+            return _inside(folder, _shards(index))
+    raise InputError(f"{folder / part}: has no {stem}.safetensors", "pickled weights are not read; convert them first")
+
+
+def safetensors_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: tensor name -> dtype, shape, data_offsets.
+
+    Raises InputError when the header is malformed or the file shorter or longer than it says.
+    """
+    with open_regular(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise InputError(f"{path}: is no whole safetensors file (bad header)", "get the file again")
+        try:
+            header = json.loads(stream.read(length))
+            tensors = {key: value for key, value in header.items() if key != "__metadata__"}
+            end = max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            raise InputError(
+                f"{path}: its safetensors header cannot be read ({error})", "get the file again"
+            ) from error
+    if 8 + length + end != size:
+        raise InputError(f"{path}: has {size:,} bytes, its header says {8 + length + end:,}", "get the file again")
+    return tensors
+
+
+def _shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: has no weight_map", "get the file again")
+    return [index.parent / name for name in sorted(set(map(str, weight_map.values())))]
+
+
+def _inside(folder: Path, paths: list[Path]) -> list[Path]:
+    root = folder.resolve()
+    # A Hub cache keeps its files as links to ../../../blobs, inside the folder of the repository.
+    if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
+        root = root.parents[1]
+    for path in paths:
+        open_regular(path, within=root).close()
+    return paths

@@ -1,0 +1,91 @@
+"""The diffusers layout: which files are read, and what they say without their weights."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sdcli import layout
+from sdcli.errors import InputError
+
+
+@pytest.fixture
+def part(tmp_path: Path) -> Path:
+    """An empty UNet folder of a model."""
+    (tmp_path / "model" / "unet").mkdir(parents=True)
+    return tmp_path / "model" / "unet"
+
+
+def test_the_published_weights_go_before_the_float16_copy(part: Path) -> None:
+    half = part / "diffusion_pytorch_model.fp16.safetensors"
+    half.touch()
+    assert layout.weight_files(part.parent, "unet") == [half]
+    whole = part / "diffusion_pytorch_model.safetensors"
+    whole.touch()
+    (part / "diffusion_pytorch_model.non_ema.safetensors").touch()
+    assert layout.weight_files(part.parent, "unet") == [whole]
+
+
+@pytest.mark.parametrize("variant", ["", ".fp16"])
+def test_shards_are_those_the_index_names(part: Path, variant: str) -> None:
+    names = [f"diffusion_pytorch_model{variant}-0000{i}-of-00002.safetensors" for i in (2, 1)]
+    index = part / f"diffusion_pytorch_model.safetensors.index{variant}.json"
+    index.write_text(json.dumps({"weight_map": {"a": names[0], "b": names[1], "c": names[0]}}))
+    (part / names[0]).touch()
+    with pytest.raises(InputError, match=names[1]):
+        layout.weight_files(part.parent, "unet")
+    (part / names[1]).touch()
+    assert layout.weight_files(part.parent, "unet") == [part / names[1], part / names[0]]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"3", b"\xff\xfe", b'{"a": ' + b"[" * 100_000])
+def test_json_that_is_no_object_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.json"):
+        layout.read_json(tmp_path / "a.json")
+
+
+def header(value: Any, data: bytes = b"") -> bytes:
+    text = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def test_a_header_says_what_the_weights_are(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"one": torch.zeros(2, 3), "two": torch.ones(4, dtype=torch.float16)}, path, metadata={"format": "pt"})
+    tensors = layout.safetensors_header(path)
+    assert {key: (row["dtype"], row["shape"]) for key, row in tensors.items()} == {
+        "one": ("F32", [2, 3]),
+        "two": ("F16", [4]),
+    }
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 7,
+        b"\0" * 8,
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 100) + b"{}",
+        header(b"{"),
+        header(b'{"a": ' + b"[" * 100_000),
+        header([]),
+        header({"a": 5}),
+        header({"a": {"dtype": "F32"}}),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": []}}),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["x", "y"]}}),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 3),
+        header({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"\0" * 5),
+    ],
+)
+def test_a_malformed_header_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.safetensors"):
+        layout.safetensors_header(tmp_path / "a.safetensors")
