@@ -108,6 +108,20 @@ def model(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
     return parts
 
 
+def resolution(spec: TrainSpec, native: int, factor: int) -> int:
+    """The side of the training pictures in px: `spec.resolution`, else the model's own.
+
+    Raises UsageError unless it is a multiple of the VAE factor.
+    """
+    side = spec.resolution if spec.resolution is not None else native
+    if side % factor:
+        below = max(factor, side // factor * factor)
+        raise UsageError(
+            f"--resolution {side}: is no multiple of {factor}, which this VAE needs", f"use {below} or {below + factor}"
+        )
+    return side
+
+
 @contextmanager
 def opened(spec: TrainSpec, kind: str, dataset: data.Dataset, origin: str) -> Iterator[tuple[Path, str]]:
     """Own the run folder of these settings and this data; gives the folder and the hash its checkpoints carry."""

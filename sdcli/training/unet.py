@@ -30,11 +30,9 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
     for done in data.check(dataset, spec.workers):
         yield Preparing("reading pictures", done, len(dataset.samples))
     parts = start.model(spec, accelerator.device)
+    bundle, factor = parts.bundle, latent.factor(parts.bundle.vae)
+    resolution = start.resolution(spec, int(bundle.unet.config["sample_size"]) * factor, factor)
     with start.opened(spec, "unet", dataset, parts.origin) as (folder, config_hash):
-        bundle = parts.bundle
-        resolution = spec.resolution
-        if resolution is None:
-            resolution = int(bundle.unet.config["sample_size"]) * latent.factor(bundle.vae)
         moments = yield from latents.cached(
             folder / "cache" / "moments.safetensors",
             bundle.vae,
@@ -42,7 +40,7 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
             resolution=resolution,
             batch_size=spec.batch_size,
         )
-        bundle.unet.register_to_config(sample_size=resolution // latent.factor(bundle.vae))
+        bundle.unet.register_to_config(sample_size=resolution // factor)
         task = _UnetTask(bundle, spec, dataset, moments, parts.tokenizer, parts.settings | _size(resolution))
         yield from train(
             task, spec, folder, accelerator=accelerator, count=len(dataset.samples), config_hash=config_hash

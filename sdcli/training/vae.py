@@ -31,10 +31,11 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
     for done in data.check(dataset, spec.workers):
         yield Preparing("reading pictures", done, len(dataset.samples))
     part = start.vae(spec, accelerator.device)
+    resolution = start.resolution(spec, int(part.model.config["sample_size"]), latent.factor(part.model))
     with start.opened(spec, "vae", dataset, part.origin) as (folder, config_hash):
         if part.is_fresh:
             _narrow(part.model)
-        task = _VaeTask(part.model, spec, dataset)
+        task = _VaeTask(part.model, spec, dataset, resolution)
         yield from train(
             task, spec, folder, accelerator=accelerator, count=len(dataset.samples), config_hash=config_hash
         )
@@ -63,12 +64,12 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 class _VaeTask:
-    def __init__(self, vae: AutoencoderKL, spec: TrainVaeSpec, dataset: data.Dataset) -> None:
+    def __init__(self, vae: AutoencoderKL, spec: TrainVaeSpec, dataset: data.Dataset, resolution: int) -> None:
         self.model: nn.Module = Autoencoder(vae)
         self.vae, self.spec, self.dataset = vae, spec, dataset
-        self.resolution = spec.resolution if spec.resolution is not None else int(vae.config["sample_size"])
-        f = latent.factor(vae)
-        self.noise_shape = (1, int(vae.config["latent_channels"]), self.resolution // f, self.resolution // f)
+        self.resolution = resolution  # px
+        side = resolution // latent.factor(vae)
+        self.noise_shape = (1, int(vae.config["latent_channels"]), side, side)
         self.readers = ThreadPoolExecutor(spec.workers)
 
     def load(self, step: int, ids: list[int]) -> Batch:

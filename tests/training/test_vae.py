@@ -25,7 +25,8 @@ CPU = torch.device("cpu")
 
 def task_of(pictures: Path, **settings: object) -> vae._VaeTask:
     spec = TrainVaeSpec(data=pictures, init="tiny", device="cpu", **settings)  # type: ignore[arg-type]
-    return vae._VaeTask(start.vae(spec, CPU).model, spec, data.find(pictures))
+    model = start.vae(spec, CPU).model
+    return vae._VaeTask(model, spec, data.find(pictures), spec.resolution or int(model.config["sample_size"]))
 
 
 # Resuming
@@ -212,8 +213,9 @@ def test_a_size_that_does_not_fit_is_refused_and_the_mended_command_takes_the_fo
     pictures: Path, forks: Forks, tmp_path: Path
 ) -> None:
     ended = forks.sdcli(*train_vae(pictures, tmp_path / "run"), "--resolution", 17)
-    assert ended.code == 3
-    assert "17 x 17 px; both must be multiples of 2" in ended.stderr
+    assert ended.code == 2
+    assert ended.stderr == "sdcli: error: --resolution 17: is no multiple of 2, which this VAE needs; use 16 or 18\n"
+    assert not (tmp_path / "run").exists()
     assert forks.sdcli(*train_vae(pictures, tmp_path / "run"), "--resolution", 16, "--stop-after", 1).code == 0
 
 
