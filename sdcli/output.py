@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -11,9 +12,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sdcli.errors import ExitCode, SdcliError, SdcliWarning
+from sdcli.errors import ExitCode, OutputError, SdcliError, SdcliWarning
+from sdcli.files import reason
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -45,31 +48,32 @@ def configure(*, json: bool, quiet: bool, debug: bool) -> None:
 
 def result(text: str, record: Mapping[str, Any]) -> None:
     """One result on stdout, as soon as it exists: `text` for a person, with --json the record as one line."""
-    print(json.dumps(record, ensure_ascii=False) if _mode.is_json else text, flush=True)
+    _print(_json(record) if _mode.is_json else text)
 
 
 def document(record: Mapping[str, Any]) -> None:
     """One thing described: a `key: value` line each for a person, with --json one JSON document."""
     if _mode.is_json:
-        print(json.dumps(record, ensure_ascii=False, indent=2), flush=True)
+        _print(_json(record, indent=2))
         return
     for key, value in record.items():
         for name, one in (
             {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
         ).items():
-            print(f"{name}: {one if isinstance(one, (str, int, float)) else json.dumps(one)}", flush=True)
+            _print(escape(f"{name}: {one if isinstance(one, (str, int, float)) else _json(one)}"))
 
 
 def heading(text: str) -> None:
     """The head of a table for a person; JSON has none."""
     if not _mode.is_json:
-        print(text, flush=True)
+        _print(text)
 
 
 def results_in_bytes(data: bytes) -> None:
     """A result that is no text (a picture) on stdout."""
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    with _stdout() as stream:
+        stream.buffer.write(data)
+        stream.buffer.flush()
 
 
 def note(text: str) -> None:
@@ -91,7 +95,7 @@ def error(problem: SdcliError) -> None:
         traceback.print_exception(problem)
     if _mode.is_json:
         row = {"error": problem.message, "hint": problem.hint, "exit_code": int(problem.exit_code)}
-        print(json.dumps(row, ensure_ascii=False), file=sys.stderr, flush=True)
+        print(json.dumps(row), file=sys.stderr, flush=True)  # ASCII: a message may quote what would steer a terminal
     else:
         print(f"sdcli: error: {escape(str(problem))}", file=sys.stderr, flush=True)
 
@@ -137,14 +141,54 @@ def progress() -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with RichProgress(*columns, TextColumn("{task.fields[info]}"), console=Console(stderr=True), transient=True) as bar:
+    info = TextColumn("{task.fields[info]}")
+    console = Console(stderr=True)
+    # rich would send what is printed meanwhile to its own console, stderr: a result is for stdout, terminal or not.
+    with RichProgress(*columns, info, console=console, transient=True, redirect_stdout=False) as bar:
         yield Progress(bar)
+
+
+def open_streams() -> None:
+    """Make both streams fit for what is written: any character, and a stderr even where the caller closed it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold any bytes, a record any character
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  as long as the process lives
 
 
 def close_quietly() -> ExitCode:
     """The reader of stdout has gone: end without a word, and without Python's complaint at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ExitCode.PIPE
+
+
+@contextmanager
+def _stdout() -> Iterator[TextIO]:
+    """Stdout for one result. Raises OutputError when it is closed or its disk full; a gone reader is not our error."""
+    if sys.stdout is None:
+        raise OutputError("stdout is closed", "let it go to a file or a program")
+    try:
+        yield sys.stdout
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        close_quietly()  # what is still in the buffer could not be written at exit either
+        raise OutputError(f"stdout: {reason(problem)}", "let it go to a file or a program that takes it") from problem
+
+
+def _print(text: str) -> None:
+    with _stdout() as stream:
+        print(text, file=stream, flush=True)
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    """JSON as people write it, in ASCII where a string is no text that UTF-8 knows."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return json.dumps(value, indent=indent)
+    return text
 
 
 def _show_warning(

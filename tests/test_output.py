@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import shlex
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sdcli import output
-from sdcli.errors import InputError, SdcliWarning
+from sdcli.errors import ExitCode, InputError, SdcliWarning
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +113,49 @@ def test_progress_is_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFi
         bar.update("training", 1, 2, "loss 0.1")
         bar.update("training", 2, 2)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_result_goes_to_stdout_while_a_bar_is_shown_on_a_terminal() -> None:
+    code = """
+from sdcli import output
+output.configure(json=False, quiet=False, debug=False)
+with output.progress() as bar:
+    bar.update("denoising", 1, 2)
+    output.result("puppy.png", {})
+"""
+    terminal, stderr = pty.openpty()
+    ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr, text=True, check=True)
+    shown = os.read(terminal, 1 << 16).decode()
+    assert ended.stdout == "puppy.png\n"
+    assert "denoising" in shown and "puppy.png" not in shown
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="has /dev/full")
+@pytest.mark.parametrize("how", ["", "--json"])
+def test_a_full_disk_behind_stdout_is_an_output_error(how: str) -> None:
+    command = [sys.executable, "-m", "sdcli", "schedulers", *([how] if how else [])]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (ExitCode.OUTPUT, 1)
+    assert "stdout: no space left on device" in ended.stderr
+
+
+@pytest.mark.parametrize(("closed", "code"), [("2>&-", 0), (">&-", ExitCode.OUTPUT)])
+def test_a_closed_stream_is_no_bug(closed: str, code: int) -> None:
+    command = f"{shlex.quote(sys.executable)} -m sdcli schedulers {closed}"
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert ended.returncode == code
+    assert ("dpm" in ended.stdout) == (code == 0)
+    assert "internal error" not in ended.stderr + ended.stdout
+
+
+def test_what_a_model_says_of_itself_steers_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output.configure(json=False, quiet=False, debug=False)
+    output.document({"scheduler": "\x1b[2J", "names": ["小狗", "\x9b"]})
+    assert capsys.readouterr().out == 'scheduler: \\x1b[2J\nnames: ["小狗", "\\x9b"]\n'
+
+
+def test_a_string_that_is_no_text_is_json_all_the_same(capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    output.configure(json=True, quiet=False, debug=False)
+    output.result("", {"name": "\ud800"})
+    assert json.loads(capsysbinary.readouterr().out) == {"name": "\ud800"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import os
 import signal
 import sys
@@ -73,8 +72,7 @@ def command_tree(arguments: Sequence[str]) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a path may hold any bytes, a record any character
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    output.open_streams()
     sys.exit(int(run(sys.argv[1:] if arguments is None else arguments)))
 
 
