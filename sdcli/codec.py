@@ -17,12 +17,12 @@ from torch import Tensor
 
 from sdcli import store
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
-from sdcli.files import check_writable, open_regular, place, reason
+from sdcli.files import check_writable, is_folder, open_regular, place, reason, remove_dead_parts
 from sdcli.pipeline import images, sampling, vae
 from sdcli.pipeline.bundle import load_vae
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.metadata import png_bytes
-from sdcli.plan import MAX_NAME_BYTES, check_free, check_multiple, check_names, vae_factor
+from sdcli.plan import check_free, check_multiple, check_names, is_output_folder, vae_factor
 from sdcli.specs import CodecSpec, parse_size
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def encode(spec: CodecSpec) -> Iterator[CodecRecord]:
             "mode": "sample" if spec.sample else "mean",
             "seed": spec.seed if spec.sample else None,
         }
-        path = place(_file_bytes(latents, facts), target, spec.if_exists)
+        path = place(_file_bytes(latents, facts), target, spec.if_exists, ending=LATENTS_SUFFIX)
         yield CodecRecord(path, {"path": str(path), "source": str(source), "shape": list(latents.shape), **facts})
 
 
@@ -109,7 +109,7 @@ def _sources(spec: CodecSpec, suffixes: frozenset[str]) -> list[Path]:
     """The files named, and those of the folders named. Raises InputError when there is none."""
     found: list[Path] = []
     for path in spec.inputs:
-        if len(path.name) <= MAX_NAME_BYTES and path.is_dir():
+        if is_folder(path):
             inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
             if not inside:
                 raise InputError(f"{path}: holds no file to read", f"accepted are {', '.join(sorted(suffixes))}")
@@ -127,13 +127,15 @@ def _targets(spec: CodecSpec, sources: list[Path], suffix: str) -> list[Path]:
     """
     check_names(spec.output)
     ending = "." + suffix.rpartition(".")[2]
-    is_folder = spec.output.is_dir() or spec.output.suffix == ""
-    if not is_folder and spec.output.suffix.lower() != ending:
+    many = is_output_folder(spec.output)
+    if not many and spec.output.suffix.lower() != ending:
         raise UsageError(f"--output {spec.output}: the result is a {ending} file", f"name a {ending} file or a folder")
-    if not is_folder and len(sources) > 1:
+    if not many and len(sources) > 1:
         raise UsageError(f"--output {spec.output}: is one file for {len(sources)} results", "name a folder")
-    check_writable(spec.output if is_folder else spec.output.parent)
-    targets = [spec.output / f"{_stem(source)}{suffix}" for source in sources] if is_folder else [spec.output]
+    folder = spec.output if many else spec.output.parent
+    check_writable(folder)
+    remove_dead_parts(folder)
+    targets = [spec.output / f"{_stem(source)}{suffix}" for source in sources] if many else [spec.output]
     if spec.if_exists != "number" and len(set(targets)) < len(targets):
         twice = next(target for target in targets if targets.count(target) > 1)
         raise UsageError(f"{twice}: would be the result of two inputs", "use --if-exists number, or one at a time")

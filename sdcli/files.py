@@ -78,13 +78,14 @@ def atomic_write(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
         _remove(part)
 
 
-def place(data: bytes, target: Path, if_exists: str) -> Path:
+def place(data: bytes, target: Path, if_exists: str, *, ending: str = "") -> Path:
     """Write a result atomically and return where it went.
 
     if_exists: `number` takes the next free name (`puppy-2.png`), `overwrite` replaces, others raise OutputError.
+    ending: what a number stands before; by default the suffix.
     """
     make_folder(target.parent)
-    remove_dead_parts(target.parent)
+    ending = ending if ending and target.name.endswith(ending) else target.suffix
     path, number = target, 2
     while True:
         try:
@@ -94,8 +95,7 @@ def place(data: bytes, target: Path, if_exists: str) -> Path:
         except FileExistsError as error:
             if if_exists != "number":
                 raise OutputError(f"{path}: exists", "choose another name or --if-exists") from error
-            stem, dot, suffixes = target.name.partition(".")
-            path, number = target.with_name(f"{stem}-{number}{dot}{suffixes}"), number + 1
+            path, number = target.with_name(f"{target.name.removesuffix(ending)}-{number}{ending}"), number + 1
 
 
 def make_folder(folder: Path) -> Path:
@@ -107,12 +107,17 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder; False where that cannot be asked, for which Path.is_dir raises before Python 3.12."""
+    return os.path.isdir(path)
+
+
 def check_writable(folder: Path) -> None:
     """Raise OutputError now, before any work, if nothing could be written into `folder` or where it would be made."""
     place = folder.absolute()
-    while not place.exists() and place != place.parent:
+    while not os.path.exists(place) and place != place.parent:  # unlike Path.exists, False for what may not be asked
         place = place.parent
-    if not place.is_dir():
+    if not is_folder(place):
         raise OutputError(f"{folder}: {place} is a file", "name a folder for the output")
     if not os.access(place, os.W_OK | os.X_OK):
         raise OutputError(f"{folder}: cannot be written", "name a folder you may write to with --output")
@@ -194,7 +199,7 @@ def _remove(part: Path) -> None:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # a number that no process has
         return False
     except OSError:
         return True

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdcli import __version__, schedulers, store
 from sdcli.errors import NumericalError, SdcliWarning
-from sdcli.files import place
+from sdcli.files import place, remove_dead_parts
 from sdcli.pipeline import sampling, text, vae
 from sdcli.pipeline.bundle import ModelBundle, TextEncoder, load_bundle
 from sdcli.pipeline.device import pick_device, pick_dtype
@@ -56,6 +56,8 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     yield from (ImageRecord({"path": str(p), "skipped": True}, p) for i, p in enumerate(plan.targets) if i not in todo)
     if not todo:
         return
+    for folder in {path.parent for path in plan.targets}:
+        remove_dead_parts(folder)
     device = pick_device(spec.device)
     bundle = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
     shared = _shared_facts(spec, plan, _tokens(bundle.text, spec.prompt, "prompt"))

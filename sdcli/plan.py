@@ -11,7 +11,7 @@ from typing import Any
 
 from sdcli import layout, schedulers, store
 from sdcli.errors import InputError, OutputError, UsageError
-from sdcli.files import check_writable
+from sdcli.files import check_writable, is_folder
 from sdcli.specs import MAX_SEED, GenerateSpec, parse_size
 
 DEFAULT_STEPS = 25
@@ -110,18 +110,23 @@ def targets(spec: GenerateSpec, seed: int) -> tuple[Path, ...]:
     if str(spec.output) == "-":
         return (spec.output,)
     check_names(spec.output)
-    is_folder = spec.output.is_dir() or spec.output.suffix == ""
-    folder = spec.output if is_folder else spec.output.parent
-    if not is_folder and spec.output.suffix.lower() != ".png":
+    many = is_output_folder(spec.output)
+    folder = spec.output if many else spec.output.parent
+    if not many and spec.output.suffix.lower() != ".png":
         raise UsageError(f"--output {spec.output}: pictures are written as PNG", "name a .png file or a folder")
     check_writable(folder)
-    if is_folder:
+    if many:
         names = [f"{slug(spec.prompt)}-{(seed + i) % (MAX_SEED + 1)}.png" for i in range(spec.count)]
     else:
         names = [spec.output.name] + [f"{spec.output.stem}-{i}.png" for i in range(2, spec.count + 1)]
     paths = tuple(folder / name for name in names)
     check_free(paths, spec.if_exists)
     return paths
+
+
+def is_output_folder(output: Path) -> bool:
+    """Whether `--output` means a folder: one that is there, or a name without a suffix."""
+    return is_folder(output) or output.suffix == ""
 
 
 def slug(prompt: str) -> str:

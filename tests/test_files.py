@@ -218,9 +218,17 @@ def test_place_numbers_a_name_that_is_taken(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in placed] == [b"\0", b"\1", b"\2"]
 
 
-def test_place_numbers_before_all_the_suffixes(tmp_path: Path) -> None:
-    placed = [place(b"", tmp_path / "photo.latents.safetensors", "number") for _ in range(2)]
-    assert placed[1].name == "photo-2.latents.safetensors"
+@pytest.mark.parametrize(
+    ("name", "ending", "second"),
+    [
+        ("photo.latents.safetensors", ".latents.safetensors", "photo-2.latents.safetensors"),
+        ("v1.5-puppy.png", "", "v1.5-puppy-2.png"),
+        ("puppy", "", "puppy-2"),
+    ],
+)
+def test_place_numbers_before_the_ending(tmp_path: Path, name: str, ending: str, second: str) -> None:
+    placed = [place(b"", tmp_path / name, "number", ending=ending) for _ in range(2)]
+    assert placed[1].name == second
 
 
 def test_place_overwrites_when_asked(tmp_path: Path) -> None:
@@ -240,14 +248,6 @@ def test_place_makes_the_folder(tmp_path: Path) -> None:
     assert place(b"1", tmp_path / "out" / "deep" / "a", "number").read_bytes() == b"1"
 
 
-def test_place_removes_what_a_killed_process_left(tmp_path: Path) -> None:
-    left = tmp_path / f".puppy.png.{dead_pid()}-0123abcd.part"
-    left.touch()
-    os.utime(left, (OLD, OLD))
-    place(b"", tmp_path / "puppy.png", "number")
-    assert names(tmp_path) == ["puppy.png"]
-
-
 # remove_dead_parts
 
 
@@ -264,6 +264,9 @@ def test_only_old_parts_of_dead_processes_are_removed(tmp_path: Path) -> None:
     for name in (old_and_dead, *kept):
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (OLD, OLD))
+    nobodys = f".c.png.{10**20}-0123abcd.part"
+    (tmp_path / nobodys).touch()
+    os.utime(tmp_path / nobodys, (OLD, OLD))
     young = f".b.png.{dead}-0123abcd.part"  # perhaps of a living process of another container
     (tmp_path / young).touch()
     remove_dead_parts(tmp_path)

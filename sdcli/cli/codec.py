@@ -9,7 +9,6 @@ import typer
 
 from sdcli import output
 from sdcli.cli import options
-from sdcli.files import check_writable
 from sdcli.specs import CodecSpec
 
 if TYPE_CHECKING:
@@ -48,7 +47,6 @@ def encode(
         dtype=dtype,
         offline=offline,
     )
-    check_writable(out.parent if out.suffix else out)
     from sdcli import codec  # deferred: imports torch
 
     _show(codec.encode(spec))
@@ -70,7 +68,6 @@ def decode(
     spec = CodecSpec(
         inputs=tuple(inputs), output=out, model=model, if_exists=if_exists, device=device, dtype=dtype, offline=offline
     )
-    check_writable(out.parent if out.suffix else out)
     from sdcli import codec  # deferred: imports torch
 
     _show(codec.decode(spec))
