@@ -91,7 +91,7 @@ class CodecSpec:
 def parse_size(text: str) -> tuple[int, int]:
     """`WxH` in pixels as (width, height). Raises UsageError."""
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isascii() and part.isdigit() for part in parts):
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
         raise UsageError(f"--size {text}: is no size", "write it as 512x512, in pixels")
     width, height = int(parts[0]), int(parts[1])
     _between("size", width, 8, MAX_SIDE)
@@ -124,10 +124,13 @@ class TrainSpec:
     stop_after: int | None = None
     workers: int = 2
     device: str = "auto"
+    offline: bool = False
     export_dtype: str = "float32"
 
     # What may differ between two calls that belong to one run.
-    NOT_IDENTITY = frozenset({"run", "save_every", "keep", "stop_after", "workers", "device", "export_dtype"})
+    NOT_IDENTITY = frozenset(
+        {"run", "save_every", "keep", "stop_after", "workers", "device", "offline", "export_dtype"}
+    )
 
     def __post_init__(self) -> None:
         if self.model is not None and self.init is not None:

@@ -55,8 +55,10 @@ def owned(folder: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise LockedError(f"{folder}: another training owns this run folder", "wait for it to end") from error
+        except OSError as error:
+            raise output_error(folder, error) from error
         yield
 
 

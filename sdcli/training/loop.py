@@ -102,22 +102,26 @@ def train(
     run = _Run(task, spec, folder, accelerator, config_hash)
     run.restore()
     if run.step == spec.steps and (folder / "export").is_dir():
-        yield Finished(folder / "export", read_json(folder / "summary.json"))
-        return
+        summary = read_json(folder / "summary.json")
+        if summary.pop("dtype", None) == spec.export_dtype:
+            yield Finished(folder / "export", summary)
+            return
 
     def load(step: int) -> Batch:
         return task.load(step, data.batch_ids(step, batch_size=spec.batch_size, count=count, seed=spec.seed))
 
     last = spec.steps if spec.stop_after is None else min(spec.steps, run.step + spec.stop_after)
-    with ThreadPoolExecutor(1) as pool, (folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+    with ThreadPoolExecutor(1) as pool, (folder / "metrics.jsonl").open("ab", buffering=0) as metrics:
         upcoming = pool.submit(load, run.step)
         while run.step < last:
             began = time.perf_counter()
             batch = upcoming.result()
             upcoming = pool.submit(load, run.step + 1)
             terms = run.advance(batch)
-            metrics.write(_metrics_line(run.step, terms))
-            metrics.flush()
+            try:
+                metrics.write(_metrics_line(run.step, terms))
+            except OSError as error:
+                raise output_error(folder / "metrics.jsonl", error) from error
             if run.step % spec.save_every == 0 or run.step == last:
                 yield run.save()
             try:
@@ -130,7 +134,7 @@ def train(
         yield Paused(run.step, spec.steps)
     else:
         run.use_averaged_weights()
-        yield from _export(task, folder)
+        yield from _export(task, folder, spec.export_dtype)
 
 
 def lr_at(step: int, spec: TrainSpec) -> float:
@@ -142,8 +146,9 @@ def lr_at(step: int, spec: TrainSpec) -> float:
     return spec.lr * factor[spec.lr_schedule]
 
 
-def _metrics_line(step: int, terms: dict[str, float]) -> str:
-    return json.dumps({"step": step} | {k: v if math.isfinite(v) else None for k, v in terms.items()}) + "\n"
+def _metrics_line(step: int, terms: dict[str, float]) -> bytes:
+    row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in terms.items()}
+    return f"{json.dumps(row)}\n".encode()
 
 
 class _Run:
@@ -253,15 +258,15 @@ def _ema_rule(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Ten
     return update
 
 
-def _export(task: Task, folder: Path) -> Iterator[Report]:
+def _export(task: Task, folder: Path, dtype: str) -> Iterator[Report]:
     part, final, old = folder / "export.part", folder / "export", folder / "export.old.part"
     try:
         part.mkdir()
         summary = yield from task.export(part)
         for path in (*part.rglob("*"), part):
             sync(path)
-        write_json(folder / "summary.json", summary)
-        if final.exists():  # a later checkpoint was damaged after the export
+        write_json(folder / "summary.json", {**summary, "dtype": dtype})
+        if final.exists():  # of another type, or a later checkpoint was damaged after the export
             final.rename(old)
         part.rename(final)
         sync(folder)

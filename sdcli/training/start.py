@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from sdcli import store
 from sdcli.errors import InputError, UsageError
 from sdcli.layout import read_json
+from sdcli.pipeline import noise
 from sdcli.pipeline.bundle import (
     Config,
     ModelBundle,
@@ -26,6 +27,7 @@ from sdcli.pipeline.bundle import (
     load_vae,
 )
 from sdcli.pipeline.device import pick_device
+from sdcli.scheduler_config import check_config, prediction_type
 from sdcli.specs import TrainSpec, TrainUnetSpec
 from sdcli.training import checkpoint, data
 
@@ -95,7 +97,7 @@ def vae(spec: TrainSpec, device: torch.device) -> VaePart:
         torch.manual_seed(spec.seed)
         model = cast("AutoencoderKL", build(configs["vae"]))
         return VaePart(model, is_fresh=True, origin=_origin(spec.init, configs))
-    found = store.resolve(spec.model)
+    found = store.resolve(spec.model, offline=spec.offline)
     model = load_vae(found.folder, device=device, dtype=torch.float32).requires_grad_(True)
     return VaePart(model, is_fresh=False, origin=store.model_hash(found))
 
@@ -105,15 +107,18 @@ def model(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
     parts = _from_scratch(spec, device) if spec.init is not None else _from_model(spec, device)
     if spec.prediction is not None:
         parts.bundle.scheduler_config["prediction_type"] = PREDICTION_TYPES[spec.prediction]
+    _check_fit(parts.bundle)
     return parts
 
 
-def resolution(spec: TrainSpec, native: int, factor: int) -> int:
-    """The side of the training pictures in px: `spec.resolution`, else the model's own.
+def resolution(spec: TrainSpec, native: object, factor: int) -> int:
+    """The side of the training pictures in px: `spec.resolution`, else `native`, the model's own.
 
-    Raises UsageError unless it is a multiple of the VAE factor.
+    Raises UsageError unless it is a multiple of the VAE factor, or where the model does not say its own.
     """
     side = spec.resolution if spec.resolution is not None else native
+    if type(side) is not int or side < 1:
+        raise UsageError(f"the model's own size is {native!r}", "say --resolution, in pixels")
     if side % factor:
         below = max(factor, side // factor * factor)
         raise UsageError(
@@ -133,12 +138,34 @@ def opened(spec: TrainSpec, kind: str, dataset: data.Dataset, origin: str) -> It
         yield folder, config_hash
 
 
+def _check_fit(bundle: ModelBundle) -> None:
+    """Raise InputError unless the parts can be trained together."""
+    check_config(bundle.scheduler_config)
+    noise.alpha_bars(bundle.scheduler_config)
+    if prediction_type(bundle.scheduler_config) not in PREDICTION_TYPES.values():
+        raise InputError(
+            f"prediction_type: {prediction_type(bundle.scheduler_config)!r} cannot be trained", "use --prediction"
+        )
+    channels, unet = int(bundle.vae.config["latent_channels"]), bundle.unet.config
+    for key in ("in_channels", "out_channels"):
+        if unet[key] != channels:
+            raise InputError(
+                f"unet: {key} is {unet[key]}, the VAE has {channels} channels", "use another --vae or model"
+            )
+    width, given = int(bundle.text.model.config.hidden_size), unet["cross_attention_dim"]
+    if width != given:
+        raise InputError(f"unet: reads context of width {given}, the text encoder gives {width}", "mend the configs")
+    pieces, known = len(bundle.text.tokenizer), int(bundle.text.model.config.vocab_size)
+    if pieces > known:
+        raise InputError(f"text_encoder: knows {known:,} tokens, the tokenizer has {pieces:,}", "mend the configs")
+
+
 def _from_model(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
-    found = store.resolve(spec.model)
+    found = store.resolve(spec.model, offline=spec.offline)
     bundle = load_bundle(found.folder, device=device, dtype=torch.float32)
     origin = store.model_hash(found)
     if spec.vae is not None:
-        bundle = replace(bundle, vae=_named_vae(spec.vae, device))
+        bundle = replace(bundle, vae=_named_vae(spec.vae, device, spec.offline))
         origin += weights_hash(bundle.vae)
     return ModelParts(bundle, found.folder / "tokenizer", store.settings(found), origin)
 
@@ -150,14 +177,19 @@ def _from_scratch(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
     unet = cast("UNet2DConditionModel", build(configs["unet"]).to(device))
     text = TextEncoder(load_tokenizer(store.TOKENIZER_FOLDER), cast("CLIPTextModel", build(configs["text_encoder"])))
     torch.nn.Module.to(text.model, device)  # transformers wraps `to` in a way that loses its type
-    vae = _named_vae(spec.vae, device)
+    vae = _named_vae(spec.vae, device, spec.offline)
     bundle = ModelBundle(vae, unet, text, configs["scheduler"], device, torch.float32)
-    return ModelParts(bundle, store.TOKENIZER_FOLDER, {}, f"{_origin(spec.init, configs)} {weights_hash(vae)}")
+    return ModelParts(
+        bundle,
+        store.TOKENIZER_FOLDER,
+        configs.get("settings", {}),
+        f"{_origin(spec.init, configs)} {weights_hash(vae)}",
+    )
 
 
-def _named_vae(ref: str, device: torch.device) -> AutoencoderKL:
+def _named_vae(ref: str, device: torch.device, offline: bool) -> AutoencoderKL:
     """A VAE by a folder that holds `vae/` (a model, or the export of train-vae), or by a model reference."""
-    folder = Path(ref) if (Path(ref) / "vae").is_dir() else store.resolve(ref).folder
+    folder = Path(ref) if (Path(ref) / "vae").is_dir() else store.resolve(ref, offline=offline).folder
     return load_vae(folder, device=device, dtype=torch.float32)
 
 

@@ -27,12 +27,12 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
     accelerator = start.accelerator_for(spec)
     dataset = data.find(spec.data, spec.caption)
     data.check_captions(dataset)
-    for done in data.check(dataset, spec.workers):
-        yield Preparing("reading pictures", done, len(dataset.samples))
     parts = start.model(spec, accelerator.device)
     bundle, factor = parts.bundle, latent.factor(parts.bundle.vae)
-    resolution = start.resolution(spec, int(bundle.unet.config["sample_size"]) * factor, factor)
+    resolution = start.resolution(spec, _native(bundle.unet.config["sample_size"], factor), factor)
     with start.opened(spec, "unet", dataset, parts.origin) as (folder, config_hash):
+        for done in data.check(dataset, spec.workers):
+            yield Preparing("reading pictures", done, len(dataset.samples))
         moments = yield from latents.cached(
             folder / "cache" / "moments.safetensors",
             bundle.vae,
@@ -125,6 +125,10 @@ class _UnetTask:
         is_dropped = bool(torch.rand((), generator=generator) < self.spec.caption_dropout)
         tokens = self.no_caption if is_dropped or not captions else text.tokenize(self.text, captions[chosen]).ids
         return latent.scale(self.bundle.vae, z), eps, t, tokens
+
+
+def _native(sample_size: object, factor: int) -> object:
+    return sample_size * factor if type(sample_size) is int else sample_size
 
 
 def _size(resolution: int) -> Config:

@@ -28,11 +28,11 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
     """Train the VAE of a model, or one from scratch, and yield what happens; the result lies in RUN/export/vae."""
     accelerator = start.accelerator_for(spec)
     dataset = data.find(spec.data, spec.caption)
-    for done in data.check(dataset, spec.workers):
-        yield Preparing("reading pictures", done, len(dataset.samples))
     part = start.vae(spec, accelerator.device)
-    resolution = start.resolution(spec, int(part.model.config["sample_size"]), latent.factor(part.model))
+    resolution = start.resolution(spec, part.model.config["sample_size"], latent.factor(part.model))
     with start.opened(spec, "vae", dataset, part.origin) as (folder, config_hash):
+        for done in data.check(dataset, spec.workers):
+            yield Preparing("reading pictures", done, len(dataset.samples))
         if part.is_fresh:
             _narrow(part.model)
         task = _VaeTask(part.model, spec, dataset, resolution)
@@ -102,7 +102,9 @@ class _VaeTask:
             psnr += float((10 * (PSNR_PEAK**2 / error).log10()).sum())
             yield Preparing("measuring the latents", ids[-1] + 1, count)
         std = (squares / values - (sums / values) ** 2) ** 0.5
-        self.vae.register_to_config(scaling_factor=1.0 / std, sample_size=self.resolution)
+        self.vae.register_to_config(scaling_factor=1.0 / std)
+        if not self.spec.random_crop:  # a crop's size is not that of the pictures
+            self.vae.register_to_config(sample_size=self.resolution)
         save_part(folder / "vae", self.vae, getattr(torch, self.spec.export_dtype))
         return {"scaling_factor": 1.0 / std, "psnr": psnr / count}
 

@@ -192,13 +192,17 @@ def test_a_second_process_on_the_same_run_folder_is_refused(pictures: Path, fork
     assert forks.sdcli(*train_vae(pictures, tmp_path / "run"), "--stop-after", 1).code == 0
 
 
-def test_broken_pictures_are_named_before_anything_is_written(own_pictures: Path, forks: Forks, tmp_path: Path) -> None:
+def test_broken_pictures_are_named_before_the_first_step(own_pictures: Path, forks: Forks, tmp_path: Path) -> None:
+    whole = {name: (own_pictures / name).read_bytes() for name in ("bar.png", "dot.png")}
     for name in ("bar.png", "dot.png"):
         (own_pictures / name).write_bytes(b"broken")
     ended = forks.sdcli(*train_vae(own_pictures, tmp_path / "run"))
     assert ended.code == 3
     assert "2 pictures cannot be read" in ended.stderr and "bar.png" in ended.stderr and "dot.png" in ended.stderr
-    assert not (tmp_path / "run").exists()
+    assert not list((tmp_path / "run").glob("*.jsonl"))
+    for name, picture in whole.items():
+        (own_pictures / name).write_bytes(picture)
+    assert forks.sdcli(*train_vae(own_pictures, tmp_path / "run"), "--stop-after", 1).code == 0
 
 
 def test_a_folder_of_pictures_is_no_run_folder_and_stays_as_it_is(own_pictures: Path, forks: Forks) -> None:
@@ -217,6 +221,15 @@ def test_a_size_that_does_not_fit_is_refused_and_the_mended_command_takes_the_fo
     assert ended.stderr == "sdcli: error: --resolution 17: is no multiple of 2, which this VAE needs; use 16 or 18\n"
     assert not (tmp_path / "run").exists()
     assert forks.sdcli(*train_vae(pictures, tmp_path / "run"), "--resolution", 16, "--stop-after", 1).code == 0
+
+
+def test_a_disk_that_fills_between_two_checkpoints_is_an_output_error(
+    pictures: Path, forks: Forks, tmp_path: Path
+) -> None:
+    command = (*train_vae(pictures, tmp_path / "run"), "--steps", 60, "--save-every", 60)
+    ended = forks.sdcli(*command, file_limit=3000)  # bytes: more than any file before the log of step 30 or so
+    assert ended.code == 5
+    assert "metrics.jsonl: file too large" in ended.stderr
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_an_export(pictures: Path, forks: Forks, tmp_path: Path) -> None:
@@ -296,7 +309,6 @@ def test_the_psnr_told_is_that_of_the_exported_vae(pictures: Path, vae_run: Path
 
 def test_an_export_in_float16_is_in_float16(pictures: Path, vae_run: Path, forks: Forks, tmp_path: Path) -> None:
     run = Path(shutil.copytree(vae_run, tmp_path / "run"))
-    shutil.rmtree(run / "export")
     assert forks.sdcli(*train_vae(pictures, run), "--export-dtype", "float16").code == 0
     half, full = (load_file(r / "export/vae/diffusion_pytorch_model.safetensors") for r in (run, vae_run))
     assert all(torch.equal(half[key], value.half()) for key, value in full.items())
