@@ -67,7 +67,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             header = json.loads(stream.read(length))
             tensors = {key: value for key, value in header.items() if key != "__metadata__"}
             end = max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
             raise InputError(
                 f"{path}: its safetensors header cannot be read ({error})", "get the file again"
             ) from error

@@ -134,7 +134,7 @@ def facts(model: Model) -> dict[str, Any]:
     scheduler = read_json(model.folder / "scheduler" / "scheduler_config.json")
     try:
         return _facts(model, unet, vae, scheduler)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{model.folder}: its configs make no sense ({reason(error)})", "get the model again"
         ) from error
@@ -221,7 +221,7 @@ def _family(unet: dict[str, Any]) -> str:
 def _from_hub(repo: str, revision: str | None, offline: bool) -> Path:
     """The folder of a Hub model: from the local cache if it is whole there, else fetched, and only what is read."""
     from huggingface_hub import snapshot_download  # deferred: 0.5 s, and only a Hub id needs it
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     def fetch(patterns: tuple[str, ...], is_local: bool) -> Path:
         found = snapshot_download(repo, revision=revision, allow_patterns=list(patterns), local_files_only=is_local)
@@ -241,7 +241,7 @@ def _from_hub(repo: str, revision: str | None, offline: bool) -> Path:
         folder = fetch(HUB_FILES, is_local=False)
         if not _is_whole(folder):
             folder = fetch(HUB_FILES_HALF, is_local=False)
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # besides its own errors, those of whichever HTTP library this version stands on
         raise InputError(f"{repo}: cannot be fetched ({reason(error)})", "check the name and the network") from error
     check_folder(folder)
     return folder

@@ -26,7 +26,7 @@ GROUPS = ("Animals & Nature", "Food & Drink")
 LATEST_VERSION = 15.0  # of Unicode's emoji: a newer list must not change the pictures
 BITMAP_PX = (136, 128)  # the only bitmap size in the font, reached at 109 points
 LARGE, SMALL = 0.9, 0.55  # longest side of the thing over the side of the picture
-PLAIN_SHARE, COLOURED_SHARE = 0.45, 0.30  # of the variants; the rest is small, anywhere, on any colour
+PLAIN_SHARE, COLOURED_SHARE = 0.80, 0.12  # of the variants; the rest is small, anywhere, on any colour
 SMALL_ON_WHITE_SHARE = 0.4
 EDGE = 0.03  # least distance of a small thing from the edge, over the side
 SHADE_JITTER = 10  # of 255
@@ -144,7 +144,7 @@ def _glyph(emoji: str) -> Image.Image:
 
 
 def scenes(rng: random.Random, count: int) -> list[Scene]:
-    """Choose the scenes of one concept: about 45 % plain, 30 % large on a colour, 25 % small anywhere on any colour."""
+    """Choose the scenes of one concept: about 80 % plain, 12 % large on a colour, 8 % small anywhere on any colour."""
     plain, coloured = round(PLAIN_SHARE * count), round(COLOURED_SHARE * count)
     colours = [name for name in words.COLOURS if name != "white"]
     rng.shuffle(colours)

@@ -103,6 +103,8 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         open_regular(folder / name, max_bytes=MAX_JSON_BYTES).close()
     try:
         return cast("CLIPTokenizer", CLIPTokenizer.from_pretrained(folder, local_files_only=True))
+    except MemoryError:
+        raise
     except Exception as error:  # the tokenizers library raises a bare Exception on malformed files
         raise InputError(f"{folder}: is no CLIP tokenizer ({error})", "use the model's own tokenizer folder") from error
 
@@ -117,6 +119,8 @@ def build(config: Config) -> nn.Module:
             raise InputError(f"{name}: {key} is {config[key]!r}", f"expected is a number of layers up to {MAX_LAYERS}")
     try:
         return _CLASSES[name]({k: v for k, v in config.items() if not k.startswith("_")})
+    except MemoryError:
+        raise
     except Exception as error:  # the libraries raise a dozen types on a malformed config
         raise InputError(f"{name}: its config cannot be built ({error})", "mend config.json") from error
 

@@ -36,7 +36,7 @@ def load_image(path: Path) -> Image.Image:
             if opened.mode == "F":
                 raise InputError(f"{path}: holds floating-point values", "save it with 8 or 16 bits a channel")
             image = _to_rgb(ImageOps.exif_transpose(opened))
-        except InputError:
+        except (InputError, MemoryError):
             raise
         except UnidentifiedImageError as error:
             raise InputError(f"{path}: is no picture", f"accepted are {', '.join(FORMATS)}") from error
