@@ -183,10 +183,10 @@ def test_the_first_caption_of_a_plain_picture_says_nothing_but_the_name() -> Non
         assert first == f"a picture of {recipe.with_article(concept.name.lower())}"
 
 
-def test_the_scenes_of_40_variants_show_every_colour_and_every_place() -> None:
-    scenes = recipe.scenes(random.Random(0), 40)
+def test_the_scenes_are_mostly_plain_and_show_every_colour_and_every_place() -> None:
+    scenes = [scene for seed in range(10) for scene in recipe.scenes(random.Random(seed), 40)]
     large = [scene for scene in scenes if scene.fill == recipe.LARGE]
-    assert Counter(scene.colour == "white" for scene in large) == {True: 18, False: 12}
+    assert Counter(scene.colour == "white" for scene in large) == {True: 320, False: 50}
     assert {scene.colour for scene in large} == set(words.COLOURS)
     assert {scene.cell for scene in scenes if scene.fill == recipe.SMALL} == set(words.PLACES)
 
