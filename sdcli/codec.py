@@ -96,10 +96,7 @@ def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
             yield _skipped(source, target)
             continue
         latents = _read_latents(source, coder)
-        with torch.no_grad():
-            pixels = vae.decode(coder, latents.to(coder.device, coder.dtype))
-        _refuse_non_finite(pixels, source)
-        (image,) = images.to_images(pixels)
+        (image,) = images.to_images(vae.decode_finite(coder, latents))
         path = place(png_bytes(image, None), target, spec.if_exists)
         facts = {"path": str(path), "source": str(source), "width": image.width, "height": image.height}
         yield CodecRecord(path, facts | {"model": model.ref})

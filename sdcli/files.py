@@ -10,8 +10,8 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from sdcli.errors import InputError, OutputError, ResourceError
 
@@ -20,7 +20,7 @@ MAX_REASON_LENGTH = 200
 PART_GRACE_SECONDS = 60.0  # a part file younger than this may belong to a process of another container
 
 
-def open_regular(path: Path, *, max_bytes: int | None = None, within: Path | None = None) -> BinaryIO:
+def open_regular(path: Path, *, max_bytes: int | None = None, within: Path | None = None) -> BufferedReader:
     """Open an input for reading in binary, refusing all that is not a plain file.
 
     max_bytes: the largest size accepted, in bytes; None takes any.

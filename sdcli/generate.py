@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdcli import __version__, schedulers, store
-from sdcli.errors import NumericalError, SdcliWarning
+from sdcli.errors import SdcliWarning
 from sdcli.files import place, remove_dead_parts
 from sdcli.pipeline import sampling, text, vae
 from sdcli.pipeline.bundle import ModelBundle, TextEncoder, load_bundle
@@ -72,7 +71,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         for step in draw(bundle, plan, [spec.prompt] * len(ids), spec.negative, seeds=[plan.seeds[i] for i in ids]):
             latents, evaluations = step.latents, step.index
             yield Progress(first * step.total + step.index * len(ids), len(todo) * step.total)
-        images = to_images(decode_finite(bundle, latents))
+        images = to_images(vae.decode_finite(bundle.vae, latents))
         seconds = (time.perf_counter() - began) / len(ids)
         for i, image in zip(ids, images, strict=True):
             facts = shared | {"seed": plan.seeds[i], "evaluations": evaluations, "seconds": round(seconds, 3)}
@@ -105,18 +104,6 @@ def contexts(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
     distinct = list(dict.fromkeys(prompts))
     rows = text.encode(encoder, [text.tokenize(encoder, prompt) for prompt in distinct])
     return rows[[distinct.index(prompt) for prompt in prompts]]
-
-
-@torch.no_grad()
-def decode_finite(bundle: ModelBundle, latents: Tensor) -> Tensor:
-    """Pixels of latents; where half precision overflows, decoded again in float32. Raises NumericalError."""
-    pixels = vae.decode(bundle.vae, latents.to(bundle.dtype))
-    if not pixels.isfinite().all() and bundle.dtype != torch.float32:
-        exact = torch.nn.Module.to(copy.deepcopy(bundle.vae), torch.float32)
-        pixels = vae.decode(exact, latents.float())
-    if not pixels.isfinite().all():
-        raise NumericalError("the decoded picture is not finite", "check the VAE of this model")
-    return pixels
 
 
 def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: GenerateSpec) -> ImageRecord:

@@ -36,6 +36,16 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def root(folder: Path) -> Path:
+    """The real folder that every file of a model must lie in, so that no link leads out of it.
+
+    A Hub cache keeps its files as links to ../../../blobs, inside the folder of the repository.
+    """
+    real = folder.resolve()
+    is_snapshot = real.parent.name == "snapshots" and real.parents[1].name.startswith("models--")
+    return real.parents[1] if is_snapshot else real
+
+
 def weight_files(folder: Path, part: str) -> list[Path]:
     """The files that hold the weights of one part of a model: a single one, or every shard its index names.
 
@@ -84,10 +94,6 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _inside(folder: Path, paths: list[Path]) -> list[Path]:
-    root = folder.resolve()
-    # A Hub cache keeps its files as links to ../../../blobs, inside the folder of the repository.
-    if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
-        root = root.parents[1]
     for path in paths:
-        open_regular(path, within=root).close()
+        open_regular(path, within=root(folder)).close()
     return paths

@@ -28,7 +28,6 @@ HUB_FILES = (
     *(f"{part}/{stem}{tail}.safetensors" for part, stem in STEMS.items() for tail in ("", "-*-of-*")),
 )
 HUB_FILES_HALF = (*HUB_FILES, *(f"{part}/{stem}.fp16*.safetensors" for part, stem in STEMS.items()))
-HASH_CHUNK_BYTES = 1 << 20
 MAX_SHOWN = 100  # characters of a reference that is no path
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # those that draw from a prompt
 
@@ -184,13 +183,10 @@ class _HashCache:
         found = self.rows.get(key)
         if isinstance(found, str):
             return found
-        digest = hashlib.sha256()
         with open_regular(path) as stream:
-            while chunk := stream.read(HASH_CHUNK_BYTES):
-                digest.update(chunk)
-        self.rows[key] = digest.hexdigest()
+            self.rows[key] = hashlib.file_digest(stream, "sha256").hexdigest()
         self.is_changed = True
-        return digest.hexdigest()
+        return str(self.rows[key])
 
     def save(self) -> None:
         if not self.is_changed:

@@ -22,6 +22,7 @@ from torch import Tensor
 from sdcli import generate
 from sdcli.errors import InputError, NumericalError, SdcliWarning
 from sdcli.generate import ImageRecord
+from sdcli.pipeline import vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.images import to_images
 from sdcli.plan import plan
@@ -102,7 +103,7 @@ def by_us(
     """The same by the parts of our own story."""
     decided = plan(GenerateSpec(prompt=PROMPT, model=str(folder), scheduler=scheduler, steps=steps, guidance=guidance))
     latents = [step.latents for step in generate.draw(bundle, decided, [PROMPT] * len(seeds), NEGATIVE, seeds=seeds)]
-    images = to_images(generate.decode_finite(bundle, latents[-1]))
+    images = to_images(vae.decode_finite(bundle.vae, latents[-1]))
     return latents, np.stack([np.asarray(image, dtype=np.int16) for image in images])
 
 

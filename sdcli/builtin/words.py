@@ -1,6 +1,6 @@
 """Plain English for the pictures of recipe.py: what people call each thing, and how the sentence goes. Data only."""
 
-# What else people type for a thing, by its Unicode name. A phrase belongs to one thing only; recipe.phrases checks it.
+# What else people type for a thing, by its Unicode name. A phrase belongs to one thing only, which a test holds.
 SYNONYMS: dict[str, tuple[str, ...]] = {
     # animals: mammals
     "gorilla": ("silverback",),

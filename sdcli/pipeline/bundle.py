@@ -6,7 +6,6 @@ mapped from disk onto modules that were built without memory of their own.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdcli.errors import InputError, NumericalError
-from sdcli.files import atomic_write, open_regular
-from sdcli.layout import MAX_JSON_BYTES, PARTS, STEMS, read_json, weight_files, write_json
+from sdcli.files import atomic_write, open_regular, read_bytes
+from sdcli.layout import MAX_JSON_BYTES, PARTS, STEMS, read_json, root, weight_files, write_json
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -28,6 +27,10 @@ if TYPE_CHECKING:
 
 Config = dict[str, Any]
 
+TOKENIZER_FILES = (
+    *("vocab.json", "merges.txt", "tokenizer.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+)
 TEXT_PREFIX = "text_model."  # the published key names; transformers 5 saves without it
 OLD_ATTENTION_KEYS = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 # Counts of layers cost time and memory before a single weight is compared with them; Stable Diffusion's reach 24.
@@ -133,7 +136,7 @@ def save_bundle(folder: Path, bundle: ModelBundle, tokenizer: Path, settings: Co
     save_part(folder / "vae", bundle.vae, bundle.dtype)
     save_part(folder / "unet", bundle.unet, bundle.dtype)
     save_part(folder / "text_encoder", bundle.text.model, bundle.dtype)
-    shutil.copytree(tokenizer, folder / "tokenizer")
+    _copy_tokenizer(tokenizer, folder / "tokenizer")
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", bundle.scheduler_config)
     index: Config = {"_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None]}
@@ -143,6 +146,14 @@ def save_bundle(folder: Path, bundle: ModelBundle, tokenizer: Path, settings: Co
     index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     write_json(folder / "model_index.json", index)
     write_json(folder / "sdcli.json", settings)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what a CLIP tokenizer is made of, and nothing else that lies or is linked there."""
+    target.mkdir()
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            (target / name).write_bytes(read_bytes(source / name, max_bytes=MAX_JSON_BYTES, within=root(source.parent)))
 
 
 def save_part(folder: Path, module: nn.Module, dtype: torch.dtype) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sdcli.errors import InputError
+from sdcli.errors import InputError, NumericalError, SdcliWarning
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -58,6 +60,22 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     if vae.post_quant_conv is not None:
         z = vae.post_quant_conv(z)
     pixels: Tensor = vae.decoder(z)
+    return pixels
+
+
+@torch.no_grad()
+def decode_finite(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pixels as `decode` gives them, in the VAE's own precision; where that overflows, in float32, with a warning.
+
+    Raises NumericalError when they are not finite then either.
+    """
+    pixels = decode(vae, latents.to(vae.device, vae.dtype))
+    if not pixels.isfinite().all() and vae.dtype != torch.float32:
+        warnings.warn(f"the VAE overflows in {vae.dtype}: decoded again in float32", SdcliWarning, stacklevel=2)
+        exact = torch.nn.Module.to(copy.deepcopy(vae), torch.float32)
+        pixels = decode(exact, latents.to(vae.device, torch.float32))
+    if not pixels.isfinite().all():
+        raise NumericalError("the decoded picture is not finite", "check the latents and the VAE of this model")
     return pixels
 
 

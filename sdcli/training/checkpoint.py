@@ -28,7 +28,6 @@ LOCK = ".lock"
 RUN_KEYS = {"kind", "data_hash", "origin"}  # what the config.json of a run has, and that of a model has not
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d{8})")
 MAX_MANIFEST_BYTES = 16 << 20
-HASH_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -145,11 +144,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def truncate_metrics(folder: Path, step: int) -> None:

@@ -204,11 +204,15 @@ def _said(sample: Sample) -> tuple[str, ...]:
 
 
 def _manifest(root: Path, samples: list[Sample]) -> str:
-    """A hash of names, sizes and captions: enough to notice that the data of a run changed."""
+    """A hash of names, contents and captions, so that no run goes on with other data than it began with."""
     digest = hashlib.sha256()
     for sample in samples:
-        size = sample.path.stat().st_size if sample.path.exists() else None  # a link to nothing, which `check` names
-        row = [sample.path.relative_to(root).as_posix(), size, list(sample.captions)]
+        try:
+            with open_regular(sample.path) as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+        except InputError as error:  # `check` names it
+            content = error.message
+        row = [sample.path.relative_to(root).as_posix(), content, list(sample.captions)]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 

@@ -25,7 +25,7 @@ KEY = "moments"
 
 @torch.no_grad()
 def cached(
-    path: Path, vae: AutoencoderKL, dataset: data.Dataset, *, resolution: int, batch_size: int
+    path: Path, vae: AutoencoderKL, dataset: data.Dataset, *, resolution: int, batch_size: int, workers: int = 2
 ) -> Generator[Preparing, None, Tensor]:
     """Mean and log-variance of every sample, from `path` if they are there, else encoded now and written there.
 
@@ -36,7 +36,7 @@ def cached(
     if not _is_whole(path, count):
         rows: list[Tensor] = []
         device = next(vae.parameters()).device
-        with ThreadPoolExecutor(2) as readers:
+        with ThreadPoolExecutor(workers) as readers:
             for first in range(0, count, batch_size):
                 samples = dataset.samples[first : first + batch_size]
                 pixels = torch.cat(list(readers.map(lambda s: data.load_pixels(s, resolution), samples)))

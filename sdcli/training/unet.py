@@ -39,6 +39,7 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
             dataset,
             resolution=resolution,
             batch_size=spec.batch_size,
+            workers=spec.workers,
         )
         bundle.unet.register_to_config(sample_size=resolution // factor)
         task = _UnetTask(bundle, spec, dataset, moments, parts.tokenizer, parts.settings | _size(resolution))

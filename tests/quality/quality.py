@@ -153,7 +153,7 @@ def draw(prompts: Sequence[str], seed: int, model: str) -> list[Image.Image]:
     found: list[Image.Image] = []
     for batch in (prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)):
         *_, last = generate.draw(bundle, decided, batch, "", seeds=[seed] * len(batch))
-        found += to_images(generate.decode_finite(bundle, last.latents))
+        found += to_images(vae.decode_finite(bundle.vae, last.latents))
     return found
 
 
