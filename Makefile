@@ -47,14 +47,16 @@ quality: .venv/.dev ## measure the embedded model: what its VAE keeps, and which
 
 # Needs the Debian packages fonts-noto-color-emoji and unicode-data, and two hours on two CPU cores. Every command resumes
 # where it was stopped.
-builtin: .venv/.dev ## train the embedded model anew, from the drawing of its pictures on
-	test -f build/emoji/metadata.jsonl || $(BIN)/python -m sdcli.builtin.recipe draw build/emoji
+builtin: build/emoji/metadata.jsonl ## train the embedded model anew, from the drawing of its pictures on
 	$(BIN)/sdcli train-vae --data build/emoji --init small --resolution 32 --random-crop --batch-size 32 --steps 4000 \
 		--lr 1e-3 --lr-schedule linear --l2-weight 0.5 --kl-weight 1e-6 --ema 0.999 --mixed-precision bf16 --run build/vae
 	$(BIN)/sdcli train-unet --data build/emoji --init small --vae build/vae/export --train-text-encoder --prediction v \
-		--batch-size 48 --steps 3600 --lr 6e-4 --lr-schedule linear --lr-warmup 100 --ema 0.999 --mixed-precision bf16 \
+		--batch-size 24 --steps 9000 --lr 6e-4 --lr-schedule linear --lr-warmup 100 --ema 0.999 --mixed-precision bf16 \
 		--export-dtype float16 --run build/unet
 	cp -R build/unet/export/. sdcli/builtin/model/
+
+build/emoji/metadata.jsonl: .venv/.dev sdcli/builtin/recipe.py sdcli/builtin/words.py
+	$(BIN)/python -m sdcli.builtin.recipe draw build/emoji
 
 clean: ## remove caches; .venv and what was trained under build/ and runs/ stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis dist *.egg-info
