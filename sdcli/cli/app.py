@@ -40,6 +40,7 @@ COMMANDS = {
     "schedulers": Command("inside", "schedulers", "List the schedulers with the UNet evaluations they make."),
     "models": Command("models", "app", "What models there are, and what they are."),
     "doctor": Command("inside", "doctor", "Say what this installation can do."),
+    "dataset": Command("dataset", "app", "Look at training pictures before they are trained on."),
     "train-vae": Command("train", "train_vae", "Train a VAE, further or from scratch."),
     "train-unet": Command("train", "train_unet", "Train a UNet on captioned pictures, further or from scratch."),
 }

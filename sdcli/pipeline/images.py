@@ -47,6 +47,20 @@ def load_image(path: Path) -> Image.Image:
     return image
 
 
+def file_format(path: Path) -> str:
+    """The format a picture is in, whatever its name says. Raises InputError when it is none of FORMATS."""
+    with open_regular(path, max_bytes=MAX_FILE_BYTES) as stream:
+        try:
+            return str(Image.open(stream, formats=FORMATS).format)
+        except UnidentifiedImageError as error:
+            raise InputError(f"{path}: is no picture", f"accepted are {', '.join(FORMATS)}") from error
+
+
+def suffixes_of(form: str) -> tuple[str, ...]:
+    """The accepted suffixes of a format of FORMATS, the usual one first."""
+    return {"JPEG": (".jpg", ".jpeg"), "TIFF": (".tiff", ".tif")}.get(form, (f".{form.lower()}",))
+
+
 def fit(image: Image.Image, width: int, height: int) -> Image.Image:
     """Scale and centre-crop an image so that it fills width x height px without distortion."""
     if image.size == (width, height):

@@ -7,28 +7,19 @@ import json
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sdcli.errors import InputError, SdcliWarning
-from sdcli.files import open_regular, read_bytes, reason
+from sdcli.files import open_regular
 from sdcli.pipeline.images import SUFFIXES, fit, load_image, to_pixels
+from sdcli.training import layouts
+from sdcli.training.layouts import Sample
 
-CAPTION_SUFFIXES = (".txt", ".caption")
-MAX_CAPTION_BYTES = 1 << 20
-MAX_METADATA_BYTES = 1 << 30
 NAMED_AT_MOST = 5
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One picture with its true captions, of which each use draws one; none means no text."""
-
-    path: Path
-    captions: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -45,23 +36,27 @@ class Dataset:
         """Whether any sample says what it shows."""
         return any(sample.captions for sample in self.samples)
 
+    @property
+    def pictures(self) -> tuple[Sample, ...]:
+        """Every picture once, however often an epoch shows it."""
+        return tuple({sample.path: sample for sample in self.samples}.values())
+
 
 def find(root: Path, caption: str | None = None) -> Dataset:
-    """The dataset in a folder: metadata.jsonl, or pictures with captions beside them, or pictures alone.
+    """The dataset in a folder, in whichever of the layouts of layouts.py it has.
 
     caption: one caption for every picture that has none.
-    Raises InputError when there is no picture or a metadata line is wrong.
+    Raises InputError when there is no picture, or a caption or a line of metadata is wrong.
     """
-    if not root.is_dir():
-        raise InputError(f"{root}: is no folder", "name a folder of pictures with --data")
-    if (root / "metadata.jsonl").exists():
-        layout, samples = "metadata.jsonl", _from_metadata(root)
-    else:
-        layout, samples = "captions beside the pictures", _from_sidecars(root)
-    if not samples:
+    found = layouts.read(root)
+    if found.faults:
+        first, more = found.faults[0], len(found.faults) - 1
+        also = f" (and {more} faults more; sdcli dataset check names all)" if more else ""
+        raise InputError(f"{first.path}: {first.problem}{also}", first.hint)
+    if not found.samples:
         raise InputError(f"{root}: holds no picture", f"accepted are {', '.join(sorted(SUFFIXES))}")
-    samples = [Sample(s.path, _said(s) or ((caption,) if caption else ())) for s in samples]
-    return Dataset(root, layout, tuple(samples), _manifest(root, samples))
+    samples = [replace(s, captions=_said(s) or ((caption,) if caption else ())) for s in found.samples]
+    return Dataset(root, found.name, tuple(samples), _manifest(root, samples))
 
 
 def check_captions(dataset: Dataset) -> None:
@@ -100,7 +95,7 @@ def check(dataset: Dataset, workers: int = 2) -> Iterator[int]:
 
     problems: list[str] = []
     with ThreadPoolExecutor(workers) as pool:
-        for done, found in enumerate(pool.map(problem, dataset.samples), start=1):
+        for done, found in enumerate(pool.map(problem, dataset.pictures), start=1):
             problems += [found] if found else []
             yield done
     if problems:
@@ -148,54 +143,10 @@ def load_pixels(sample: Sample, resolution: int, crop_by: torch.Generator | None
     return to_pixels(image.crop((left, top, left + resolution, top + resolution)))
 
 
-def _from_metadata(root: Path) -> list[Sample]:
-    path = root / "metadata.jsonl"
-    samples = []
-    with open_regular(path, max_bytes=MAX_METADATA_BYTES) as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                samples.append(_parse(line, root, f"{path}:{number}"))
-    return samples
-
-
-def _parse(line: bytes, root: Path, place: str) -> Sample:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-        name, text = record["file_name"], record.get("text", [])
-        captions = [text] if isinstance(text, str) else text
-        if not isinstance(name, str) or not isinstance(captions, list) or not all(isinstance(c, str) for c in captions):
-            raise TypeError("file_name must be a string, text a string or a list of strings")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{place}: {type(error).__name__}: {error}",
-            'a line is {"file_name": "a.png", "text": "what it shows"}, text one string or a list',
-        ) from error
-    picture = root / name
-    try:
-        if not picture.resolve().is_relative_to(root.resolve()):
-            raise InputError(f"{place}: {name!r} leads outside the folder", "name files inside it")
-        if not picture.is_file():
-            raise InputError(f"{place}: {name!r} does not exist", "mend or remove the line")
-    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop of links
-        raise InputError(f"{place}: {name!r}: {reason(error)}", "mend or remove the line") from error
-    return Sample(picture, tuple(captions))
-
-
-def _from_sidecars(root: Path) -> list[Sample]:
-    pictures = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    return [Sample(picture, _sidecar(picture)) for picture in pictures]
-
-
-def _sidecar(picture: Path) -> tuple[str, ...]:
-    for suffix in CAPTION_SUFFIXES:
-        path = picture.with_suffix(suffix)
-        if path.is_file():
-            try:
-                text = read_bytes(path, max_bytes=MAX_CAPTION_BYTES).decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path}: is not UTF-8", "save the caption as UTF-8") from error
-            return (" ".join(text.split()),)
-    return ()
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex. Raises InputError when it cannot be read."""
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _said(sample: Sample) -> tuple[str, ...]:
@@ -206,13 +157,14 @@ def _said(sample: Sample) -> tuple[str, ...]:
 def _manifest(root: Path, samples: list[Sample]) -> str:
     """A hash of names, contents and captions, so that no run goes on with other data than it began with."""
     digest = hashlib.sha256()
+    contents: dict[Path, str] = {}
     for sample in samples:
-        try:
-            with open_regular(sample.path) as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-        except InputError as error:  # `check` names it
-            content = error.message
-        row = [sample.path.relative_to(root).as_posix(), content, list(sample.captions)]
+        if sample.path not in contents:
+            try:
+                contents[sample.path] = content_hash(sample.path)
+            except InputError as error:  # `check` names it
+                contents[sample.path] = error.message
+        row = [sample.path.relative_to(root).as_posix(), contents[sample.path], list(sample.captions)]
         digest.update(json.dumps(row).encode())
     return digest.hexdigest()
 

@@ -29,22 +29,29 @@ def cached(
 ) -> Generator[Preparing, None, Tensor]:
     """Mean and log-variance of every sample, from `path` if they are there, else encoded now and written there.
 
+    A picture that an epoch shows several times is encoded once.
+
     The file lies in a run folder, whose settings, data and VAE cannot change: being there, whole, is being right.
     Returns (N, 2C, h, w) float32, unscaled, mapped from disk.
     """
-    count = len(dataset.samples)
+    pictures = dataset.pictures
+    count = len(pictures)
     if not _is_whole(path, count):
         rows: list[Tensor] = []
         device = next(vae.parameters()).device
         with ThreadPoolExecutor(workers) as readers:
             for first in range(0, count, batch_size):
-                samples = dataset.samples[first : first + batch_size]
+                samples = pictures[first : first + batch_size]
                 pixels = torch.cat(list(readers.map(lambda s: data.load_pixels(s, resolution), samples)))
                 rows.append(torch.cat(latent.moments(vae, pixels.to(device)), dim=1).float().cpu())
                 yield Preparing("caching latents", min(first + batch_size, count), count)
         make_folder(path.parent)
         checkpoint.write_tensors(path, {KEY: torch.cat(rows)})
-    return load_file(path)[KEY]
+    rows_of_pictures = load_file(path)[KEY]
+    if count == len(dataset.samples):
+        return rows_of_pictures
+    row = {picture.path: i for i, picture in enumerate(pictures)}
+    return rows_of_pictures[[row[sample.path] for sample in dataset.samples]]
 
 
 def _is_whole(path: Path, count: int) -> bool:

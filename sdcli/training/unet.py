@@ -32,7 +32,7 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
     resolution = start.resolution(spec, _native(bundle.unet.config["sample_size"], factor), factor)
     with start.opened(spec, "unet", dataset, parts.origin) as (folder, config_hash):
         for done in data.check(dataset, spec.workers):
-            yield Preparing("reading pictures", done, len(dataset.samples))
+            yield Preparing("reading pictures", done, len(dataset.pictures))
         moments = yield from latents.cached(
             folder / "cache" / "moments.safetensors",
             bundle.vae,

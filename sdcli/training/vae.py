@@ -32,7 +32,7 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
     resolution = start.resolution(spec, part.model.config["sample_size"], latent.factor(part.model))
     with start.opened(spec, "vae", dataset, part.origin) as (folder, config_hash):
         for done in data.check(dataset, spec.workers):
-            yield Preparing("reading pictures", done, len(dataset.samples))
+            yield Preparing("reading pictures", done, len(dataset.pictures))
         if part.is_fresh:
             _narrow(part.model)
         task = _VaeTask(part.model, spec, dataset, resolution)

@@ -1,0 +1,52 @@
+"""`sdcli dataset`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdcli import output
+from sdcli.cli import options
+from sdcli.errors import InputError
+
+app = typer.Typer(help="Look at training pictures before they are trained on.", rich_markup_mode=None)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `check` a command of its own while it is the only one."""
+
+
+@app.command("check")
+def check(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures, laid out as for training.")],
+    fix: Annotated[
+        bool, typer.Option("--fix", help="Mend what can be: captions that are not UTF-8, pictures with a wrong suffix.")
+    ] = False,
+    workers: options.Workers = 2,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Name every fault of a dataset: unreadable, tiny, doubled or misnamed pictures, captions missing or unreadable."""
+    from sdcli.training import faults  # deferred: imports torch
+    from sdcli.training.loop import Preparing
+
+    left = 0
+    with output.progress() as bar:
+        for event in faults.find(folder, workers=workers):
+            if isinstance(event, Preparing):
+                bar.update(event.what, event.done, event.total)
+            elif isinstance(event, faults.Checked):
+                output.note(f"{event.pictures} pictures, {event.layout}")
+            else:
+                is_mended = fix and faults.mend(event)
+                left += not is_mended
+                end = "mended" if is_mended else event.hint
+                output.result(f"{event.path}: {event.problem}; {end}", {**asdict(event), "is_mended": is_mended})
+    if left:
+        hint = "mend what is named" if fix else "mend what is named; --fix mends some of it"
+        raise InputError(f"{folder}: {left} fault{'s' if left > 1 else ''}", hint)
