@@ -106,6 +106,8 @@ def _work(request: dict[str, Any], writers: Sequence[int]) -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(writers[0], 1)
     os.dup2(writers[1], 2)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # ignored in what nohup or a script's `&` began
+        signal.signal(number, signal.SIG_DFL)
     _watch_writes(writers[2], request["at"], request["send"])
     if request["file_limit"]:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
