@@ -176,6 +176,7 @@ def part_config(module: nn.Module) -> Config:
     if type(module).__name__ == "CLIPTextModel":
         config = cast("CLIPTextModel", module).config.to_dict()
         config |= {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
+        config["dtype"] = "float32"  # else transformers takes the file's, and diffusers float32 for the rest
     else:
         config = {"_class_name": type(module).__name__, **cast("UNet2DConditionModel", module).config}
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}

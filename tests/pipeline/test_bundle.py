@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,13 @@ def test_our_own_writer_is_read_by_diffusers_with_the_key_names_of_the_published
 def test_a_model_in_the_current_folder_loads(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(model)
     assert_equal(load(Path()), by_diffusers(model))
+
+
+def test_a_float16_model_draws_in_plain_diffusers_without_a_word_about_types(sd1: Path, tmp_path: Path) -> None:
+    save_bundle(tmp_path, replace(load(sd1), dtype=torch.float16), sd1 / "tokenizer", {})
+    assert next(iter(load_file(models.weight_file(tmp_path / "text_encoder")).values())).dtype == torch.float16
+    whole = StableDiffusionPipeline.from_pretrained(tmp_path, local_files_only=True)
+    assert {part.dtype for part in (whole.vae, whole.unet, whole.text_encoder)} == {torch.float32}
 
 
 def test_a_folder_that_is_a_link_loads(model: Path, tmp_path: Path) -> None:
