@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sdcli.errors import ExitCode, OutputError, SdcliError, SdcliWarning
-from sdcli.files import reason
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -172,6 +171,8 @@ def _stdout() -> Iterator[TextIO]:
     except BrokenPipeError:
         raise
     except OSError as problem:
+        from sdcli.files import reason  # deferred: 0.01 s that --help does not need
+
         close_quietly()  # what is still in the buffer could not be written at exit either
         raise OutputError(f"stdout: {reason(problem)}", "let it go to a file or a program that takes it") from problem
 
