@@ -34,6 +34,22 @@ def forks(own_cache: None) -> Iterator[Forks]:
 
 
 @pytest.fixture(scope="session")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model shaped like Stable Diffusion 1.x; to be read only."""
+    from tests import models  # deferred, as below: imports diffusers, which must see HF_HUB_OFFLINE
+
+    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
+
+
+@pytest.fixture
+def model(sd1: Path, tmp_path: Path) -> Path:
+    """A copy of that model, which a test may spoil."""
+    from tests import models
+
+    return models.copy(sd1, tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six drawn pictures of 32 x 32 with a caption beside each; to be read only."""
     folder = tmp_path_factory.mktemp("pictures")

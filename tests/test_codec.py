@@ -24,11 +24,6 @@ TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
-def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
-
-
-@pytest.fixture(scope="module")
 def theirs(sd1: Path) -> Any:
     return AutoencoderKL.from_pretrained(sd1 / "vae", local_files_only=True).requires_grad_(False)
 

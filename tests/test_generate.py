@@ -50,11 +50,6 @@ LATENTS_TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
-
-
-@pytest.fixture(scope="module")
 def sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_sd2(tmp_path_factory.mktemp("sd2"))
 

@@ -17,17 +17,6 @@ from tests import models
 PROMPT = "a picture of a puppy"
 
 
-@pytest.fixture(scope="module")
-def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
-
-
-@pytest.fixture
-def model(sd1: Path, tmp_path: Path) -> Path:
-    """A model that a test may spoil."""
-    return models.copy(sd1, tmp_path / "model")
-
-
 @pytest.fixture
 def asked(model: Path, tmp_path: Path) -> Any:
     """A spec for that model, with the output in a folder of its own."""

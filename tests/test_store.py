@@ -31,17 +31,6 @@ sys.addaudithook(audit)
 """
 
 
-@pytest.fixture(scope="module")
-def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
-
-
-@pytest.fixture
-def model(sd1: Path, tmp_path: Path) -> Path:
-    """A model that a test may spoil."""
-    return models.copy(sd1, tmp_path / "model")
-
-
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SDCLI_CACHE", str(tmp_path / "cache"))

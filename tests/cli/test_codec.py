@@ -9,13 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import models
 from tests.commands import Shell, tree
-
-
-@pytest.fixture(scope="module")
-def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
 
 
 @pytest.fixture

@@ -19,17 +19,6 @@ PROMPT = "a picture of a puppy"
 Spoil = Callable[[Path], Any]
 
 
-@pytest.fixture(scope="module")
-def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
-
-
-@pytest.fixture
-def model(sd1: Path, tmp_path: Path) -> Path:
-    """A model that a test may spoil."""
-    return models.copy(sd1, tmp_path / "model")
-
-
 @pytest.fixture
 def shell(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
     monkeypatch.chdir(tmp_path)

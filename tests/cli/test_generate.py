@@ -40,11 +40,6 @@ FIELDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
-
-
 @pytest.fixture
 def shell(
     capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd1: Path

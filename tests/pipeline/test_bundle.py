@@ -27,17 +27,6 @@ CPU = torch.device("cpu")
 PARTS = ("vae", "unet", "text_encoder")
 
 
-@pytest.fixture(scope="module")
-def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.write_sd1(tmp_path_factory.mktemp("sd1"))
-
-
-@pytest.fixture
-def model(sd1: Path, tmp_path: Path) -> Path:
-    """A model that a test may spoil."""
-    return models.copy(sd1, tmp_path / "model")
-
-
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> ModelBundle:
     return load_bundle(folder, device=CPU, dtype=dtype)
 
