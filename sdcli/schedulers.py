@@ -16,7 +16,6 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-import math
 import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,9 +28,8 @@ from sdcli.scheduler_config import (
     check_config,
     has_zero_terminal_snr,
     prediction_type,
-    steps_offset,
-    train_timesteps,
 )
+from sdcli.scheduler_steps import check_count, step_limits
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -44,8 +42,6 @@ STEP_COUNTS = (5, 10, 25, 50)  # what the list shows
 
 # Latents are not bounded by [-1, 1] as pixels are: a config that is silent must not cut them.
 LATENT_DEFAULTS: Mapping[str, object] = {"clip_sample": False}
-LARGEST_SHARE_LEFT_OUT = 0.1  # of the timesteps; measured: more leaves noise of std 0.1 and above in the result
-SMALLEST_FIRST_TIMESTEP = 0.25  # of all; a start below it takes pure noise for a nearly finished picture
 
 
 @dataclass(frozen=True)
@@ -296,33 +292,7 @@ def check_steps(scheduler: Scheduler, steps: int, config: Mapping[str, object]) 
     """
     check_config(config)
     _check_prediction(scheduler, config)
-    problem = _step_problem(scheduler, steps, config)
-    if not problem:
-        return
-    lowest, highest = step_limits(scheduler, config)
-    if lowest <= steps <= highest:
-        below = next(n for n in range(steps - 1, 0, -1) if not _step_problem(scheduler, n, config))
-        above = next(n for n in range(steps + 1, highest + 1) if not _step_problem(scheduler, n, config))
-        advice = f"the nearest it can do are {below} and {above}"
-    else:
-        advice = f"it can do {lowest} to {highest}"
-    spacing = config.get("timestep_spacing", scheduler.default_spacing)
-    raise UsageError(f"scheduler {scheduler.name} cannot do {_steps(steps)} with {spacing} spacing: {problem}", advice)
-
-
-def step_limits(scheduler: Scheduler, config: Mapping[str, object]) -> tuple[int, int]:
-    """The fewest and the most steps it can do with this config; not every number between them need be possible.
-
-    Raises UsageError when there is none.
-    """
-    counts = range(1, train_timesteps(config) + 1)
-    lowest = next((n for n in counts if not _step_problem(scheduler, n, config)), None)
-    if lowest is None:
-        raise UsageError(
-            f"scheduler {scheduler.name} cannot do any number of steps with this model's timesteps",
-            "name another with --scheduler",
-        )
-    return lowest, next(n for n in reversed(counts) if not _step_problem(scheduler, n, config))
+    check_count(scheduler, steps, config)
 
 
 def create(
@@ -359,48 +329,6 @@ def _sampler_class(scheduler: Scheduler) -> Callable[..., Any]:
     return found
 
 
-def _step_problem(scheduler: Scheduler, steps: int, config: Mapping[str, object]) -> str:
-    """Why this number of steps gives a wrong result or none, found by running each; empty when it works."""
-    total = train_timesteps(config)
-    if steps < 1:
-        return "one is the least"
-    if steps > total:
-        return f"the model has {total} timesteps"
-    first, last, problem = _timestep_range(scheduler, steps, config)
-    if problem:
-        return problem
-    if first >= total:
-        return f"its first timestep would be {first}, past the last trained one, {total - 1}"
-    if first < SMALLEST_FIRST_TIMESTEP * (total - 1):
-        return f"it would start from pure noise at timestep {first} of {total}, where a picture is nearly finished"
-    if scheduler.has_fixed_stride and first > last:
-        left_out = 1 - (steps - 1) * (total // steps) / (first - last)
-        if left_out > LARGEST_SHARE_LEFT_OUT:
-            return f"its stride of {total // steps} timesteps leaves {left_out:.0%} of the noise levels out"
-    return ""
-
-
-def _timestep_range(scheduler: Scheduler, steps: int, config: Mapping[str, object]) -> tuple[int, int, str]:
-    """First and last timestep as diffusers' set_timesteps places them, and what is wrong with those between."""
-    total = train_timesteps(config)
-    spacing = config.get("timestep_spacing", scheduler.default_spacing)
-    points = steps + 1 if scheduler.has_spare_interval else steps
-    repeated = "some of its timesteps would be the same"
-    if spacing == "leading":
-        stride, offset = total // points, steps_offset(config)
-        first, last = stride * (points - 1) + offset, stride * (points - steps) + offset
-        return first, last, "" if stride > 0 else repeated
-    if spacing == "linspace":
-        if points == 1:
-            return 0, 0, ""
-        gap = (total - 1) / (points - 1)
-        return total - 1, round(gap * (points - steps)), "" if gap >= 1 else repeated
-    gap = total / steps
-    # numpy.arange(total, 0, -gap) has this many values: rounding adds one for some counts, and timestep -1 with it.
-    is_exact = math.ceil(total / gap) == steps
-    return total - 1, round(gap) - 1, "" if is_exact else "rounding would add a timestep below 0"
-
-
 def _check_prediction(scheduler: Scheduler, config: Mapping[str, object]) -> None:
     prediction, has_zero_snr = prediction_type(config), has_zero_terminal_snr(config)
     if prediction in _predictions(scheduler, has_zero_snr):
@@ -415,10 +343,6 @@ def _check_prediction(scheduler: Scheduler, config: Mapping[str, object]) -> Non
 
 def _predictions(scheduler: Scheduler, has_zero_snr: bool) -> tuple[str, ...]:
     return scheduler.zero_snr_predictions if has_zero_snr else scheduler.predictions
-
-
-def _steps(count: int) -> str:
-    return "1 step" if count == 1 else f"{count} steps"
 
 
 def _normalized(name: str) -> str:

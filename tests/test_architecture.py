@@ -28,7 +28,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "output": GROUND,
     "store": GROUND,
     "scheduler_config": GROUND,
-    "schedulers": GROUND | {"scheduler_config"},
+    "scheduler_steps": GROUND | {"scheduler_config", "schedulers"},  # of the latter the type alone
+    "schedulers": GROUND | {"scheduler_config", "scheduler_steps"},
     "plan": GROUND | {"specs", "store", "schedulers", "scheduler_config"},
     "pages": GROUND,
     "__main__": {"cli"},
@@ -40,7 +41,18 @@ MAY_IMPORT: dict[str, set[str]] = {
 STORY_MAY_IMPORT = FOUNDATION | {"pipeline"}
 STAND_ON_GENERATE = {"batch", "replay", "serve"}
 PIPELINE_LEAVES = {"device", "images", "noise", "prompt", "solvers"}
-LIGHT = ("errors", "files", "layout", "specs", "output", "store", "scheduler_config", "schedulers", "plan")
+LIGHT = (
+    "errors",
+    "files",
+    "layout",
+    "specs",
+    "output",
+    "store",
+    "scheduler_config",
+    "scheduler_steps",
+    "schedulers",
+    "plan",
+)
 HEAVY = ("torch", "numpy", "scipy", "PIL", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub")
 
 

@@ -14,6 +14,7 @@ import torch
 
 from sdcli.errors import InputError, UsageError
 from sdcli.scheduler_config import RULES, SPACINGS
+from sdcli.scheduler_steps import step_limits
 from sdcli.schedulers import (
     BUILT_IN,
     Scheduler,
@@ -23,7 +24,6 @@ from sdcli.schedulers import (
     find,
     listing,
     names,
-    step_limits,
 )
 
 SD15: dict[str, object] = {
