@@ -78,6 +78,7 @@ class Stopped(SdcliError):
 
     def __init__(self, signal_number: int, message: str = "stopped") -> None:
         super().__init__(message)
+        self.signal_number = signal_number
         self.exit_code = ExitCode(128 + signal_number)
 
 

@@ -110,7 +110,9 @@ class TrainSpec:
     caption: str | None = None
     resolution: int | None = None
     batch_size: int = 4
+    accumulate: int = 1
     steps: int = 1000
+    optimizer: str = "adamw"
     lr: float = 1e-5
     lr_schedule: str = "constant"
     lr_warmup: int = 0
@@ -118,28 +120,42 @@ class TrainSpec:
     clip_norm: float = 1.0
     ema: float = 0.999
     mixed_precision: str = "no"
+    gradient_checkpointing: bool = False
     seed: int = 0
+    holdout: float = 0.0  # share of the pictures that validate instead of training
+    validate_every: int | None = None  # steps; None: save_every
+    sample_every: int | None = None
     save_every: int = 250
     keep: int = 2
     stop_after: int | None = None
+    dry_run: bool = False
+    tracker: str | None = None
     workers: int = 2
     device: str = "auto"
     offline: bool = False
+    export: str = "last"
     export_dtype: str = "float32"
 
     # What may differ between two calls that belong to one run.
     NOT_IDENTITY = frozenset(
-        {"run", "save_every", "keep", "stop_after", "workers", "device", "offline", "export_dtype"}
+        {"run", "save_every", "keep", "stop_after", "validate_every", "sample_every", "sample_prompt", "dry_run"}
+        | {"tracker", "workers", "device", "offline", "export", "export_dtype", "gradient_checkpointing"}
     )
 
     def __post_init__(self) -> None:
         if self.model is not None and self.init is not None:
             raise UsageError("--model and --init exclude each other", "start from a model or from scratch")
-        for name in ("batch_size", "steps", "save_every", "keep", "workers"):
+        for name in ("batch_size", "accumulate", "steps", "save_every", "keep", "workers"):
             _at_least(name, getattr(self, name), 1)
         _at_least("lr_warmup", self.lr_warmup, 0)
-        if self.stop_after is not None:
-            _at_least("stop_after", self.stop_after, 1)
+        for name in ("stop_after", "validate_every", "sample_every"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        _between("holdout", self.holdout, 0.0, 0.9)
+        _one_of("optimizer", self.optimizer, ("adamw", "adamw8bit"))
+        _one_of("export", self.export, ("last", "best"))
+        if self.tracker is not None:
+            _one_of("tracker", self.tracker, ("tensorboard", "wandb"))
         if self.resolution is not None:
             _at_least("resolution", self.resolution, 8)
         _between("lr", self.lr, 0.0, 1.0)

@@ -90,7 +90,11 @@ Resolution = Annotated[
     ),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Pictures a step, 1 or more.")]
+Accumulate = Annotated[
+    int, typer.Option("--accumulate", help="Batches whose gradients make one step, 1 or more; a step sees all of them.")
+]
 Steps = Annotated[int, typer.Option("--steps", "-s", help="Optimizer steps of the whole run, 1 or more.")]
+Optimizer = Annotated[str, typer.Option("--optimizer", help="adamw, or adamw8bit (needs bitsandbytes and CUDA).")]
 Lr = Annotated[float, typer.Option("--lr", help="Peak learning rate of AdamW, 0 to 1.")]
 LrSchedule = Annotated[str, typer.Option("--lr-schedule", help="constant, linear or cosine (both fall to 0).")]
 LrWarmup = Annotated[int, typer.Option("--lr-warmup", help="Steps of linear warm-up, 0 or more.")]
@@ -99,6 +103,29 @@ ClipNorm = Annotated[float, typer.Option("--clip-norm", help="Clip the gradient 
 Ema = Annotated[float, typer.Option("--ema", help="Decay of the moving average that is exported, 0 (none) to below 1.")]
 MixedPrecision = Annotated[str, typer.Option("--mixed-precision", help="no, bf16 or fp16.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all chance in the run, 0 to 2^64-1.")]
+GradientCheckpointing = Annotated[
+    bool, typer.Option("--gradient-checkpointing", help="Compute activations twice instead of keeping them.")
+]
+Holdout = Annotated[
+    float, typer.Option("--holdout", metavar="SHARE", help="Share of the pictures that validate, not train; 0 to 0.9.")
+]
+ValidateEvery = Annotated[
+    int | None,
+    typer.Option("--validate-every", metavar="N", help="Steps between validations, 1 or more. Default: --save-every."),
+]
+SampleEvery = Annotated[
+    int | None,
+    typer.Option(
+        "--sample-every", metavar="N", help="Steps between pictures in RUN/samples, 1 or more. Default: never."
+    ),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check everything, tell what would be done, write nothing.")]
+Tracker = Annotated[
+    str | None, typer.Option("--tracker", metavar="NAME", help="Log to tensorboard (in RUN/tracker) or wandb, too.")
+]
+Export = Annotated[
+    str, typer.Option("--export", help="What is exported: the last step, or of those kept the best by validation.")
+]
 SaveEvery = Annotated[int, typer.Option("--save-every", help="Steps between checkpoints, 1 or more.")]
 Keep = Annotated[int, typer.Option("--keep", help="Checkpoints to keep, 1 or more.")]
 StopAfter = Annotated[

@@ -35,7 +35,7 @@ class Snapshot:
     """Everything a run needs to go on as if it had never stopped."""
 
     step: int
-    tensors: dict[str, dict[str, Tensor]]  # file stem -> tensors: weights, ema, optimizer, rng
+    tensors: Mapping[str, Mapping[str, Tensor]]  # file stem -> tensors: model, model-optimizer, ema, rng
     state: dict[str, Any]  # plain JSON: optimizer groups, scaler
 
 
@@ -83,7 +83,7 @@ def open_run(folder: Path, identity: dict[str, Any]) -> None:
 
 def save(folder: Path, snapshot: Snapshot, *, config_hash: str) -> Path:
     """Write a checkpoint so that it exists whole or not at all. Raises OutputError; older checkpoints stay."""
-    final = _place(folder, snapshot.step)
+    final = place(folder, snapshot.step)
     part = final.with_name(final.name + ".part")
     make_folder(final.parent)
     try:
@@ -105,6 +105,11 @@ def save(folder: Path, snapshot: Snapshot, *, config_hash: str) -> Path:
     return final
 
 
+def place(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / "checkpoints" / f"checkpoint-{step:08d}"
+
+
 def steps(folder: Path) -> list[int]:
     """The steps of all checkpoints there are, whole or not, in order."""
     return [int(path.name.rpartition("-")[2]) for path in _all(folder)]
@@ -114,7 +119,7 @@ def prune(folder: Path, keep: Collection[int]) -> None:
     """Remove the checkpoints before the last to keep that are not among those to keep."""
     for step in steps(folder):
         if step < max(keep) and step not in keep:
-            shutil.rmtree(_place(folder, step), ignore_errors=True)
+            shutil.rmtree(place(folder, step), ignore_errors=True)
 
 
 def newest(folder: Path, *, config_hash: str) -> Snapshot | None:
@@ -133,6 +138,14 @@ def newest(folder: Path, *, config_hash: str) -> Snapshot | None:
     return None
 
 
+def at(folder: Path, step: int, *, config_hash: str) -> Snapshot:
+    """The checkpoint of one step. Raises InputError unless it is whole."""
+    problem = _problem(place(folder, step), config_hash)
+    if problem is not None:
+        raise InputError(f"{place(folder, step)}: {problem}", "export the last step instead")
+    return _load(place(folder, step))
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file whole, synced and with the umask's mode. Raises OutputError."""
     try:
@@ -146,22 +159,6 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def truncate_metrics(folder: Path, step: int) -> None:
-    """Drop the lines of metrics.jsonl after `step`: they will be written again."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            break  # the half line of a killed process
-    with atomic_write(path) as part:
-        part.write_text("".join(kept), encoding="utf-8")
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
@@ -188,6 +185,7 @@ def _has_begun(folder: Path) -> bool:
 def _remove_parts(folder: Path) -> None:
     """Remove what a killed process left half written; this one holds the lock, so nobody else is writing."""
     parts = [*folder.glob("export*.part"), *(folder / "checkpoints").glob("checkpoint-*.part")]
+    parts += (folder / "samples").glob("step-*.part")
     parts += [path for path in folder.iterdir() if PART_NAME.fullmatch(path.name)]
     parts += (folder / "cache").glob(".*")  # where safetensors leaves files of its own naming, too
     for path in parts:
@@ -199,10 +197,6 @@ def _remove_parts(folder: Path) -> None:
 
 def _all(folder: Path) -> list[Path]:
     return sorted(p for p in (folder / "checkpoints").glob("checkpoint-*") if CHECKPOINT_NAME.fullmatch(p.name))
-
-
-def _place(folder: Path, step: int) -> Path:
-    return folder / "checkpoints" / f"checkpoint-{step:08d}"
 
 
 def _problem(path: Path, config_hash: str) -> str | None:
@@ -235,7 +229,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
 
 
 def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], settings: dict[str, Any]
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], settings: dict[str, Any]
 ) -> None:
     """The inverse of `optimizer_state`."""
     state: dict[int, dict[str, Tensor]] = {}

@@ -104,31 +104,6 @@ def check(dataset: Dataset, workers: int = 2) -> Iterator[int]:
         )
 
 
-def batch_ids(step: int, *, batch_size: int, count: int, seed: int) -> list[int]:
-    """The samples of training step `step` (from 0): every epoch is a fresh order, a pure function of (seed, epoch)."""
-    first = step * batch_size
-    orders: dict[int, list[int]] = {}
-    ids = []
-    for position in range(first, first + batch_size):
-        epoch, index = divmod(position, count)
-        if epoch not in orders:
-            generator = torch.Generator().manual_seed(mixed_seed(seed, "order", epoch))
-            orders[epoch] = torch.randperm(count, generator=generator).tolist()
-        ids.append(orders[epoch][index])
-    return ids
-
-
-def sample_generator(seed: int, step: int, sample_id: int) -> torch.Generator:
-    """The source of all chance for one sample in one step, whatever the batch, the rank or the resume point."""
-    return torch.Generator().manual_seed(mixed_seed(seed, step, sample_id))
-
-
-def mixed_seed(*parts: int | str) -> int:
-    """A 63-bit seed out of numbers and words, spread by a hash."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
 def load_pixels(sample: Sample, resolution: int, crop_by: torch.Generator | None = None) -> Tensor:
     """A sample's picture as (1, 3, resolution, resolution) pixels.
 

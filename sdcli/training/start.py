@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 from sdcli import store
 from sdcli.errors import InputError, UsageError
@@ -30,6 +32,8 @@ from sdcli.pipeline.device import pick_device
 from sdcli.scheduler_config import check_config, prediction_type
 from sdcli.specs import TrainSpec, TrainUnetSpec
 from sdcli.training import checkpoint, data
+from sdcli.training.loop import Preparing
+from sdcli.training.order import Order
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -40,6 +44,7 @@ PREDICTION_TYPES = {"epsilon": "epsilon", "v": "v_prediction"}
 
 PRESETS = Path(__file__).with_name("presets")
 HASH_LENGTH = 12
+PATIENCE = timedelta(days=1)  # of the other processes, while the first one reads pictures and fills caches
 
 
 @dataclass(frozen=True)
@@ -62,19 +67,17 @@ class VaePart:
 
 
 def accelerator_for(spec: TrainSpec) -> Accelerator:
-    """The device and precision of a run.
+    """The device, the precision and the processes of a run, as `accelerate launch` set them up.
 
-    Raises UsageError where several processes were launched or the device cannot do the precision, and as `pick_device`.
+    Raises UsageError where the device cannot do the precision, and as `pick_device`.
     """
     device = pick_device(spec.device)
     if device.type == "cpu" and spec.mixed_precision == "fp16":
         raise UsageError("--mixed-precision fp16: a CPU cannot train in it", "use bf16 or no")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    accelerator = Accelerator(mixed_precision=spec.mixed_precision, cpu=device.type == "cpu")
-    if accelerator.num_processes > 1:
-        raise UsageError(f"{accelerator.num_processes} processes were launched", "train in one process")
-    return accelerator
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(mixed_precision=spec.mixed_precision, cpu=device.type == "cpu", kwargs_handlers=[patience])
 
 
 def preset(name: str) -> Config:
@@ -128,14 +131,35 @@ def resolution(spec: TrainSpec, native: object, factor: int) -> int:
 
 
 @contextmanager
-def opened(spec: TrainSpec, kind: str, dataset: data.Dataset, origin: str) -> Iterator[tuple[Path, str]]:
-    """Own the run folder of these settings and this data; gives the folder and the hash its checkpoints carry."""
+def opened(
+    spec: TrainSpec, kind: str, dataset: data.Dataset, origin: str, accelerator: Accelerator
+) -> Iterator[tuple[Path, str]]:
+    """Own the run folder of these settings and this data; gives the folder and the hash its checkpoints carry.
+
+    The first process owns it for all.
+    """
     identity: dict[str, Any] = {**spec.identity(), "kind": kind, "data_hash": dataset.manifest_hash, "origin": origin}
+    identity["processes"] = accelerator.num_processes
     config_hash = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
     folder = spec.run if spec.run is not None else Path("runs") / f"{kind}-{config_hash[:HASH_LENGTH]}"
-    with checkpoint.owned(folder):
-        checkpoint.open_run(folder, identity)
+    with checkpoint.owned(folder) if accelerator.is_main_process else nullcontext():
+        if accelerator.is_main_process:
+            checkpoint.open_run(folder, identity)
+        accelerator.wait_for_everyone()
         yield folder, config_hash
+
+
+def checked(dataset: data.Dataset, spec: TrainSpec, accelerator: Accelerator) -> Iterator[Preparing]:
+    """Decode every picture once, in the first process, while the others wait. Raises InputError naming the bad ones."""
+    if accelerator.is_main_process:
+        for done in data.check(dataset, spec.workers):
+            yield Preparing("reading pictures", done, len(dataset.pictures))
+    accelerator.wait_for_everyone()
+
+
+def order(spec: TrainSpec, accelerator: Accelerator, groups: Sequence[Sequence[int]]) -> Order:
+    """The order of the batches of all processes together."""
+    return Order(groups, batch_size=spec.batch_size * spec.accumulate * accelerator.num_processes, seed=spec.seed)
 
 
 def _check_fit(bundle: ModelBundle) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,9 @@ from sdcli.pipeline.bundle import Config, ModelBundle, TextEncoder, save_bundle
 from sdcli.scheduler_config import prediction_type
 from sdcli.specs import TrainUnetSpec
 from sdcli.training import data, latents, start
-from sdcli.training.loop import Batch, Preparing, Report, train
+from sdcli.training.loop import Preparing, Report, train
+from sdcli.training.order import Draw
+from sdcli.training.state import Batch, Turn
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -30,9 +32,8 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
     parts = start.model(spec, accelerator.device)
     bundle, factor = parts.bundle, latent.factor(parts.bundle.vae)
     resolution = start.resolution(spec, _native(bundle.unet.config["sample_size"], factor), factor)
-    with start.opened(spec, "unet", dataset, parts.origin) as (folder, config_hash):
-        for done in data.check(dataset, spec.workers):
-            yield Preparing("reading pictures", done, len(dataset.pictures))
+    with start.opened(spec, "unet", dataset, parts.origin, accelerator) as (folder, config_hash):
+        yield from start.checked(dataset, spec, accelerator)
         moments = yield from latents.cached(
             folder / "cache" / "moments.safetensors",
             bundle.vae,
@@ -43,9 +44,8 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
         )
         bundle.unet.register_to_config(sample_size=resolution // factor)
         task = _UnetTask(bundle, spec, dataset, moments, parts.tokenizer, parts.settings | _size(resolution))
-        yield from train(
-            task, spec, folder, accelerator=accelerator, count=len(dataset.samples), config_hash=config_hash
-        )
+        order = start.order(spec, accelerator, [range(len(dataset.samples))])
+        yield from train(task, spec, folder, accelerator=accelerator, order=order, config_hash=config_hash)
 
 
 class Denoiser(nn.Module):
@@ -79,13 +79,14 @@ class _UnetTask:
         self.text: TextEncoder = bundle.text
         self.text.model.requires_grad_(spec.train_text_encoder)
         bundle.unet.requires_grad_(True)
-        self.model: nn.Module = Denoiser(bundle.unet, self.text.model if spec.train_text_encoder else None)
+        self.model = Denoiser(bundle.unet, self.text.model if spec.train_text_encoder else None)
+        self.turns = [Turn("model", self.model, self.losses)]
         self.alpha_bar = noise.alpha_bars(bundle.scheduler_config)
         self.prediction_type = prediction_type(bundle.scheduler_config)
         self.no_caption = text.tokenize(self.text, "").ids
 
-    def load(self, step: int, ids: list[int]) -> Batch:
-        rows = [self._load_one(step, sample_id) for sample_id in ids]
+    def load(self, draws: Sequence[Draw]) -> Batch:
+        rows = [self._load_one(draw) for draw in draws]
         return {
             "x_0": torch.cat([row[0] for row in rows]),
             "eps": torch.cat([row[1] for row in rows]),
@@ -93,7 +94,7 @@ class _UnetTask:
             "tokens": torch.tensor([row[3] for row in rows]),
         }
 
-    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         x_0, t, eps = batch["x_0"], batch["t"], batch["eps"]
         x_t = noise.q_sample(x_0, t, eps, self.alpha_bar)
         context = batch["tokens"]
@@ -103,6 +104,14 @@ class _UnetTask:
         prediction = model(x_t, t, context).float()
         wanted = noise.target(x_0, t, eps, self.alpha_bar, prediction_type=self.prediction_type)
         return {"loss": mse_loss(prediction, wanted)}
+
+    def validate(self) -> Generator[Preparing, None, dict[str, float]]:
+        yield from ()
+        return {}
+
+    def sample(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
+        yield from ()
+        return {}
 
     def export(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
         """Write the whole model: trained parts beside those that stayed as they were."""
@@ -114,9 +123,9 @@ class _UnetTask:
         yield Preparing("writing the model", 1, 1)
         return {"parameters": float(sum(p.numel() for p in self.model.parameters()))}
 
-    def _load_one(self, step: int, sample_id: int) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
+    def _load_one(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor, tuple[int, ...]]:
         """Latents, noise, timestep and tokens of one sample, all chance from its own generator."""
-        generator = data.sample_generator(self.spec.seed, step, sample_id)
+        generator, sample_id = draw.generator(), draw.sample
         mean, logvar = self.moments[sample_id : sample_id + 1].chunk(2, dim=1)  # 2 x (1, C, h, w)
         z = mean + (0.5 * logvar).exp() * torch.randn(mean.shape, generator=generator)
         eps = torch.randn(mean.shape, generator=generator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,13 +14,14 @@ from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import save_part
 from sdcli.specs import TrainVaeSpec
 from sdcli.training import data, start
-from sdcli.training.loop import Batch, Preparing, Report, train
+from sdcli.training.loop import Preparing, Report, train
+from sdcli.training.order import Draw, fixed
+from sdcli.training.state import Batch, Turn
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 NARROW_LOGVAR = -8.0  # a fresh posterior begins with std e^-4: noise of std 1 would hide the mean for 1,000 steps
-MEASURE_STEP = -1  # the "step" whose crops and noise the final measurement uses
 PSNR_PEAK = 2.0  # pixels span [-1, 1]
 
 
@@ -30,15 +31,13 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
     dataset = data.find(spec.data, spec.caption)
     part = start.vae(spec, accelerator.device)
     resolution = start.resolution(spec, part.model.config["sample_size"], latent.factor(part.model))
-    with start.opened(spec, "vae", dataset, part.origin) as (folder, config_hash):
-        for done in data.check(dataset, spec.workers):
-            yield Preparing("reading pictures", done, len(dataset.pictures))
+    with start.opened(spec, "vae", dataset, part.origin, accelerator) as (folder, config_hash):
+        yield from start.checked(dataset, spec, accelerator)
         if part.is_fresh:
             _narrow(part.model)
         task = _VaeTask(part.model, spec, dataset, resolution)
-        yield from train(
-            task, spec, folder, accelerator=accelerator, count=len(dataset.samples), config_hash=config_hash
-        )
+        order = start.order(spec, accelerator, [range(len(dataset.samples))])
+        yield from train(task, spec, folder, accelerator=accelerator, order=order, config_hash=config_hash)
 
 
 class Autoencoder(nn.Module):
@@ -65,18 +64,19 @@ def kl_divergence(mean: Tensor, logvar: Tensor) -> Tensor:
 
 class _VaeTask:
     def __init__(self, vae: AutoencoderKL, spec: TrainVaeSpec, dataset: data.Dataset, resolution: int) -> None:
-        self.model: nn.Module = Autoencoder(vae)
+        self.model = Autoencoder(vae)
+        self.turns = [Turn("model", self.model, self.losses)]
         self.vae, self.spec, self.dataset = vae, spec, dataset
         self.resolution = resolution  # px
         side = resolution // latent.factor(vae)
         self.noise_shape = (1, int(vae.config["latent_channels"]), side, side)
         self.readers = ThreadPoolExecutor(spec.workers)
 
-    def load(self, step: int, ids: list[int]) -> Batch:
-        rows = list(self.readers.map(lambda i: self._load_one(step, i), ids))
+    def load(self, draws: Sequence[Draw]) -> Batch:
+        rows = list(self.readers.map(self._load_one, draws))
         return {"pixels": torch.cat([r[0] for r in rows]), "noise": torch.cat([r[1] for r in rows])}
 
-    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         pixels = batch["pixels"]
         reconstruction, mean, logvar = (value.float() for value in model(pixels, batch["noise"]))
         l1 = (reconstruction - pixels).abs().mean()
@@ -85,6 +85,14 @@ class _VaeTask:
         loss = self.spec.l1_weight * l1 + self.spec.l2_weight * l2 + self.spec.kl_weight * kl
         return {"loss": loss, "l1": l1, "l2": l2, "kl": kl}
 
+    def validate(self) -> Generator[Preparing, None, dict[str, float]]:
+        yield from ()
+        return {}
+
+    def sample(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
+        yield from ()
+        return {}
+
     @torch.no_grad()
     def export(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
         """Measure the latents over the whole data, write the scaling factor that makes their std 1, save the VAE."""
@@ -92,15 +100,15 @@ class _VaeTask:
         count, batch = len(self.dataset.samples), self.spec.batch_size
         sums, squares, values, psnr = 0.0, 0.0, 0, 0.0
         for first in range(0, count, batch):
-            ids = list(range(first, min(first + batch, count)))
-            rows = {k: v.to(device) for k, v in self.load(MEASURE_STEP, ids).items()}
+            draws = fixed(range(first, min(first + batch, count)), self.spec.seed, "measure")
+            rows = {k: v.to(device) for k, v in self.load(draws).items()}
             mean, logvar = latent.moments(self.vae, rows["pixels"])
             z = (mean + (0.5 * logvar).exp() * rows["noise"]).double()
             sums, squares, values = sums + float(z.sum()), squares + float(z.square().sum()), values + z.numel()
             back = latent.decode(self.vae, latent.scale(self.vae, mean)).clamp(-1, 1)
             error = (back - rows["pixels"]).square().mean(dim=(1, 2, 3)).clamp(min=1e-10)
             psnr += float((10 * (PSNR_PEAK**2 / error).log10()).sum())
-            yield Preparing("measuring the latents", ids[-1] + 1, count)
+            yield Preparing("measuring the latents", draws[-1].sample + 1, count)
         std = (squares / values - (sums / values) ** 2) ** 0.5
         self.vae.register_to_config(scaling_factor=1.0 / std)
         if not self.spec.random_crop:  # a crop's size is not that of the pictures
@@ -108,10 +116,10 @@ class _VaeTask:
         save_part(folder / "vae", self.vae, getattr(torch, self.spec.export_dtype))
         return {"scaling_factor": 1.0 / std, "psnr": psnr / count}
 
-    def _load_one(self, step: int, sample_id: int) -> tuple[Tensor, Tensor]:
-        generator = data.sample_generator(self.spec.seed, step, sample_id)
+    def _load_one(self, draw: Draw) -> tuple[Tensor, Tensor]:
+        generator = draw.generator()
         crop_by = generator if self.spec.random_crop else None
-        pixels = data.load_pixels(self.dataset.samples[sample_id], self.resolution, crop_by)
+        pixels = data.load_pixels(self.dataset.samples[draw.sample], self.resolution, crop_by)
         return pixels, torch.randn(self.noise_shape, generator=generator)
 
 

@@ -296,26 +296,6 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
     assert newest_step(tmp_path) == 2
 
 
-# Metrics
-
-
-def test_metrics_after_the_checkpoint_and_a_half_line_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    lines = [f'{{"step": {step}, "loss": 0.1}}\n' for step in range(1, 5)]
-    path.write_text("".join(lines) + '{"step": 5, "lo', encoding="utf-8")
-    checkpoint.truncate_metrics(tmp_path, 10)
-    assert path.read_text(encoding="utf-8") == "".join(lines)
-    checkpoint.truncate_metrics(tmp_path, 3)
-    assert path.read_text(encoding="utf-8") == "".join(lines[:3])
-    checkpoint.truncate_metrics(tmp_path, 0)
-    assert path.read_text(encoding="utf-8") == ""
-
-
-def test_a_run_without_metrics_has_none_to_drop(tmp_path: Path) -> None:
-    checkpoint.truncate_metrics(tmp_path, 3)
-    assert names(tmp_path) == []
-
-
 # The optimizer
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -230,60 +229,6 @@ def test_the_manifest_notices_a_change(pictures: Path, own_pictures: Path, chang
     else:
         (own_pictures / "dot.png").unlink()
     assert data.find(pictures).manifest_hash != data.find(own_pictures).manifest_hash
-
-
-# The order
-
-
-def epoch_order(epoch: int, *, count: int, seed: int, batch_size: int) -> list[int]:
-    """One epoch's samples, read off the batches that cover it."""
-    first, last = epoch * count, (epoch + 1) * count
-    steps = range(first // batch_size, (last - 1) // batch_size + 1)
-    ids = [i for step in steps for i in data.batch_ids(step, batch_size=batch_size, count=count, seed=seed)]
-    skipped = first - steps[0] * batch_size
-    return ids[skipped : skipped + count]
-
-
-@pytest.mark.parametrize(("count", "batch_size"), [(6, 4), (6, 6), (5, 16), (1, 3), (7, 1)])
-def test_every_epoch_is_a_permutation_of_all_samples(count: int, batch_size: int) -> None:
-    for epoch in range(5):
-        assert sorted(epoch_order(epoch, count=count, seed=3, batch_size=batch_size)) == list(range(count))
-
-
-def test_an_epochs_order_depends_on_seed_and_epoch_and_not_on_the_batch_size() -> None:
-    def order(epoch: int, seed: int, batch_size: int) -> list[int]:
-        return epoch_order(epoch, count=20, seed=seed, batch_size=batch_size)
-
-    assert order(2, 3, 4) == order(2, 3, 7) == order(2, 3, 64)
-    assert order(2, 3, 4) != order(1, 3, 4)
-    assert order(2, 3, 4) != order(2, 4, 4)
-
-
-def test_the_batches_of_a_run_use_every_sample_equally_often() -> None:
-    batches = [data.batch_ids(step, batch_size=4, count=6, seed=0) for step in range(15)]
-    assert Counter(i for batch in batches for i in batch) == dict.fromkeys(range(6), 10)
-
-
-def test_the_order_has_no_part_in_torchs_own_stream_of_chance() -> None:
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    first = data.batch_ids(5, batch_size=4, count=6, seed=1)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(99)
-    assert data.batch_ids(5, batch_size=4, count=6, seed=1) == first
-
-
-def test_a_samples_chance_depends_on_seed_step_and_sample_alone() -> None:
-    def draw(seed: int, step: int, sample_id: int) -> float:
-        return float(torch.rand((), generator=data.sample_generator(seed, step, sample_id), dtype=torch.float64))
-
-    assert draw(1, 2, 3) == draw(1, 2, 3)
-    assert len({draw(*key) for key in ((1, 2, 3), (0, 2, 3), (1, 1, 3), (1, 2, 4), (1, 23, 4), (12, 3, 4))}) == 6
-
-
-def test_the_largest_seed_is_no_trouble() -> None:
-    assert data.batch_ids(0, batch_size=6, count=6, seed=2**64 - 1) != list(range(6))
-    data.sample_generator(2**64 - 1, 10**9, 10**9)
 
 
 # Pixels

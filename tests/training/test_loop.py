@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 
 from sdcli.errors import NumericalError, OutputError, SdcliWarning, Stopped
 from sdcli.specs import TrainSpec
-from sdcli.training import checkpoint, data
-from sdcli.training.loop import Batch, Finished, Paused, Preparing, Report, Saved, StepDone, lr_at, train
+from sdcli.training import checkpoint
+from sdcli.training.loop import Finished, Paused, Preparing, Report, Saved, StepDone, train
+from sdcli.training.order import Draw, Order
+from sdcli.training.state import Batch, Turn, lr_at
 from tests.runs import DAMAGES, final_files, metrics, names, newest_checkpoint
 
 COUNT = 5  # samples
@@ -33,25 +35,34 @@ class Line:
     dropout: float = 0.0
     bad_losses: Iterable[int] = ()  # steps, from 0
     bad_gradients: Iterable[int] = ()
-    loaded: dict[int, list[int]] = field(default_factory=dict)
+    loaded: list[list[Draw]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         torch.manual_seed(7)
         self.model: nn.Module = nn.Sequential(nn.Dropout(self.dropout), nn.Linear(2, 1))
+        self.turns = [Turn("model", self.model, self.losses)]
 
-    def load(self, step: int, ids: list[int]) -> Batch:
-        self.loaded[step] = ids
-        rows = [torch.randn(2, generator=data.sample_generator(3, step, i)) for i in ids]
-        return {"x": torch.stack(rows), "step": torch.tensor(step)}
+    def load(self, draws: Sequence[Draw]) -> Batch:
+        self.loaded.append(list(draws))
+        return {"x": torch.stack([torch.randn(2, generator=draw.generator()) for draw in draws])}
 
-    def losses(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        x, step = batch["x"], int(batch["step"])
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        x = batch["x"]
         loss = (model(x) - (2 * x[:, :1] - x[:, 1:] + 0.5)).square().mean()
         if step in self.bad_losses:
             loss = loss * math.inf
         if step in self.bad_gradients:  # the loss stays finite, and d sqrt(0) is not
             loss = loss + (model(x) * 0).abs().sqrt().sum()
         return {"loss": loss, "double": 2 * loss}
+
+    def validate(self) -> Generator[Preparing, None, dict[str, float]]:
+        yield from ()
+        return {}
+
+    def sample(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
+        yield Preparing("drawing", 0, 1)
+        (folder / "line.txt").write_text(str(self.model.state_dict()), encoding="utf-8")
+        return {}
 
     def export(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
         yield Preparing("exporting", 0, 1)
@@ -65,6 +76,10 @@ def spec_of(**settings: Any) -> TrainSpec:
     return TrainSpec(**{**defaults, **settings})
 
 
+def order_of(spec: TrainSpec) -> Order:
+    return Order([range(COUNT)], batch_size=spec.batch_size, seed=spec.seed)
+
+
 def start(folder: Path, task: Line | None = None, **settings: Any) -> Generator[Report, None, None]:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").touch()
@@ -73,7 +88,7 @@ def start(folder: Path, task: Line | None = None, **settings: Any) -> Generator[
         spec_of(**settings),
         folder,
         accelerator=Accelerator(cpu=True),
-        count=COUNT,
+        order=order_of(spec_of(**settings)),
         config_hash=HASH,
     )
     return cast("Generator[Report, None, None]", stream)
@@ -101,8 +116,7 @@ def by_hand(spec: TrainSpec, task: Line) -> tuple[dict[str, Tensor], dict[str, T
     averages = [p.detach().clone() for p in parameters]
     rows = []
     for step in range(spec.steps):
-        ids = data.batch_ids(step, batch_size=spec.batch_size, count=COUNT, seed=spec.seed)
-        terms = task.losses(task.model, task.load(step, ids))
+        terms = task.losses(task.model, task.load(order_of(spec).batch(step)), step)
         optimizer.zero_grad()
         terms["loss"].backward()
         norm = torch.stack([cast(Tensor, p.grad).norm() for p in parameters]).norm()
@@ -123,7 +137,7 @@ def test_the_weights_the_average_and_the_metrics_are_those_computed_by_hand(tmp_
     weights, averages, rows = by_hand(spec_of(**settings), Line())
     run(tmp_path, **settings)
     torch.testing.assert_close(exported(tmp_path), averages)
-    torch.testing.assert_close(load_file(newest_checkpoint(tmp_path) / "weights.safetensors"), weights)
+    torch.testing.assert_close(load_file(newest_checkpoint(tmp_path) / "model.safetensors"), weights)
     assert len(metrics(tmp_path)) == len(rows)
     for found, expected in zip(metrics(tmp_path), rows, strict=True):
         assert {key: found[key] for key in expected} == pytest.approx(expected)
@@ -141,8 +155,7 @@ def test_without_a_moving_average_the_last_weights_are_exported(tmp_path: Path) 
 def test_every_step_sees_the_batch_of_its_number(tmp_path: Path) -> None:
     task = Line()
     run(tmp_path, task)
-    expected = [data.batch_ids(step, batch_size=4, count=COUNT, seed=0) for step in range(6)]
-    assert [task.loaded[step] for step in range(6)] == expected
+    assert task.loaded[:6] == [order_of(spec_of()).batch(step) for step in range(6)]
 
 
 # The learning rate
@@ -224,7 +237,7 @@ def test_the_same_command_after_the_end_tells_the_same_and_changes_no_file(tmp_p
     assert run(tmp_path, task) == [first[-1]]
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tmp_path.rglob("*") if path.is_file()}
     assert {p: content for p, (_, content) in after.items()} == {p: content for p, (_, content) in before.items()}
-    assert task.loaded == {}
+    assert task.loaded == []
 
 
 def test_a_stop_beyond_the_end_is_no_stop(tmp_path: Path) -> None:
@@ -259,7 +272,7 @@ def test_with_the_newest_checkpoint_damaged_the_one_before_leads_to_the_same_end
     run(tmp_path / "straight", Line(dropout=0.5))
     folder = tmp_path / "damaged"
     run(folder, Line(dropout=0.5), stop_after=4, keep=2)
-    DAMAGES[damage](newest_checkpoint(folder) / "optimizer.safetensors")
+    DAMAGES[damage](newest_checkpoint(folder) / "model-optimizer.safetensors")
     with pytest.warns(SdcliWarning, match="checkpoint-00000004"):
         run(folder, Line(dropout=0.5), keep=2)
     assert saved_steps(folder) == [4, 6]
@@ -268,7 +281,7 @@ def test_with_the_newest_checkpoint_damaged_the_one_before_leads_to_the_same_end
 
 def test_a_damaged_checkpoint_never_pushes_a_whole_one_out(tmp_path: Path) -> None:
     run(tmp_path, stop_after=4, keep=2)
-    (newest_checkpoint(tmp_path) / "weights.safetensors").unlink()  # of step 4; that of step 2 is whole
+    (newest_checkpoint(tmp_path) / "model.safetensors").unlink()  # of step 4; that of step 2 is whole
     with pytest.warns(SdcliWarning, match="checkpoint-00000004"):
         run(tmp_path, stop_after=1, save_every=1, keep=2)
     assert saved_steps(tmp_path) == [2, 3, 4]
@@ -292,7 +305,7 @@ def test_a_stop_just_after_a_save_does_not_replace_the_whole_checkpoint(tmp_path
 def test_an_export_made_again_after_damage_is_the_same(tmp_path: Path) -> None:
     run(tmp_path, keep=2)
     before = final_files(tmp_path)
-    (newest_checkpoint(tmp_path) / "weights.safetensors").unlink()
+    (newest_checkpoint(tmp_path) / "model.safetensors").unlink()
     with pytest.warns(SdcliWarning):
         run(tmp_path, keep=2)
     assert final_files(tmp_path) == before
@@ -319,7 +332,7 @@ def test_an_export_that_fails_leaves_none_and_the_next_call_makes_it(tmp_path: P
 def test_a_step_that_is_not_finite_moves_nothing(tmp_path: Path, kind: str) -> None:
     run(tmp_path / "before", steps=3, save_every=1)
     run(tmp_path / "after", Line(**{kind: [3]}), steps=4, save_every=1)
-    for name in ("weights.safetensors", "ema.safetensors", "optimizer.safetensors"):
+    for name in ("model.safetensors", "ema.safetensors", "model-optimizer.safetensors"):
         before, after = (load_file(newest_checkpoint(tmp_path / run) / name) for run in ("before", "after"))
         assert before.keys() == after.keys()
         assert all(torch.equal(before[key], after[key]) for key in before)
@@ -366,7 +379,12 @@ def test_overflows_that_a_loss_scale_mends_are_no_bad_steps(tmp_path: Path) -> N
     try:
         tmp_path.joinpath("run").mkdir()
         stream = train(
-            Line(), spec_of(steps=20), tmp_path / "run", accelerator=accelerator, count=COUNT, config_hash=HASH
+            Line(),
+            spec_of(steps=20),
+            tmp_path / "run",
+            accelerator=accelerator,
+            order=order_of(spec_of()),
+            config_hash=HASH,
         )
         assert isinstance(list(stream)[-1], Finished)
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import load_bundle, load_text
 from sdcli.specs import TrainUnetSpec
 from sdcli.training import data, latents, start, unet
+from sdcli.training.order import Draw, mixed_seed
 from tests.forks import Forks
 from tests.models import edit_json, write_sd1, write_sd2
 from tests.runs import final_files, metrics, names, newest_checkpoint, train_unet
@@ -34,6 +36,10 @@ def task_of(pictures: Path, model: Path, tmp_path: Path, **settings: Any) -> une
         latents.cached(tmp_path / "cache" / "m.safetensors", parts.bundle.vae, dataset, resolution=16, batch_size=4)
     )
     return unet._UnetTask(parts.bundle, spec, dataset, moments, parts.tokenizer, parts.settings)
+
+
+def draws(samples: Sequence[int], step: int) -> list[Draw]:
+    return [Draw(sample, mixed_seed(step, sample)) for sample in samples]
 
 
 def list_and_result(stream: Any) -> Any:
@@ -174,7 +180,7 @@ def test_a_dropped_caption_is_the_empty_one_and_the_others_are_drawn_from_the_sa
 
     def captions_seen(dropout: float) -> dict[int, set[tuple[int, ...]]]:
         task = task_of(own_pictures, unet_run / "export", tmp_path, caption_dropout=dropout)
-        batches = [task.load(step, [0, 1])["tokens"].tolist() for step in range(40)]
+        batches = [task.load(draws([0, 1], step))["tokens"].tolist() for step in range(40)]
         return {i: {tuple(batch[i]) for batch in batches} for i in (0, 1)}
 
     encoder = load_text(unet_run / "export", device=CPU, dtype=torch.float32)
@@ -186,7 +192,7 @@ def test_a_dropped_caption_is_the_empty_one_and_the_others_are_drawn_from_the_sa
 
 def test_captions_are_dropped_as_often_as_asked(pictures: Path, unet_run: Path, tmp_path: Path) -> None:
     task = task_of(pictures, unet_run / "export", tmp_path, caption_dropout=0.25)
-    tokens = torch.cat([task.load(step, list(range(6)))["tokens"] for step in range(200)])
+    tokens = torch.cat([task.load(draws(range(6), step))["tokens"] for step in range(200)])
     share = (tokens == torch.tensor(task.no_caption)).all(dim=1).float().mean()
     assert float(share) == pytest.approx(0.25, abs=0.04)  # three standard deviations of 1,200 draws
 
@@ -198,18 +204,18 @@ def test_a_samples_latents_noise_timestep_and_caption_do_not_depend_on_its_batch
     pictures: Path, unet_run: Path, tmp_path: Path
 ) -> None:
     task = task_of(pictures, unet_run / "export", tmp_path)
-    together, alone = task.load(5, [3, 1, 4]), task.load(5, [1])
+    together, alone = task.load(draws([3, 1, 4], 5)), task.load(draws([3, 1, 4], 5)[1:2])
     assert together.keys() == alone.keys() == {"x_0", "eps", "t", "tokens"}
     for name in together:
         assert torch.equal(together[name][1:2], alone[name])
-    later = task.load(6, [1])
+    later = task.load(draws([3, 1, 4], 6)[1:2])
     assert not torch.equal(later["eps"], alone["eps"])
     assert not torch.equal(later["x_0"], alone["x_0"])
 
 
 def test_noise_is_standard_normal_and_timesteps_are_uniform(pictures: Path, unet_run: Path, tmp_path: Path) -> None:
     task = task_of(pictures, unet_run / "export", tmp_path)
-    batches = [task.load(step, list(range(6))) for step in range(300)]
+    batches = [task.load(draws(range(6), step)) for step in range(300)]
     eps, t = (torch.cat([batch[name] for batch in batches]).double() for name in ("eps", "t"))
     assert float(eps.mean()) == pytest.approx(0.0, abs=0.01)
     assert float(eps.std()) == pytest.approx(1.0, abs=0.01)
@@ -224,11 +230,12 @@ def test_x_0_is_a_sample_of_the_posterior_of_diffusers_vae_scaled(
     theirs = StableDiffusionPipeline.from_pretrained(unet_run / "export", local_files_only=True).vae
     pixels = data.load_pixels(data.find(pictures).samples[2], 16)
     posterior = theirs.encode(pixels).latent_dist
-    generator = data.sample_generator(0, 5, 2)
+    draw = Draw(2, 5)
+    generator = draw.generator()
     z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=generator)
     expected = (z * theirs.config.scaling_factor).detach()
-    torch.testing.assert_close(task.load(5, [2])["x_0"], expected, rtol=1e-4, atol=1e-5)
-    assert float(torch.cat([task.load(5, [i])["x_0"] for i in range(6)]).std()) == pytest.approx(1.0, abs=0.1)
+    torch.testing.assert_close(task.load([draw])["x_0"], expected, rtol=1e-4, atol=1e-5)
+    assert float(torch.cat([task.load([Draw(i, 5 + i)])["x_0"] for i in range(6)]).std()) == pytest.approx(1.0, abs=0.1)
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v"])
@@ -236,8 +243,8 @@ def test_the_loss_is_that_of_diffusers_own_parts(
     pictures: Path, unet_run: Path, tmp_path: Path, prediction: str
 ) -> None:
     task = task_of(pictures, unet_run / "export", tmp_path, prediction=prediction)
-    batch = task.load(0, [0, 1, 2, 3])
-    loss = task.losses(task.model, batch)["loss"]
+    batch = task.load(draws(range(4), 0))
+    loss = task.losses(task.model, batch, 0)["loss"]
     theirs = StableDiffusionPipeline.from_pretrained(unet_run / "export", local_files_only=True)
     noise = DDPMScheduler.from_config(theirs.scheduler.config)
     with torch.no_grad():
@@ -254,7 +261,7 @@ def test_the_vae_has_no_gradients_and_the_text_encoder_has_some_only_if_trained(
     pictures: Path, unet_run: Path, tmp_path: Path, train_text_encoder: bool
 ) -> None:
     task = task_of(pictures, unet_run / "export", tmp_path, train_text_encoder=train_text_encoder)
-    task.losses(task.model, task.load(0, [0, 1, 2]))["loss"].backward()  # type: ignore[no-untyped-call]
+    task.losses(task.model, task.load(draws(range(3), 0)), 0)["loss"].backward()  # type: ignore[no-untyped-call]
 
     def gradients(module: Any) -> set[bool]:
         return {parameter.grad is not None for parameter in module.parameters()}
@@ -285,9 +292,9 @@ def test_all_but_what_is_trained_stays_bit_equal(pictures: Path, unet_run: Path,
 def test_the_export_is_the_moving_average(unet_run: Path) -> None:
     average = load_file(newest_checkpoint(unet_run) / "ema.safetensors")
     for key, value in weights_of(unet_run / "export", "unet").items():
-        assert torch.equal(value, average[f"module.unet.{key}"])
+        assert torch.equal(value, average[f"unet.{key}"])
     for key, value in weights_of(unet_run / "export", "text_encoder").items():
-        assert torch.equal(value, average[f"module.text_encoder.{key.removeprefix('text_model.')}"])
+        assert torch.equal(value, average[f"text_encoder.{key.removeprefix('text_model.')}"])
 
 
 def test_the_vae_in_the_export_is_the_one_named(vae_run: Path, unet_run: Path) -> None:

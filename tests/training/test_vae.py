@@ -17,6 +17,7 @@ from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import load_vae
 from sdcli.specs import TrainVaeSpec
 from sdcli.training import checkpoint, data, start, vae
+from sdcli.training.order import Draw
 from tests.forks import Forks
 from tests.runs import DAMAGES, final_files, metrics, names, newest_checkpoint, train_vae
 
@@ -108,11 +109,11 @@ def test_a_damaged_newest_checkpoint_is_passed_over_with_a_warning(
 ) -> None:
     run = Path(shutil.copytree(vae_run, tmp_path / "run"))
     shutil.rmtree(run / "export")
-    DAMAGES[damage](newest_checkpoint(run) / "weights.safetensors")
+    DAMAGES[damage](newest_checkpoint(run) / "model.safetensors")
     ended = forks.sdcli(*train_vae(pictures, run))
     assert ended.code == 0
     assert ended.stderr.count("sdcli: warning: ") == 1
-    assert "checkpoint-00000006: weights.safetensors is damaged or missing" in ended.stderr
+    assert "checkpoint-00000006: model.safetensors is damaged or missing" in ended.stderr
     assert final_files(run) == final_files(vae_run)
 
 
@@ -121,7 +122,7 @@ def test_without_a_whole_checkpoint_the_run_is_refused(
 ) -> None:
     run = Path(shutil.copytree(vae_run, tmp_path / "run"))
     for path in (run / "checkpoints").iterdir():
-        (path / "weights.safetensors").unlink()
+        (path / "model.safetensors").unlink()
     ended = forks.sdcli(*train_vae(pictures, run))
     assert ended.code == 3
     assert ended.stderr.splitlines()[-1].endswith("none of its 2 checkpoints is whole; begin another run with --run")
@@ -280,8 +281,8 @@ def test_a_file_of_configs_is_part_of_what_makes_a_run_the_same(pictures: Path, 
 def test_the_export_is_the_moving_average_in_the_layout_of_diffusers(vae_run: Path) -> None:
     exported = AutoencoderKL.from_pretrained(vae_run / "export" / "vae").state_dict()
     average = load_file(newest_checkpoint(vae_run) / "ema.safetensors")
-    weights = load_file(newest_checkpoint(vae_run) / "weights.safetensors")
-    assert all(torch.equal(value, average[f"module.vae.{key}"]) for key, value in exported.items())
+    weights = load_file(newest_checkpoint(vae_run) / "model.safetensors")
+    assert all(torch.equal(value, average[f"vae.{key}"]) for key, value in exported.items())
     assert any(not torch.equal(value, weights[f"vae.{key}"]) for key, value in exported.items())
 
 
@@ -338,8 +339,8 @@ def test_kl_is_that_of_torch_distributions() -> None:
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(pictures: Path) -> None:
     task = task_of(pictures, l1_weight=0.25, l2_weight=3.0, kl_weight=0.01)
-    batch = task.load(0, [0, 1])
-    terms = task.losses(task.model, batch)
+    batch = task.load([Draw(0, 0), Draw(1, 1)])
+    terms = task.losses(task.model, batch, 0)
     with torch.no_grad():
         posterior = task.vae.encode(batch["pixels"]).latent_dist
         back = task.vae.decode(posterior.mean + posterior.std * batch["noise"]).sample
@@ -353,7 +354,7 @@ def test_a_fresh_posterior_begins_narrow_around_its_mean(pictures: Path) -> None
     task = task_of(pictures)
     vae._narrow(task.vae)
     with torch.no_grad():
-        mean, logvar = latent.moments(task.vae, task.load(0, [0, 1])["pixels"])
+        mean, logvar = latent.moments(task.vae, task.load([Draw(0, 0), Draw(1, 1)])["pixels"])
     assert torch.equal(logvar, torch.full_like(logvar, vae.NARROW_LOGVAR))
     assert float(mean.std()) > 0
 
@@ -361,13 +362,13 @@ def test_a_fresh_posterior_begins_narrow_around_its_mean(pictures: Path) -> None
 @pytest.mark.parametrize("random_crop", [False, True])
 def test_a_samples_noise_and_crop_do_not_depend_on_its_batch(pictures: Path, random_crop: bool) -> None:
     task = task_of(pictures, random_crop=random_crop, resolution=16)
-    together = task.load(5, [3, 1, 4])
-    alone = task.load(5, [1])
+    together = task.load([Draw(3, 7), Draw(1, 8), Draw(4, 9)])
+    alone = task.load([Draw(1, 8)])
     assert together["pixels"].shape == (3, 3, 16, 16)
     for name in ("pixels", "noise"):
         assert torch.equal(together[name][1:2], alone[name])
-    assert not torch.equal(task.load(6, [1])["noise"], alone["noise"])
-    assert torch.equal(task.load(6, [1])["pixels"], alone["pixels"]) is not random_crop
+    assert not torch.equal(task.load([Draw(1, 10)])["noise"], alone["noise"])
+    assert torch.equal(task.load([Draw(1, 10)])["pixels"], alone["pixels"]) is not random_crop
 
 
 def test_metrics_hold_every_term_of_every_step(vae_run: Path) -> None:

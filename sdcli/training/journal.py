@@ -1,0 +1,100 @@
+"""metrics.jsonl of a run: a line a step, a line a validation; the same to a tracker, where one is named."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from accelerate import Accelerator
+
+from sdcli.files import atomic_write, output_error
+
+METRICS = "metrics.jsonl"
+
+
+class Journal:
+    """What is measured while training. Only the first process writes."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, step: int) -> None:
+        """Open the journal of a run that stands at `step`; lines after it are dropped, for they will come again."""
+        self.path, self.accelerator = folder / METRICS, accelerator
+        self.validated: dict[int, float] = {}  # step -> validation loss
+        self._stream: IO[bytes] | None = None
+        kept = [row for row in rows(self.path) if row["step"] <= step]
+        for row in kept:
+            if "validation" in row:
+                self._note(row)
+        if accelerator.is_main_process:
+            if self.path.exists():
+                with atomic_write(self.path) as part:
+                    part.write_bytes(b"".join(_line(row) for row in kept))
+            self._stream = self.path.open("ab", buffering=0)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stream is not None:
+            self._stream.close()
+            self.accelerator.end_training()
+
+    def add(self, step: int, terms: dict[str, Any]) -> None:
+        """Log the terms of a step; numbers that are not finite become null. Raises OutputError."""
+        row = {"step": step, **{name: _finite(value) for name, value in terms.items()}}
+        if "validation" in row:
+            self._note(row)
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(_line(row))
+        except OSError as error:
+            raise output_error(self.path, error) from error
+        self.accelerator.log(_flat(row), step=step)
+
+    def best(self, steps: list[int]) -> int | None:
+        """The one of these steps with the lowest validation loss; None where none was validated."""
+        known = [step for step in steps if step in self.validated]
+        return min(known, key=lambda step: self.validated[step], default=None)
+
+    def _note(self, row: dict[str, Any]) -> None:
+        loss = row["validation"].get("loss")
+        if loss is not None:
+            self.validated[row["step"]] = loss
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal, up to the half line of a killed process."""
+    found: list[dict[str, Any]] = []
+    if not path.exists():
+        return found
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+            found += [row] if isinstance(row["step"], int) else []
+        except (ValueError, KeyError, TypeError):
+            break
+    return found
+
+
+def _line(row: dict[str, Any]) -> bytes:
+    return f"{json.dumps(row)}\n".encode()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _flat(row: dict[str, Any]) -> dict[str, float]:
+    """A row as trackers want it: names with a slash for what is nested, and no nulls."""
+    flat: dict[str, float] = {}
+    for name, value in row.items():
+        inner = {f"{name}/{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value}
+        flat |= {key: v for key, v in inner.items() if v is not None and key != "step"}
+    return flat
