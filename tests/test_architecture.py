@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scheduler_steps": GROUND | {"scheduler_config", "schedulers"},  # of the latter the type alone
     "schedulers": GROUND | {"scheduler_config", "scheduler_steps"},
     "plan": GROUND | {"specs", "store", "schedulers", "scheduler_config"},
+    "curves": GROUND,
     "pages": GROUND,
     "__main__": {"cli"},
     "cli": BEFORE_THE_STORY | {"cli"},
