@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedulers": GROUND | {"scheduler_config", "scheduler_steps"},
     "plan": GROUND | {"specs", "store", "schedulers", "scheduler_config"},
     "curves": GROUND,
+    "charts": GROUND | {"curves"},
     "pages": GROUND,
     "__main__": {"cli"},
     "cli": BEFORE_THE_STORY | {"cli"},
