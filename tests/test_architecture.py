@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan": GROUND | {"specs", "store", "schedulers", "scheduler_config"},
     "curves": GROUND,
     "charts": GROUND | {"curves"},
-    "pages": GROUND,
+    "pages": GROUND | {"specs", "curves", "charts"},
     "__main__": {"cli"},
     "cli": BEFORE_THE_STORY | {"cli"},
     "pipeline": GROUND | {"pipeline"},
