@@ -10,10 +10,14 @@ import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
+from io import BufferedReader, RawIOBase
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdcli.errors import InputError, OutputError, ResourceError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 PART_NAME = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)-[0-9a-f]{8}\.part")
 MAX_REASON_LENGTH = 200
@@ -49,6 +53,11 @@ def read_bytes(path: Path, *, max_bytes: int, within: Path | None = None) -> byt
     """The whole content of an input file; errors as in `open_regular`."""
     with open_regular(path, max_bytes=max_bytes, within=within) as stream:
         return stream.read()
+
+
+def open_slice(path: Path, offset: int, size: int) -> BufferedReader:
+    """Open `size` bytes of an input from byte `offset` on as if they were a file; errors as in `open_regular`."""
+    return BufferedReader(_Slice(open_regular(path), offset, size))
 
 
 @contextmanager
@@ -160,6 +169,39 @@ def output_error(path: Path, error: OSError) -> OutputError | ResourceError:
         return ResourceError(f"{path}: {reason(error)}", "close other programs and try again")
     hint = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "name another output"
     return OutputError(f"{path}: {reason(error)}", hint)
+
+
+class _Slice(RawIOBase):
+    """A part of an open file that reads and seeks as a whole one, and has no descriptor of its own to read past it."""
+
+    def __init__(self, whole: BufferedReader, offset: int, size: int) -> None:
+        self._whole, self._offset, self._size = whole, offset, size
+        self._position = 0  # within the part
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        if start + offset < 0:
+            raise ValueError(f"cannot seek to byte {start + offset}")
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")
+        wanted = max(0, min(len(view), self._size - self._position))
+        data = os.pread(self._whole.fileno(), wanted, self._offset + self._position)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._whole.close()
+        super().close()
 
 
 def _create(path: Path) -> int:

@@ -14,13 +14,26 @@ import pytest
 
 from sdcli import files
 from sdcli.errors import InputError, OutputError, ResourceError
-from sdcli.files import atomic_write, check_writable, open_regular, output_error, place, read_bytes, remove_dead_parts
+from sdcli.files import (
+    atomic_write,
+    check_writable,
+    open_regular,
+    open_slice,
+    output_error,
+    place,
+    read_bytes,
+    remove_dead_parts,
+)
 
 OLD = time.time() - 2 * files.PART_GRACE_SECONDS
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
 
 
 def dead_pid() -> int:
@@ -108,6 +121,51 @@ def test_a_refused_input_leaves_no_descriptor_open(tmp_path: Path) -> None:
         with pytest.raises(InputError):
             open_regular(path, max_bytes=5)
     assert len(list(Path("/dev/fd").iterdir())) == before
+
+
+# open_slice
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 100), (10, 50), (90, 10), (95, 10), (100, 5), (10, 0)])
+def test_a_slice_reads_and_seeks_as_a_file_of_these_bytes_does(tmp_path: Path, offset: int, size: int) -> None:
+    content = bytes(range(100))
+    (tmp_path / "whole").write_bytes(content)
+    (tmp_path / "part").write_bytes(content[offset : offset + size])
+    with open_slice(tmp_path / "whole", offset, size) as part, (tmp_path / "part").open("rb") as file:
+        for count in (7, 3, -1, 1):
+            assert (part.read(count), part.tell()) == (file.read(count), file.tell())
+        for place in (5, 0, 200):
+            assert (part.seek(place), part.read(9)) == (file.seek(place), file.read(9))
+        assert part.seek(-place, os.SEEK_CUR) == file.seek(-place, os.SEEK_CUR)
+        assert part.seek(0, os.SEEK_END) == size
+
+
+def test_a_slice_has_no_descriptor_that_would_lead_past_its_end(tmp_path: Path) -> None:
+    """Pillow's TIFF decoder reads by the descriptor where there is one."""
+    (tmp_path / "a").write_bytes(b"12345")
+    with open_slice(tmp_path / "a", 1, 2) as part, pytest.raises(OSError, match="fileno"):
+        part.fileno()
+
+
+def test_a_closed_slice_leaves_no_file_open(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    before = open_files()
+    parts = [open_slice(tmp_path / "a", 1, 2) for _ in range(5)]
+    assert open_files() == before + 5
+    for part in parts:
+        part.close()
+    assert open_files() == before
+
+
+def test_a_slice_cannot_be_sought_before_its_beginning(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"12345")
+    with open_slice(tmp_path / "a", 3, 2) as part, pytest.raises(ValueError, match="cannot seek to byte -1"):
+        part.seek(-1)
+
+
+def test_a_slice_of_what_is_no_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder"):
+        open_slice(tmp_path, 0, 1)
 
 
 # atomic_write
