@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -27,33 +28,40 @@ def load_image(path: Path) -> Image.Image:
     MAX_PIXELS pixels. Warns (SdcliWarning) when it is an animation, of which the first frame is taken.
     """
     with open_regular(path, max_bytes=MAX_FILE_BYTES) as stream:
-        try:
-            # No catch_warnings here: it is not safe in threads, which read pictures, and would lose our own warnings.
-            opened = Image.open(stream, formats=FORMATS)
-            _check_size(path, opened)
-            frames = getattr(opened, "n_frames", 1)
-            opened.load()
-            if opened.mode == "F":
-                raise InputError(f"{path}: holds floating-point values", "save it with 8 or 16 bits a channel")
-            image = _to_rgb(ImageOps.exif_transpose(opened))
-        except (InputError, MemoryError):
-            raise
-        except UnidentifiedImageError as error:
-            raise InputError(f"{path}: is no picture", f"accepted are {', '.join(FORMATS)}") from error
-        except Exception as error:  # Pillow's decoders raise a dozen types on malformed files
-            raise InputError(f"{path}: cannot be decoded ({error})", "the file is damaged; save it again") from error
+        return read_image(stream, path)
+
+
+def read_image(stream: BinaryIO, path: Path) -> Image.Image:
+    """Read a picture that is open already, as `load_image` does.
+
+    path: what errors and warnings call it.
+    """
+    try:
+        # No catch_warnings here: it is not safe in threads, which read pictures, and would lose our own warnings.
+        opened = Image.open(stream, formats=FORMATS)
+        _check_size(path, opened)
+        frames = getattr(opened, "n_frames", 1)
+        opened.load()
+        if opened.mode == "F":
+            raise InputError(f"{path}: holds floating-point values", "save it with 8 or 16 bits a channel")
+        image = _to_rgb(ImageOps.exif_transpose(opened))
+    except (InputError, MemoryError):
+        raise
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: is no picture", f"accepted are {', '.join(FORMATS)}") from error
+    except Exception as error:  # Pillow's decoders raise a dozen types on malformed files
+        raise InputError(f"{path}: cannot be decoded ({error})", "the file is damaged; save it again") from error
     if frames > 1:
         warnings.warn(f"{path}: only the first of {frames} frames is used", SdcliWarning, stacklevel=2)
     return image
 
 
-def file_format(path: Path) -> str:
-    """The format a picture is in, whatever its name says. Raises InputError when it is none of FORMATS."""
-    with open_regular(path, max_bytes=MAX_FILE_BYTES) as stream:
-        try:
-            return str(Image.open(stream, formats=FORMATS).format)
-        except UnidentifiedImageError as error:
-            raise InputError(f"{path}: is no picture", f"accepted are {', '.join(FORMATS)}") from error
+def file_format(stream: BinaryIO, path: Path) -> str:
+    """The format an open picture is in, whatever its name says. Raises InputError when it is none of FORMATS."""
+    try:
+        return str(Image.open(stream, formats=FORMATS).format)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path}: is no picture", f"accepted are {', '.join(FORMATS)}") from error
 
 
 def suffixes_of(form: str) -> tuple[str, ...]:

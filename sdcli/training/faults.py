@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 
 from sdcli.errors import InputError
-from sdcli.files import atomic_write, read_bytes
-from sdcli.pipeline.images import file_format, load_image, suffixes_of
+from sdcli.files import atomic_write, open_regular, read_bytes
+from sdcli.pipeline.images import MAX_FILE_BYTES, file_format, read_image, suffixes_of
 from sdcli.training import layouts
 from sdcli.training.data import content_hash
 from sdcli.training.layouts import MAX_CAPTION_BYTES, Fault, Sample
@@ -61,7 +61,8 @@ def mend(fault: Fault) -> bool:
             part.write_text(text, encoding="utf-8")
         return True
     if fault.kind == "suffix":
-        target = path.with_suffix(suffixes_of(file_format(path))[0])
+        with open_regular(path) as stream:
+            target = path.with_suffix(suffixes_of(file_format(stream, path))[0])
         if target.exists():
             return False
         path.rename(target)
@@ -77,14 +78,16 @@ def _faults_of(sample: Sample, *, has_captions: bool) -> tuple[list[Fault], str 
     """What is wrong with one picture, and the hash of its bytes unless it cannot be read."""
     path = sample.path
     try:
-        image = load_image(path)
+        with open_regular(path, max_bytes=MAX_FILE_BYTES) as stream:
+            image = read_image(stream, path)
+            stream.seek(0)
+            form = file_format(stream, path)
     except InputError as error:
         return [Fault("picture", str(path), error.message.removeprefix(f"{path}: "), error.hint)], None
     faults = []
     if min(image.size) < MIN_SIDE:
         what = f"is {image.width} x {image.height} px"
         faults.append(Fault("size", str(path), what, f"at least {MIN_SIDE} x {MIN_SIDE} are needed"))
-    form = file_format(path)
     if path.suffix.lower() not in suffixes_of(form):
         hint = f"rename it to {path.with_suffix(suffixes_of(form)[0]).name}"
         faults.append(Fault("suffix", str(path), f"holds {form}", hint))
