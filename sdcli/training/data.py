@@ -17,7 +17,7 @@ from sdcli.errors import InputError, SdcliWarning
 from sdcli.files import open_regular
 from sdcli.pipeline.images import SUFFIXES, fit, load_image, to_pixels
 from sdcli.training import layouts
-from sdcli.training.layouts import Sample
+from sdcli.training.samples import Sample
 
 NAMED_AT_MOST = 5
 

@@ -13,8 +13,9 @@ from sdcli.files import atomic_write, open_regular, read_bytes
 from sdcli.pipeline.images import MAX_FILE_BYTES, file_format, read_image, suffixes_of
 from sdcli.training import layouts
 from sdcli.training.data import content_hash
-from sdcli.training.layouts import MAX_CAPTION_BYTES, Fault, Sample
+from sdcli.training.layouts import MAX_CAPTION_BYTES
 from sdcli.training.loop import Preparing
+from sdcli.training.samples import Fault, Sample
 
 MIN_SIDE = 8  # px: the smallest picture that training accepts
 OLD_ENCODING = "cp1252"  # of texts that are not UTF-8; where it is wrong, letters are, and no caption is lost

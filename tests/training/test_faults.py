@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sdcli.training import faults
-from sdcli.training.layouts import Fault
+from sdcli.training.samples import Fault
 from tests.commands import Shell
 
 COUNT = 1000
