@@ -11,15 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sdcli.errors import InputError, SdcliWarning
-from sdcli.files import open_regular
-from sdcli.pipeline.images import SUFFIXES, fit, load_image, to_pixels
+from sdcli.pipeline.images import SUFFIXES, fit, read_image, to_pixels
 from sdcli.training import layouts
-from sdcli.training.samples import Sample
-
-NAMED_AT_MOST = 5
+from sdcli.training.samples import Sample, class_names, some
 
 
 @dataclass(frozen=True)
@@ -39,13 +37,18 @@ class Dataset:
     @property
     def pictures(self) -> tuple[Sample, ...]:
         """Every picture once, however often an epoch shows it."""
-        return tuple({sample.path: sample for sample in self.samples}.values())
+        return tuple({sample.place: sample for sample in self.samples}.values())
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, each at its index; none where no sample has one."""
+        return class_names(self.samples)
 
 
 def find(root: Path, caption: str | None = None) -> Dataset:
     """The dataset in a folder, in whichever of the layouts of layouts.py it has.
 
-    caption: one caption for every picture that has none.
+    caption: one caption for every picture that has none; without it and any caption, a picture's class is its caption.
     Raises InputError when there is no picture, or a caption or a line of metadata is wrong.
     """
     found = layouts.read(root)
@@ -55,7 +58,8 @@ def find(root: Path, caption: str | None = None) -> Dataset:
         raise InputError(f"{first.path}: {first.problem}{also}", first.hint)
     if not found.samples:
         raise InputError(f"{root}: holds no picture", f"accepted are {', '.join(sorted(SUFFIXES))}")
-    samples = [replace(s, captions=_said(s) or ((caption,) if caption else ())) for s in found.samples]
+    says_nothing = not any(_said(sample) for sample in found.samples)
+    samples = [replace(s, captions=_said(s) or _otherwise(s, caption, says_nothing)) for s in found.samples]
     return Dataset(root, found.name, tuple(samples), _manifest(root, samples))
 
 
@@ -72,10 +76,10 @@ def check_captions(dataset: Dataset) -> None:
             stacklevel=2,
         )
         return
-    without = [s.path.name for s in dataset.samples if not s.captions]
+    without = [s.name(dataset.root) for s in dataset.samples if not s.captions]
     if without:
         raise InputError(
-            f"{dataset.root}: {len(without)} of {len(dataset.samples)} pictures have no caption: {_some(without)}",
+            f"{dataset.root}: {len(without)} of {len(dataset.samples)} pictures have no caption: {some(without)}",
             "add the captions, or give one to all of these with --caption",
         )
 
@@ -88,7 +92,7 @@ def check(dataset: Dataset, workers: int = 2) -> Iterator[int]:
 
     def problem(sample: Sample) -> str | None:
         try:
-            load_image(sample.path)
+            load_image(sample)
         except InputError as error:
             return error.message
         return None
@@ -100,8 +104,14 @@ def check(dataset: Dataset, workers: int = 2) -> Iterator[int]:
             yield done
     if problems:
         raise InputError(
-            f"{dataset.root}: {len(problems)} pictures cannot be read: {_some(problems)}", "mend or remove them"
+            f"{dataset.root}: {len(problems)} pictures cannot be read: {some(problems)}", "mend or remove them"
         )
+
+
+def load_image(sample: Sample) -> Image.Image:
+    """A sample's picture, from its file or out of its tar. Raises InputError and warns as `images.load_image` does."""
+    with sample.open() as stream:
+        return read_image(stream, sample.place)
 
 
 def load_pixels(sample: Sample, resolution: int, crop_by: torch.Generator | None = None) -> Tensor:
@@ -110,7 +120,7 @@ def load_pixels(sample: Sample, resolution: int, crop_by: torch.Generator | None
     crop_by: None scales and centre-crops; a generator cuts a random square at the picture's own scale, after
     enlarging it only if its shorter side is below the resolution.
     """
-    image = load_image(sample.path)
+    image = load_image(sample)
     if crop_by is None or min(image.size) < resolution:
         return to_pixels(fit(image, resolution, resolution))
     left = int(torch.randint(image.width - resolution + 1, (), generator=crop_by))
@@ -118,9 +128,9 @@ def load_pixels(sample: Sample, resolution: int, crop_by: torch.Generator | None
     return to_pixels(image.crop((left, top, left + resolution, top + resolution)))
 
 
-def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex. Raises InputError when it cannot be read."""
-    with open_regular(path) as stream:
+def content_hash(sample: Sample) -> str:
+    """SHA-256 of a picture's bytes, in hex. Raises InputError when it cannot be read."""
+    with sample.open() as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -129,22 +139,26 @@ def _said(sample: Sample) -> tuple[str, ...]:
     return sample.captions if any(caption.strip() for caption in sample.captions) else ()
 
 
+def _otherwise(sample: Sample, caption: str | None, says_nothing: bool) -> tuple[str, ...]:
+    """What stands for the captions of a sample that has none.
+
+    says_nothing: whether the whole dataset has none: beside captions a class would be another language.
+    """
+    if caption:
+        return (caption,)
+    return (sample.label,) if sample.label is not None and says_nothing else ()
+
+
 def _manifest(root: Path, samples: list[Sample]) -> str:
     """A hash of names, contents and captions, so that no run goes on with other data than it began with."""
     digest = hashlib.sha256()
     contents: dict[Path, str] = {}
     for sample in samples:
-        if sample.path not in contents:
+        if sample.place not in contents:
             try:
-                contents[sample.path] = content_hash(sample.path)
+                contents[sample.place] = content_hash(sample)
             except InputError as error:  # `check` names it
-                contents[sample.path] = error.message
-        row = [sample.path.relative_to(root).as_posix(), contents[sample.path], list(sample.captions)]
-        digest.update(json.dumps(row).encode())
+                contents[sample.place] = error.message
+        row = [sample.name(root), contents[sample.place], list(sample.captions)]
+        digest.update(json.dumps(row if sample.label is None else [*row, sample.label]).encode())
     return digest.hexdigest()
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:NAMED_AT_MOST])
-    more = len(names) - NAMED_AT_MOST
-    return f"{shown} and {more} more" if more > 0 else shown

@@ -10,12 +10,11 @@ from pathlib import Path
 
 from sdcli.errors import InputError
 from sdcli.files import atomic_write, open_regular, read_bytes
-from sdcli.pipeline.images import MAX_FILE_BYTES, file_format, read_image, suffixes_of
+from sdcli.pipeline.images import file_format, read_image, suffixes_of
 from sdcli.training import layouts
 from sdcli.training.data import content_hash
-from sdcli.training.layouts import MAX_CAPTION_BYTES
 from sdcli.training.loop import Preparing
-from sdcli.training.samples import Fault, Sample
+from sdcli.training.samples import MAX_CAPTION_BYTES, Fault, Sample
 
 MIN_SIDE = 8  # px: the smallest picture that training accepts
 OLD_ENCODING = "cp1252"  # of texts that are not UTF-8; where it is wrong, letters are, and no caption is lost
@@ -36,16 +35,16 @@ def find(root: Path, *, workers: int = 2) -> Iterator[Preparing | Fault | Checke
     """
     found = layouts.read(root)
     yield from found.faults
-    pictures = {sample.path: sample for sample in found.samples}
+    pictures = {sample.place: sample for sample in found.samples}
     has_captions = any(_says_something(sample) for sample in found.samples)
     originals: dict[str, Path] = {}
     with ThreadPoolExecutor(workers) as pool:
         looked_at = pool.map(partial(_faults_of, has_captions=has_captions), pictures.values())
         for done, (sample, (faults, content)) in enumerate(zip(pictures.values(), looked_at, strict=True), start=1):
             yield from faults
-            if content is not None and originals.setdefault(content, sample.path) != sample.path:
+            if content is not None and originals.setdefault(content, sample.place) != sample.place:
                 same = originals[content].relative_to(root)
-                yield Fault("duplicate", str(sample.path), f"is the same file as {same}", "remove one of them")
+                yield Fault("duplicate", str(sample.place), f"is the same file as {same}", "remove one of them")
             yield Preparing("reading pictures", done, len(pictures))
     yield Checked(found.name, len(pictures))
 
@@ -55,6 +54,8 @@ def mend(fault: Fault) -> bool:
 
     Raises OutputError when the folder cannot be written.
     """
+    if not fault.is_mendable:
+        return False
     path = Path(fault.path)
     if fault.kind == "encoding":
         text = read_bytes(path, max_bytes=MAX_CAPTION_BYTES).decode(OLD_ENCODING, errors="replace")
@@ -77,9 +78,9 @@ def _says_something(sample: Sample) -> bool:
 
 def _faults_of(sample: Sample, *, has_captions: bool) -> tuple[list[Fault], str | None]:
     """What is wrong with one picture, and the hash of its bytes unless it cannot be read."""
-    path = sample.path
+    path = sample.place
     try:
-        with open_regular(path, max_bytes=MAX_FILE_BYTES) as stream:
+        with sample.open() as stream:
             image = read_image(stream, path)
             stream.seek(0)
             form = file_format(stream, path)
@@ -91,7 +92,7 @@ def _faults_of(sample: Sample, *, has_captions: bool) -> tuple[list[Fault], str 
         faults.append(Fault("size", str(path), what, f"at least {MIN_SIDE} x {MIN_SIDE} are needed"))
     if path.suffix.lower() not in suffixes_of(form):
         hint = f"rename it to {path.with_suffix(suffixes_of(form)[0]).name}"
-        faults.append(Fault("suffix", str(path), f"holds {form}", hint))
+        faults.append(Fault("suffix", str(path), f"holds {form}", hint, is_mendable=sample.member is None))
     if has_captions and not _says_something(sample):
         faults.append(Fault("no caption", str(path), "has no caption", f"write {path.with_suffix('.txt').name}"))
-    return faults, content_hash(path)
+    return faults, content_hash(sample)

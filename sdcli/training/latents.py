@@ -50,8 +50,8 @@ def cached(
     rows_of_pictures = load_file(path)[KEY]
     if count == len(dataset.samples):
         return rows_of_pictures
-    row = {picture.path: i for i, picture in enumerate(pictures)}
-    return rows_of_pictures[[row[sample.path] for sample in dataset.samples]]
+    row = {picture.place: i for i, picture in enumerate(pictures)}
+    return rows_of_pictures[[row[sample.place] for sample in dataset.samples]]
 
 
 def _is_whole(path: Path, count: int) -> bool:

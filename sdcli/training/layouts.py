@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sdcli.errors import InputError
+from sdcli.errors import InputError, SdcliWarning
 from sdcli.files import read_bytes
 from sdcli.pipeline.images import SUFFIXES
-from sdcli.training import tables
-from sdcli.training.samples import Fault, Layout, Sample
+from sdcli.training import shards, tables
+from sdcli.training.samples import MAX_CAPTION_BYTES, Fault, Layout, Sample, some
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 REPEATED = re.compile(r"(?P<repeats>\d+)_(?P<caption>.+)")  # kohya's folder names: 10_sks dog
-MAX_CAPTION_BYTES = 1 << 20
 MAX_REPEATS = 10_000
 
 
 def read(root: Path) -> Layout:
-    """Find the samples of a folder: by metadata.jsonl or .csv, else kohya's folders, else captions beside the pictures.
+    """Find the samples of a folder, by the first of these layouts that it has.
 
-    Opens captions and metadata, no pictures. Raises InputError when there is no such folder.
+    1. A table: metadata.jsonl or metadata.csv (`tables.read`).
+    2. Pictures right in the folder, those below it included, with captions beside them.
+    3. WebDataset's tars (`shards.read`).
+    4. kohya's folders, named by repeats and caption: `10_sks dog/`.
+    5. Pictures in folders, with captions beside them.
+
+    Opens captions, tables and the headers of tars, no pictures. Warns (SdcliWarning) of tars that another layout leaves
+    out. Raises InputError when there is no such folder, or its table is none.
     """
     if not root.is_dir():
         raise InputError(f"{root}: is no folder", "name a folder of pictures with --data")
-    return _first(root, (tables.read, _repeated, _beside))
+    found = _first(root, (tables.read, _beside_own_pictures, shards.read, _repeated, _beside))
+    if found.name != shards.NAME and (tars := shards.tars(root)):
+        _warn_of_left_out(root, found, [tar.name for tar in tars])
+    return found
 
 
 def caption_file(picture: Path) -> Path | None:
@@ -42,10 +52,12 @@ def _beside(root: Path) -> Layout:
     return Layout.of("captions beside the pictures", (_with_sidecar(picture) for picture in _pictures(root)))
 
 
+def _beside_own_pictures(root: Path) -> Layout | None:
+    return _beside(root) if any(path.suffix.lower() in SUFFIXES for path in root.iterdir()) else None
+
+
 def _repeated(root: Path) -> Layout | None:
-    """Folders whose names say how often an epoch shows their pictures, and what those show; no pictures beside them."""
-    if any(path.suffix.lower() in SUFFIXES for path in root.iterdir()):
-        return None
+    """Folders whose names say how often an epoch shows their pictures, and what those show."""
     matches = ((folder, REPEATED.fullmatch(folder.name)) for folder in sorted(root.iterdir()) if folder.is_dir())
     folders = [(folder, int(match["repeats"][:9]), match["caption"]) for folder, match in matches if match is not None]
     return Layout.of("folders of repeats", (row for one in folders for row in _as_often(*one))) if folders else None
@@ -77,7 +89,12 @@ def _with_sidecar(picture: Path, otherwise: str = "") -> Sample | Fault:
     try:
         text = read_bytes(path, max_bytes=MAX_CAPTION_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
-        return Fault("encoding", str(path), "is not UTF-8", "save the caption as UTF-8")
+        return Fault("encoding", str(path), "is not UTF-8", "save the caption as UTF-8", is_mendable=True)
     except InputError as error:
         return Fault("caption", str(path), error.message.removeprefix(f"{path}: "), error.hint)
     return Sample(picture, (" ".join(text.split()),))
+
+
+def _warn_of_left_out(root: Path, found: Layout, names: list[str]) -> None:
+    text = f"{root}: {some(names)} left out: what is read is {found.name}"
+    warnings.warn(text, SdcliWarning, stacklevel=2)

@@ -32,7 +32,7 @@ def read(root: Path) -> Layout | None:
 def _listed(root: Path, path: Path, rows: Callable[[Path], Iterator[Row]]) -> Iterator[Sample | Fault]:
     for line, row in rows(path):
         try:
-            yield Sample(_inside(root, row["file_name"]), _captions(row))
+            yield Sample(_inside(root, row["file_name"]), captions_of(row))
         except (KeyError, TypeError) as error:
             what = f"has no {error}" if isinstance(error, KeyError) else str(error)
             yield Fault(
@@ -73,7 +73,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 _LINES = {"metadata.jsonl": _json_rows, "metadata.csv": _csv_rows}
 
 
-def _captions(row: dict[str, object]) -> tuple[str, ...]:
+def captions_of(row: dict[str, object]) -> tuple[str, ...]:
     text = next((row[name] for name in CAPTION_COLUMNS if name in row), [])
     captions = [text] if isinstance(text, str) else text
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
