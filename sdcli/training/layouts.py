@@ -21,7 +21,7 @@ MAX_REPEATS = 10_000
 def read(root: Path) -> Layout:
     """Find the samples of a folder, by the first of these layouts that it has.
 
-    1. A table: metadata.jsonl or metadata.csv (`tables.read`).
+    1. A table: metadata.jsonl, metadata.csv, kohya's meta_lat.json, meta_cap.json or meta.json (`tables.read`).
     2. Pictures right in the folder, those below it included, with captions beside them.
     3. WebDataset's tars (`shards.read`).
     4. kohya's folders, named by repeats and caption: `10_sks dog/`.

@@ -62,18 +62,22 @@ class Fault:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a folder holds: the layout's name, its samples in a fixed order, and what of it is no sample."""
+    """What a folder holds: the layout's name, its samples in a fixed order, and what of it is no sample.
+
+    table: the file that lists the pictures, in a layout that has one.
+    """
 
     name: str
     samples: list[Sample]
     faults: list[Fault]
+    table: Path | None = None
 
     @classmethod
-    def of(cls, name: str, rows: Iterable[Sample | Fault]) -> Layout:
+    def of(cls, name: str, rows: Iterable[Sample | Fault], table: Path | None = None) -> Layout:
         """A layout of samples and faults in the order in which they were found."""
         found = list(rows)
         samples = [row for row in found if isinstance(row, Sample)]
-        return cls(name, samples, [row for row in found if isinstance(row, Fault)])
+        return cls(name, samples, [row for row in found if isinstance(row, Fault)], table)
 
 
 def class_names(samples: Iterable[Sample]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Files that list the pictures of a folder with what they show: metadata.jsonl and .csv."""
+"""Files that list the pictures of a folder with what is said of them: metadata.jsonl and .csv, kohya's JSON."""
 
 from __future__ import annotations
 
@@ -9,30 +9,53 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sdcli.errors import InputError
-from sdcli.files import open_regular, reason
-from sdcli.training.samples import Fault, Layout, Sample
+from sdcli.files import open_regular, read_bytes, reason
+from sdcli.pipeline.images import SUFFIXES
+from sdcli.training.samples import Fault, Layout, Sample, is_label
 
 CAPTION_COLUMNS = ("text", "caption")
+KOHYA_COLUMNS = ("caption", "tags")
+KOHYA_NAMES = ("meta_lat.json", "meta_cap.json", "meta.json")  # the last step of his preparation first
 MAX_METADATA_BYTES = 1 << 30  # read line by line
+MAX_KOHYA_BYTES = 1 << 28  # one JSON object, read as a whole
 
 Row = tuple[int, dict[str, object]]  # a line's number from 1, and what it says
 
 
 def read(root: Path) -> Layout | None:
-    """The samples of the table in a folder: metadata.jsonl, else metadata.csv.
+    """The samples of the table in a folder: metadata.jsonl, else metadata.csv, else kohya's JSON, the later step first.
 
+    A metadata.parquet alone is a fault, and a JSON file called like kohya's that holds something else is no table.
     Raises InputError when a table cannot be read at all.
     """
     for name, rows in _LINES.items():
         if (path := root / name).exists():
-            return Layout.of(name, _listed(root, path, rows))
+            return Layout.of(name, _listed(root, path, rows), path)
+    if (path := root / "metadata.parquet").exists():
+        hint = 'convert it to metadata.jsonl, a line a picture: {"file_name": "0001.png", "text": "a cat"}'
+        return Layout(path.name, [], [Fault("metadata", str(path), "is not read", hint)], path)
+    for path in (root / name for name in KOHYA_NAMES):
+        if path.exists() and (entries := _entries(path)) is not None:
+            return Layout.of(path.name, _keyed(root, path, entries), path)
     return None
+
+
+def captions_of(row: dict[str, object], columns: tuple[str, ...] = CAPTION_COLUMNS) -> tuple[str, ...]:
+    """The captions in the first of the columns that says something. Raises TypeError for what is no caption."""
+    said = [(name, row[name]) for name in columns if row.get(name) is not None]
+    if not said:
+        return ()
+    name, value = next((pair for pair in said if pair[1]), said[0])
+    captions = [value] if isinstance(value, str) else value
+    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+        raise TypeError(f"{name} is {value!r}, neither a string nor a list of strings")
+    return tuple(captions)
 
 
 def _listed(root: Path, path: Path, rows: Callable[[Path], Iterator[Row]]) -> Iterator[Sample | Fault]:
     for line, row in rows(path):
         try:
-            yield Sample(_inside(root, row["file_name"]), captions_of(row))
+            yield Sample(_inside(root, row["file_name"]), captions_of(row), label=_label(row.get("label")))
         except (KeyError, TypeError) as error:
             what = f"has no {error}" if isinstance(error, KeyError) else str(error)
             yield Fault(
@@ -73,12 +96,13 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 _LINES = {"metadata.jsonl": _json_rows, "metadata.csv": _csv_rows}
 
 
-def captions_of(row: dict[str, object]) -> tuple[str, ...]:
-    text = next((row[name] for name in CAPTION_COLUMNS if name in row), [])
-    captions = [text] if isinstance(text, str) else text
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise TypeError(f"text is {text!r}, neither a string nor a list of strings")
-    return tuple(captions)
+def _label(value: object) -> str | None:
+    """The class that a row names, by a name or a number. Raises TypeError for anything else."""
+    if value is None or value == "":
+        return None
+    if type(value) not in (str, int) or not is_label(str(value)):
+        raise TypeError(f"label is {value!r}, neither a name nor a number")
+    return str(value)
 
 
 def _inside(root: Path, name: object) -> Path:
@@ -93,6 +117,48 @@ def _inside(root: Path, name: object) -> Path:
             raise ValueError(f"{name!r} leads outside the folder")
         if not picture.is_file():
             raise ValueError(f"{name!r} does not exist")
+        is_below = not Path(name).is_absolute()
+        return picture if is_below else root / picture.resolve().relative_to(root.resolve())
     except (OSError, RuntimeError) as error:  # too long, a loop of links
         raise ValueError(f"{name!r}: {reason(error)}") from error
-    return picture
+
+
+def _entries(path: Path) -> dict[str, object] | None:
+    """What kohya's JSON says of each picture, or None where it is JSON of another kind."""
+    try:
+        entries = json.loads(read_bytes(path, max_bytes=MAX_KOHYA_BYTES).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is no JSON ({reason(error)})", "mend it, or remove it") from error
+    if not isinstance(entries, dict):
+        return None
+    is_kohyas = any(isinstance(entry, dict) and entry.keys() & set(KOHYA_COLUMNS) for entry in entries.values())
+    return entries if is_kohyas else None
+
+
+def _keyed(root: Path, path: Path, entries: dict[str, object]) -> Iterator[Sample | Fault]:
+    for key, entry in entries.items():
+        try:
+            if not isinstance(entry, dict):
+                raise TypeError(f"says {entry!r}, no object")
+            yield Sample(_inside(root, _with_suffix(root, key)), captions_of(entry, KOHYA_COLUMNS))
+        except TypeError as error:
+            hint = 'an entry is "0001.png": {"caption": "a cat", "tags": "cat, red"}'
+            yield Fault("metadata", f"{path}:{key}", str(error), hint)
+        except ValueError as error:
+            yield Fault("metadata", f"{path}:{key}", str(error), "mend or remove the entry")
+
+
+def _with_suffix(root: Path, key: str) -> str:
+    """The name of the picture that a key stands for: itself, or with one of the suffixes that pictures have."""
+    try:
+        if (root / key).is_file():
+            return key
+        for suffixes in (sorted(SUFFIXES), sorted(suffix.upper() for suffix in SUFFIXES)):
+            found = [key + suffix for suffix in suffixes if (root / (key + suffix)).is_file()]
+            if found:
+                break
+    except OSError:  # too long: told by whoever looks for it
+        return key
+    if len(found) > 1:
+        raise ValueError(f"stands for {' and '.join(found)}")
+    return found[0] if found else key
