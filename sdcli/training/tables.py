@@ -40,6 +40,11 @@ def read(root: Path) -> Layout | None:
     return None
 
 
+def is_in(folder: Path) -> bool:
+    """Whether a folder has a metadata.jsonl or .csv."""
+    return any((folder / name).exists() for name in _LINES)
+
+
 def captions_of(row: dict[str, object], columns: tuple[str, ...] = CAPTION_COLUMNS) -> tuple[str, ...]:
     """The captions in the first of the columns that says something. Raises TypeError for what is no caption."""
     said = [(name, row[name]) for name in columns if row.get(name) is not None]
