@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdcli import output
 from sdcli.cli import options
 from sdcli.errors import InputError
+
+if TYPE_CHECKING:
+    from sdcli.training.faults import Checked
 
 app = typer.Typer(help="Look at training pictures before they are trained on.", rich_markup_mode=None)
 
@@ -24,7 +27,8 @@ def _group() -> None:
 def check(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of pictures, laid out as for training.")],
     fix: Annotated[
-        bool, typer.Option("--fix", help="Mend what can be: captions that are not UTF-8, pictures with a wrong suffix.")
+        bool,
+        typer.Option("--fix", help="Mend captions that are not UTF-8 and wrong suffixes, but nothing inside a tar."),
     ] = False,
     workers: options.Workers = 2,
     json: options.Json = False,
@@ -35,18 +39,25 @@ def check(
     from sdcli.training import faults  # deferred: imports torch
     from sdcli.training.loop import Preparing
 
-    left = 0
+    left = mendable = 0
     with output.progress() as bar:
         for event in faults.find(folder, workers=workers):
             if isinstance(event, Preparing):
                 bar.update(event.what, event.done, event.total)
             elif isinstance(event, faults.Checked):
-                output.note(f"{event.pictures} pictures, {event.layout}")
+                output.note(_summary(event))
             else:
                 is_mended = fix and faults.mend(event)
                 left += not is_mended
+                mendable += event.is_mendable and not fix
                 end = "mended" if is_mended else event.hint
-                output.result(f"{event.path}: {event.problem}; {end}", {**asdict(event), "is_mended": is_mended})
+                text = output.escape(f"{event.path}: {event.problem}; {end}")
+                output.result(text, {**asdict(event), "is_mended": is_mended})
     if left:
-        hint = "mend what is named" if fix else "mend what is named; --fix mends some of it"
+        hint = "mend what is named" + (f"; --fix mends {mendable} of them" if mendable else "")
         raise InputError(f"{folder}: {left} fault{'s' if left > 1 else ''}", hint)
+
+
+def _summary(checked: Checked) -> str:
+    classes = f", {checked.classes} classes" if checked.classes else ""
+    return f"{checked.layout}: {checked.pictures} pictures, {checked.captions} with captions{classes}"
