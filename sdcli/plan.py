@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from sdcli import layout, schedulers, store
 from sdcli.errors import InputError, OutputError, UsageError
 from sdcli.files import check_writable, is_folder
+from sdcli.scheduler_config import has_learned_variance
 from sdcli.specs import MAX_SEED, GenerateSpec, parse_size
 
 DEFAULT_STEPS = 25
@@ -87,7 +88,7 @@ def plan(spec: GenerateSpec) -> Plan:
     config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
-    width, height = _size(spec, model, own)
+    width, height = _size(spec, model, own, config)
     seed = spec.seed if spec.seed is not None else secrets.randbits(DRAWN_SEED_BITS)
     return Plan(
         model=model,
@@ -189,17 +190,13 @@ def _own_settings(model: store.Model) -> dict[str, Any]:
     return found
 
 
-def _shape(folder: Path) -> tuple[int, int]:
+def _shape(folder: Path, scheduler: Mapping[str, object]) -> tuple[int, int]:
     """The VAE factor and the native side in px. Raises InputError unless the parts of the model fit together."""
     vae, unet, text = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet", "text_encoder"))
     for key in UNSUPPORTED_UNET_KEYS:
         if unet.get(key) is not None:
             raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x or 2.x model")
-    channels = vae.get("latent_channels", 4)
-    for key in ("in_channels", "out_channels"):
-        if unet.get(key, 4) != channels:
-            hint = "inpainting models cannot draw from a prompt alone" if unet.get(key) == 9 else "mend its config.json"
-            raise InputError(f"{folder}/unet: {key} is {unet.get(key, 4)}, the VAE has {channels} channels", hint)
+    _check_channels(folder, vae.get("latent_channels", 4), unet, scheduler)
     # 1280 and 512 are the defaults of diffusers and transformers, which do not write what equals them.
     wanted, given = unet.get("cross_attention_dim", 1280), text.get("hidden_size", 512)
     if wanted != given:
@@ -211,9 +208,25 @@ def _shape(folder: Path) -> tuple[int, int]:
     return factor, side * factor
 
 
-def _size(spec: GenerateSpec, model: store.Model, own: dict[str, Any]) -> tuple[int, int]:
+def _check_channels(folder: Path, channels: object, unet: dict[str, Any], scheduler: Mapping[str, object]) -> None:
+    """Raise InputError unless the UNet reads the VAE's channels, and predicts as many, or twice if variances too."""
+    if type(channels) is not int:
+        raise InputError(f"{folder}/vae: latent_channels is {channels!r}", "mend its config.json")
+    given, predicted = unet.get("in_channels", 4), unet.get("out_channels", 4)
+    if given != channels:
+        hint = "inpainting models cannot draw from a prompt alone" if given == 9 else "mend its config.json"
+        raise InputError(f"{folder}/unet: in_channels is {given}, the VAE has {channels} channels", hint)
+    expected = 2 * channels if has_learned_variance(scheduler) else channels
+    if predicted != expected:
+        hint = f"the VAE has {channels} channels; a learned variance_type asks for twice as many"
+        raise InputError(f"{folder}/unet: out_channels is {predicted}, expected are {expected}", hint)
+
+
+def _size(
+    spec: GenerateSpec, model: store.Model, own: dict[str, Any], scheduler: Mapping[str, object]
+) -> tuple[int, int]:
     """Width and height in px. Raises UsageError unless both are multiples of the VAE factor."""
-    factor, native = _shape(model.folder)
+    factor, native = _shape(model.folder, scheduler)
     if spec.size is not None:
         width, height = parse_size(spec.size)
     else:

@@ -10,6 +10,7 @@ from sdcli.errors import InputError
 
 SPACINGS = ("linspace", "leading", "trailing")  # Lin et al. 2023, arXiv:2305.08891, table 2
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
+LEARNED_VARIANCES = ("learned", "learned_range")
 SIGMA_KEYS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 
 Rule = tuple[Callable[[object], bool], str]  # whether a value is in range; the range in words
@@ -47,6 +48,11 @@ def prediction_type(config: Mapping[str, object]) -> str:
 def has_zero_terminal_snr(config: Mapping[str, object]) -> bool:
     """Whether the last timestep is pure noise (Lin et al. 2023, arXiv:2305.08891, section 3.1)."""
     return config.get("rescale_betas_zero_snr", False) is True
+
+
+def has_learned_variance(config: Mapping[str, object]) -> bool:
+    """Whether the UNet predicts variances beside its prediction, in as many channels again (arXiv:2102.09672, 3.1)."""
+    return config.get("variance_type") in LEARNED_VARIANCES
 
 
 def _whole(config: Mapping[str, object], key: str, default: int) -> int:
@@ -133,7 +139,7 @@ RULES: dict[str, Rule] = {
     "dynamic_thresholding_ratio": _number_between(0, 1),
     "sample_max_value": _number_between(0, inf),
     "variance_type": _none_or(
-        _one_of("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
+        _one_of("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED_VARIANCES)
     ),
     **dict.fromkeys((*SIGMA_KEYS, "use_lu_lambdas"), FLAG),
     "sigma_min": _none_or(_number_between(0, inf)),

@@ -26,6 +26,7 @@ from sdcli.scheduler_config import (
     PREDICTIONS,
     SPACINGS,
     check_config,
+    has_learned_variance,
     has_zero_terminal_snr,
     prediction_type,
 )
@@ -54,6 +55,7 @@ class Scheduler:
     predictions, zero_snr_predictions: what the UNet may predict, in general and when the last timestep is pure noise.
     default_spacing: of the class, where the config names none.
     has_spare_interval: splits the timesteps into steps + 1 intervals, so that the last one ends before timestep 0.
+    uses_learned_variance: draws its noise with the variances that a UNet of twice the channels predicts.
     has_fixed_stride: steps by a whole number of timesteps, whatever the spacing says.
     """
 
@@ -71,6 +73,7 @@ class Scheduler:
     zero_snr_predictions: tuple[str, ...] = PREDICTIONS
     default_spacing: str = "linspace"
     has_spare_interval: bool = False
+    uses_learned_variance: bool = False
     has_fixed_stride: bool = False
 
 
@@ -194,6 +197,7 @@ BUILT_IN: tuple[Scheduler, ...] = (
         is_stochastic=True,
         zero_snr_predictions=("v_prediction", "sample"),
         default_spacing="leading",
+        uses_learned_variance=True,
     ),
     Scheduler(
         name="euler",
@@ -300,7 +304,8 @@ def create(
 ) -> SchedulerMixin:
     """A fresh diffusers scheduler with its timesteps set, equal to that of `from_config(config, **overrides)`.
 
-    config: the model's scheduler_config.json; what the class does not know is left out.
+    config: the model's scheduler_config.json; what the class does not know is left out, and a learned `variance_type`
+    where the scheduler does not draw with it.
     It starts at its first timestep; image to image must call `set_begin_index` before `add_noise`, as diffusers does.
     Multistep solvers carry history: one for each micro-batch, never shared.
     Raises as `check_steps`.
@@ -308,6 +313,8 @@ def create(
     check_steps(scheduler, steps, config)
     make = _sampler_class(scheduler)
     arguments = {**LATENT_DEFAULTS, **config, **scheduler.overrides}
+    if has_learned_variance(config) and not scheduler.uses_learned_variance:
+        del arguments["variance_type"]  # by it DPM-Solver would cut every prediction to the 3 channels of a picture
     accepted = inspect.signature(make).parameters
     sampler = make(**{key: value for key, value in arguments.items() if key in accepted})
     sampler.set_timesteps(steps, device=device)

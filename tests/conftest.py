@@ -41,6 +41,14 @@ def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_sd1(tmp_path_factory.mktemp("sd1"))
 
 
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model whose UNet predicts variances, too; to be read only."""
+    from tests import models
+
+    return models.write_learned(tmp_path_factory.mktemp("learned"))
+
+
 @pytest.fixture
 def model(sd1: Path, tmp_path: Path) -> Path:
     """A copy of that model, which a test may spoil."""

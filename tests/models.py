@@ -36,6 +36,7 @@ STEPPING = {
     "trained_betas": None,
 }
 SD1_SCHEDULER = {"_class_name": "PNDMScheduler", **BETAS, **STEPPING}
+LEARNED_SCHEDULER = {"_class_name": "DDPMScheduler", **BETAS, **STEPPING, "variance_type": "learned_range"}
 SD2_SCHEDULER = {"_class_name": "DDIMScheduler", **BETAS, **STEPPING, "prediction_type": "v_prediction"}
 
 
@@ -54,6 +55,13 @@ def write_sd2(folder: Path, *, seed: int = 0) -> Path:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         edit_json(folder / "tokenizer" / name, pad_token="!")
     return folder
+
+
+def write_learned(folder: Path, *, seed: int = 0) -> Path:
+    """A model like that of `write_sd1` whose UNet predicts variances, too, in channels of their own."""
+    torch.manual_seed(seed)
+    unet = _unet(attention_head_dim=2, out_channels=2 * LATENTS[0])
+    return _write(folder, unet, _vae(0.18215), _text_encoder("quick_gelu"), LEARNED_SCHEDULER)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

@@ -336,6 +336,33 @@ def test_values_that_are_not_finite_make_no_picture(sd1: Path, tmp_path: Path, p
     assert list((tmp_path / "out").iterdir()) == []
 
 
+# A UNet that predicts variances, too.
+
+
+@pytest.fixture(scope="module")
+def cut(learned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of learned variances with the prediction's channels alone."""
+    folder = models.copy(learned, tmp_path_factory.mktemp("cut") / "model")
+    models.edit_json(folder / "unet" / "config.json", out_channels=4)
+    models.edit_weights(folder / "unet", lambda w: w | {k: w[k][:4] for k in ("conv_out.weight", "conv_out.bias")})
+    models.edit_json(folder / "scheduler" / "scheduler_config.json", variance_type=...)
+    return folder
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm"])
+def test_learned_variances_do_not_change_the_picture_of_a_solver_without_use_for_them(
+    learned: Path, cut: Path, parts: Any, scheduler: str
+) -> None:
+    ours = by_us(learned, parts(learned)[0], scheduler, 5, 7.5, [SEED, SEED + 1])
+    assert_same(ours, by_diffusers(parts(cut)[1], scheduler_config(cut), scheduler, 5, 7.5, [SEED, SEED + 1]))
+
+
+def test_ddpm_draws_with_the_learned_variances(learned: Path, cut: Path, parts: Any) -> None:
+    ours = by_us(learned, parts(learned)[0], "ddpm", 5, 7.5, [SEED])
+    fixed = by_us(cut, parts(cut)[0], "ddpm", 5, 7.5, [SEED])
+    assert largest(ours[0][-1] - fixed[0][-1]) > 1000 * LATENTS_TOLERANCE
+
+
 def test_an_inpainting_model_is_refused(sd1: Path, tmp_path: Path) -> None:
     folder = models.copy(sd1, tmp_path / "model")
     models.edit_json(folder / "unet" / "config.json", in_channels=9)

@@ -190,7 +190,8 @@ def test_a_setting_of_the_model_that_is_out_of_range_is_the_models_fault(
     ("part", "changes", "what"),
     [
         ("unet", {"in_channels": 9}, "in_channels is 9, the VAE has 4 channels; inpainting"),
-        ("unet", {"out_channels": 8}, "out_channels is 8"),
+        ("unet", {"out_channels": 8}, "out_channels is 8, expected are 4"),
+        ("scheduler", {"variance_type": "learned_range"}, "out_channels is 4, expected are 8"),
         ("unet", {"addition_embed_type": "text_time"}, "is conditioned by addition_embed_type"),
         ("unet", {"num_class_embeds": 1000}, "is conditioned by num_class_embeds"),
         ("unet", {"cross_attention_dim": 24}, "reads context of width 24, the text encoder gives 16"),
@@ -199,13 +200,23 @@ def test_a_setting_of_the_model_that_is_out_of_range_is_the_models_fault(
         ("vae", {"block_out_channels": 7}, "block_out_channels is "),
         ("vae", {"block_out_channels": [1] * 99}, "block_out_channels is "),
         ("vae", {"latent_channels": 16}, "in_channels is 4, the VAE has 16"),
+        ("vae", {"latent_channels": [4]}, "latent_channels is [4]"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(
     asked: Any, model: Path, part: str, changes: dict[str, Any], what: str
 ) -> None:
-    models.edit_json(model / part / "config.json", **changes)
+    models.edit_json(model / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), **changes)
     assert what in str(refused(asked()))
+
+
+@pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
+def test_a_unet_of_twice_the_channels_is_admitted_where_the_scheduler_config_says_variances(
+    asked: Any, model: Path, variance_type: str
+) -> None:
+    models.edit_json(model / "unet" / "config.json", out_channels=8)
+    models.edit_json(model / "scheduler" / "scheduler_config.json", variance_type=variance_type)
+    plan(asked())
 
 
 def test_a_scheduler_config_out_of_range_is_refused(asked: Any, model: Path) -> None:

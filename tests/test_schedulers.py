@@ -186,6 +186,16 @@ def test_latents_are_clipped_only_where_the_config_says_so(name: str) -> None:
     assert sampler_of(find(name), {**SD15, "clip_sample": True}, 5).config["clip_sample"] is True
 
 
+@EVERY
+@pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
+def test_a_learned_variance_reaches_only_the_scheduler_that_draws_with_it(
+    scheduler: Scheduler, variance_type: str
+) -> None:
+    made = sampler_of(scheduler, {**SD15, "variance_type": variance_type}, 5)
+    assert (made.config.get("variance_type") == variance_type) == scheduler.uses_learned_variance
+    assert scheduler.uses_learned_variance == (scheduler.name == "ddpm")
+
+
 def test_unknown_keys_of_a_config_are_ignored_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
     create(find("ddim"), {**SD15, "from_the_future": 1, "self": 2, "kwargs": 3}, 5)
     assert capfd.readouterr() == ("", "")

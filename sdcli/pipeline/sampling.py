@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 
+LEARNED_VARIANCES = ("learned", "learned_range")  # of a solver's own `variance_type`
+
+
 @dataclass(frozen=True)
 class Step:
     """The state after one call of the UNet."""
@@ -56,6 +59,7 @@ def denoise(
     noise: (B, C, h, w) standard normal; context: (B, 77, D); negative: the same for the unconditional half, or None
     for one pass without guidance. scheduler: fresh, its timesteps set: it carries history.
     sources: the images' generators, from which a stochastic scheduler draws on.
+    A solver whose config says that it draws with learned variances is given those of the UNet; others never see them.
     Raises NumericalError as soon as the latents are not finite.
     Source: Ho and Salimans 2022, arXiv:2207.12598 (classifier-free guidance).
     """
@@ -63,13 +67,19 @@ def denoise(
     # Which schedulers take a generator is theirs to say: the deterministic ones have no such parameter.
     takes_generator = "generator" in inspect.signature(solver.step).parameters
     chance = {"generator": list(sources)} if takes_generator else {}
+    takes_variances = solver.config.get("variance_type") in LEARNED_VARIANCES
     if negative is not None:
         context = torch.cat([negative, context])  # (2B, 77, D), negative first
     x = noise.to(context.device) * solver.init_noise_sigma
     total = len(solver.timesteps)
     for index, t in enumerate(solver.timesteps, start=1):
         prediction = guided_prediction(unet, solver.scale_model_input(x, t), t, context, guidance=guidance)
-        x = solver.step(prediction, t, x, return_dict=False, **chance)[0]
+        if not takes_variances:
+            prediction = prediction[:, : x.shape[1]]  # (B, C, h, w)
+        stepped = solver.step(prediction, t, x, return_dict=False, **chance)
+        # The last step draws nothing, its result is the mean, x_0 (DDPM, arXiv:2006.11239, algorithm 2): diffusers
+        # adds noise of the learned variance there, which nothing takes away again.
+        x = stepped[1] if takes_variances and index == total else stepped[0]
         if not x.isfinite().all():
             raise NumericalError(
                 f"the latents are not finite after step {index} of {total}", "try --dtype float32 or another scheduler"
@@ -80,12 +90,16 @@ def denoise(
 def guided_prediction(unet: UNet2DConditionModel, x: Tensor, t: Tensor, context: Tensor, *, guidance: float) -> Tensor:
     """One call of the UNet; with twice as many contexts as images, both halves in one batch and guidance between.
 
-    x: (B, C, h, w) as the scheduler scaled it; context: (B or 2B, 77, D). Returns (B, C, h, w) float32.
+    x: (B, C, h, w) as the scheduler scaled it; context: (B or 2B, 77, D). Returns (B, C, h, w) float32, or
+    (B, 2C, h, w) where the UNet predicts variances too: those given the context, which guidance does not touch.
     """
     is_guided = context.shape[0] == 2 * x.shape[0]
     batch = torch.cat([x, x]) if is_guided else x
     prediction: Tensor = unet(batch.to(context.dtype), t, encoder_hidden_states=context, return_dict=False)[0].float()
     if not is_guided:
         return prediction
-    unconditional, conditional = prediction.chunk(2)  # 2 x (B, C, h, w)
-    return unconditional + guidance * (conditional - unconditional)  # arXiv:2207.12598 eq. 6, its w being guidance - 1
+    channels = x.shape[1]
+    variances = prediction[len(x) :, channels:]  # (B, 0 or C, h, w)
+    unconditional, conditional = prediction[:, :channels].chunk(2)  # 2 x (B, C, h, w)
+    guided = unconditional + guidance * (conditional - unconditional)  # arXiv:2207.12598 eq. 6, its w: guidance - 1
+    return torch.cat([guided, variances], dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
 from torch import Tensor
 
+from sdcli import schedulers
 from sdcli.errors import NumericalError
 from sdcli.pipeline.sampling import Step, denoise, generators, guided_prediction, initial_noise
 from tests import models
@@ -128,6 +130,85 @@ def test_a_stochastic_scheduler_draws_on_from_each_images_own_generator() -> Non
     assert torch.allclose(together[2], alone[0], atol=1e-6)
     assert not torch.allclose(together[1], alone[0], atol=0.1)
     assert torch.equal(last([7]), alone)
+
+
+# A UNet that predicts variances, too.
+
+
+def test_guidance_leaves_the_variances_as_the_context_gives_them() -> None:
+    def both(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        mean = c.mean(dim=(1, 2)).view(-1, 1, 1, 1)
+        return torch.cat([x + mean, x - mean], dim=1)
+
+    x = torch.randn(2, *SHAPE)
+    prediction = guided_prediction(Formula(both), x, torch.tensor(5), context(10, 20, 11, 23), guidance=7.5)
+    given = torch.tensor([11.0, 23.0]).view(-1, 1, 1, 1)
+    assert torch.equal(prediction[:, 4:], x - given)
+    assert torch.allclose(prediction[:, :4], x + torch.tensor([10 + 7.5 * 1, 20 + 7.5 * 3]).view(-1, 1, 1, 1))
+
+
+def by_hand(formula: Callable[[Tensor, Tensor], Tensor], alpha_bar: Tensor, timesteps: list[int], seed: int) -> Tensor:
+    """DDPM with learned variances on some of the timesteps, as Nichol and Dhariwal 2021 (arXiv:2102.09672) write it."""
+    (source,) = generators([seed])
+    x = initial_noise(SHAPE, [source]).double()
+    for t, before in zip(timesteps, [*timesteps[1:], None], strict=True):
+        bar = alpha_bar[t]
+        bar_before = alpha_bar[before] if before is not None else torch.ones(())
+        beta = 1 - bar / bar_before  # eq. 19
+        beta_tilde = (1 - bar_before) / (1 - bar) * beta  # eq. 19
+        eps, raw = formula(x, torch.tensor(t)).chunk(2, dim=1)
+        x_0 = (x - (1 - bar).sqrt() * eps) / bar.sqrt()  # eq. 8
+        mean = bar_before.sqrt() * beta / (1 - bar) * x_0  # eq. 11, as the next line
+        mean += (bar / bar_before).sqrt() * (1 - bar_before) / (1 - bar) * x
+        if before is None:
+            return mean
+        v = (raw + 1) / 2  # in the released code the network answers in -1..1
+        variance = (v * beta.log() + (1 - v) * beta_tilde.log()).exp()  # eq. 15
+        x = mean + variance.sqrt() * torch.randn((1, *SHAPE), generator=source).double()
+    raise AssertionError("no timesteps")
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("spacing", ["leading", "trailing"])
+def test_ddpm_draws_with_the_learned_variances_of_the_paper(spacing: str, guidance: float) -> None:
+    def formula(x: Tensor, t: Tensor, shift: Tensor | float = 0.0) -> Tensor:
+        eps = 0.8 * x.sin() + guidance * shift  # what guidance makes of shift and of 0
+        return torch.cat([eps, 0.9 * x.cos() + 0.1 * shift], dim=1)
+
+    def unet(x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        shift = c[:, :1, :1, None]
+        return torch.cat([0.8 * x.sin() + shift, 0.9 * x.cos() + 0.1 * shift], dim=1)
+
+    config = models.LEARNED_SCHEDULER | {"timestep_spacing": spacing}
+    scheduler = schedulers.create(schedulers.find("ddpm"), config, 8)
+    negative = context(0.0) if guidance > 1 else None
+    drawn = run(Formula(unet), scheduler, [7], context=context(0.5), negative=negative, guidance=guidance)
+    alpha_bar, timesteps = scheduler.alphas_cumprod.double(), scheduler.timesteps.tolist()
+    expected = by_hand(lambda x, t: formula(x, t, 0.5), alpha_bar, timesteps, 7)
+    torch.testing.assert_close(drawn[-1].latents.double(), expected, rtol=1e-4, atol=1e-4)
+    fixed = schedulers.create(schedulers.find("ddpm"), config | {"variance_type": "fixed_small"}, 8)
+    other = run(Formula(unet), fixed, [7], context=context(0.5), negative=negative, guidance=guidance)
+    assert (other[-1].latents - drawn[-1].latents).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize(
+    "scheduler", [s for s in schedulers.BUILT_IN if not s.uses_learned_variance], ids=lambda s: s.name
+)
+def test_other_solvers_draw_as_if_the_unet_had_no_variances(
+    learned: Path, scheduler: schedulers.Scheduler, guidance: float
+) -> None:
+    whole = UNet2DConditionModel.from_pretrained(learned / "unet", local_files_only=True).requires_grad_(False)
+    cut = Formula(lambda x, t, c: whole(x, t, encoder_hidden_states=c).sample[:, :4])
+    negative = context(0.1, 0.1) if guidance > 1 else None
+
+    def drawn(unet: Any, config: dict[str, Any]) -> list[Tensor]:
+        solver = schedulers.create(scheduler, config, 4)
+        return [step.latents for step in run(unet, solver, [7, 8], negative=negative, guidance=guidance)]
+
+    ours = drawn(whole, models.LEARNED_SCHEDULER)
+    theirs = drawn(cut, {k: v for k, v in models.LEARNED_SCHEDULER.items() if k != "variance_type"})
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_a_random_unet_gives_an_image_the_same_alone_and_in_a_batch(unet: UNet2DConditionModel) -> None:
