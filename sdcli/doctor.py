@@ -57,7 +57,7 @@ def _memory() -> int | None:
 def _builtin() -> str:
     try:
         store.check_folder(store.BUILTIN_FOLDER)
-        for part in layout.PARTS:
+        for part in layout.parts(store.BUILTIN_FOLDER):
             for path in layout.weight_files(store.BUILTIN_FOLDER, part):
                 layout.safetensors_header(path)
     except InputError as error:

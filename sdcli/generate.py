@@ -17,13 +17,15 @@ from sdcli import __version__, schedulers, store
 from sdcli.errors import SdcliWarning
 from sdcli.files import place, remove_dead_parts
 from sdcli.pipeline import sampling, text, vae
-from sdcli.pipeline.bundle import ModelBundle, TextEncoder, load_bundle
+from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder, load_bundle
+from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import png_bytes
 from sdcli.plan import Plan
 from sdcli.specs import GenerateSpec
 
+Condition = str | int  # what says what to draw: a prompt, or the label of a class
 AUTO_BATCH_PIXELS = 4 * 512 * 512  # images denoised together: four of SD 1.5's size
 AUTO_BATCH_MOST = 16
 
@@ -59,9 +61,10 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         remove_dead_parts(folder)
     device = pick_device(spec.device)
     bundle = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
-    shared = _shared_facts(spec, plan, _tokens(bundle.text, spec.prompt, "prompt"))
+    assert isinstance(bundle.conditioner, TextEncoder)
+    shared = _shared_facts(spec, plan, _tokens(bundle.conditioner, spec.prompt, "prompt"))
     if plan.guidance > 1:
-        _tokens(bundle.text, spec.negative, "negative prompt")
+        _tokens(bundle.conditioner, spec.negative, "negative prompt")
     size = spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
     for first in range(0, len(todo), size):
         ids = todo[first : first + size]
@@ -79,9 +82,12 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
 
 
 def draw(
-    bundle: ModelBundle, plan: Plan, prompts: Sequence[str], negative: str, *, seeds: Sequence[int]
+    bundle: ModelBundle, plan: Plan, conditions: Sequence[Condition], negative: Condition, *, seeds: Sequence[int]
 ) -> Iterator[sampling.Step]:
-    """Denoise one micro-batch, one image a prompt and seed, each as if it were alone."""
+    """Denoise one micro-batch, one image a condition and seed, each as if it were alone.
+
+    conditions, negative: prompts for a model that reads text, else labels, of which the negative is the null class.
+    """
     factor = vae.factor(bundle.vae)
     shape = (int(bundle.unet.config["in_channels"]), plan.height // factor, plan.width // factor)
     # A fresh one a micro-batch: PNDM, LMS, Heun and DPM-Solver carry history.
@@ -91,19 +97,22 @@ def draw(
         bundle.unet,
         scheduler,
         sampling.initial_noise(shape, sources),
-        contexts(bundle.text, prompts),
-        negative=contexts(bundle.text, [negative] * len(prompts)) if plan.guidance > 1 else None,
+        contexts(bundle.conditioner, conditions),
+        negative=contexts(bundle.conditioner, [negative] * len(conditions)) if plan.guidance > 1 else None,
         guidance=plan.guidance,
         sources=sources,
     )
 
 
 @torch.no_grad()
-def contexts(encoder: TextEncoder, prompts: Sequence[str]) -> Tensor:
-    """The context of each prompt (B, 77, D), every distinct one encoded once."""
-    distinct = list(dict.fromkeys(prompts))
-    rows = text.encode(encoder, [text.tokenize(encoder, prompt) for prompt in distinct])
-    return rows[[distinct.index(prompt) for prompt in prompts]]
+def contexts(conditioner: Conditioner, conditions: Sequence[Condition]) -> Tensor:
+    """The context of each prompt (B, 77, D), every distinct one encoded once, or of each label (B, 1, D)."""
+    if isinstance(conditioner, ClassEmbedder):
+        context: Tensor = conditioner(torch.tensor(conditions, device=conditioner.embedding.weight.device))
+        return context
+    distinct = list(dict.fromkeys(conditions))
+    rows = text.encode(conditioner, [text.tokenize(conditioner, str(prompt)) for prompt in distinct])
+    return rows[[distinct.index(prompt) for prompt in conditions]]
 
 
 def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: GenerateSpec) -> ImageRecord:

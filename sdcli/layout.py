@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 import struct
+import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,19 @@ from typing import Any
 from sdcli.errors import InputError
 from sdcli.files import atomic_write, open_regular, read_bytes
 
-PARTS = {"vae": "AutoencoderKL", "unet": "UNet2DConditionModel", "text_encoder": "CLIPTextModel"}  # folder -> class
-STEMS = {"vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model", "text_encoder": "model"}  # of the weights
+PARTS = {  # folder -> class
+    "vae": "AutoencoderKL",
+    "unet": "UNet2DConditionModel",
+    "text_encoder": "CLIPTextModel",
+    "class_embedder": "ClassEmbedder",
+}
+STEMS = dict.fromkeys(PARTS, "diffusion_pytorch_model") | {"text_encoder": "model"}  # of the weights
+CONDITIONERS = ("text_encoder", "class_embedder")  # a model has one of them
 VARIANTS = ("", ".fp16")  # the first that is there is read: float32, or as published, before the float16 copy
 MAX_JSON_BYTES = 16 << 20
+MAX_CLASSES = 100_000
+MAX_CLASS_NAME = 255  # characters; ImageNet's longest has 121
+MAX_CONTEXT_WIDTH = 16_384  # Stable Diffusion's is 768 to 2,048
 MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own cap
 
 
@@ -44,6 +56,52 @@ def root(folder: Path) -> Path:
     real = folder.resolve()
     is_snapshot = real.parent.name == "snapshots" and real.parents[1].name.startswith("models--")
     return real.parents[1] if is_snapshot else real
+
+
+def conditioner(folder: Path) -> str:
+    """The part that conditions the UNet of a model: `text_encoder`, which is also what a folder without any lacks.
+
+    Raises InputError when there are two.
+    """
+    there = [part for part in CONDITIONERS if (folder / part).is_dir()]
+    if len(there) > 1:
+        raise InputError(f"{folder}: has both {' and '.join(f'{part}/' for part in there)}", "remove one of them")
+    return there[0] if there else CONDITIONERS[0]
+
+
+def parts(folder: Path) -> tuple[str, ...]:
+    """The parts of a model that hold weights. Raises InputError as `conditioner` does."""
+    return ("vae", "unet", conditioner(folder))
+
+
+def classes(folder: Path) -> tuple[str, ...] | None:
+    """The classes a model draws, none when it is unconditional; None where it has a text encoder.
+
+    Raises InputError as `class_names` and `conditioner` do.
+    """
+    if conditioner(folder) == "text_encoder":
+        return None
+    return class_names(read_json(folder / "class_embedder" / "config.json"))
+
+
+def class_names(config: Mapping[str, object]) -> tuple[str, ...]:
+    """The classes a class embedder knows, by its config and in the order of their indices; none when unconditional.
+
+    Raises InputError when a value is out of range.
+    """
+    width, names = config.get("width"), config.get("names")
+    if type(width) is not int or not 1 <= width <= MAX_CONTEXT_WIDTH:
+        raise _no_class_config("width", width, f"an integer from 1 to {MAX_CONTEXT_WIDTH}")
+    if not isinstance(names, list) or len(names) > MAX_CLASSES:
+        raise _no_class_config("names", names, f"a list of up to {MAX_CLASSES:,} names")
+    for name in names:
+        if not isinstance(name, str) or not 1 <= len(name) <= MAX_CLASS_NAME or not _is_plain(name):
+            expected = f"text of 1 to {MAX_CLASS_NAME} characters without control characters"
+            raise _no_class_config("names", name, expected)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise _no_class_config("names", twice[0], "a name of one class alone")
+    return tuple(names)
 
 
 def weight_files(folder: Path, part: str) -> list[Path]:
@@ -84,6 +142,15 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     if 8 + length + end != size:
         raise InputError(f"{path}: has {size:,} bytes, its header says {8 + length + end:,}", "get the file again")
     return tensors
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name can be printed and written: no control characters, no halves of surrogate pairs."""
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in name)
+
+
+def _no_class_config(key: str, value: object, expected: str) -> InputError:
+    return InputError(f"class_embedder/config.json:{key}: is {reprlib.repr(value)}", f"expected is {expected}")
 
 
 def _shards(index: Path) -> list[Path]:

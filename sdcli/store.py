@@ -14,7 +14,7 @@ from typing import Any
 
 from sdcli.errors import InputError, SdcliError
 from sdcli.files import atomic_write, make_folder, open_regular, reason
-from sdcli.layout import PARTS, STEMS, read_json, safetensors_header, weight_files
+from sdcli.layout import PARTS, STEMS, classes, parts, read_json, safetensors_header, weight_files
 
 BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).with_name("builtin") / "model"
@@ -29,7 +29,8 @@ HUB_FILES = (
 )
 HUB_FILES_HALF = (*HUB_FILES, *(f"{part}/{stem}.fp16*.safetensors" for part, stem in STEMS.items()))
 MAX_SHOWN = 100  # characters of a reference that is no path
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # those that draw from a prompt
+MAX_CLASSES_SHOWN = 10
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # those with the parts we read
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def check_folder(folder: Path) -> None:
     name = read_json(folder / "model_index.json").get("_class_name")
     if name not in PIPELINES:
         raise InputError(f"{folder}: is a {name!r}", "only models of Stable Diffusion 1.x and 2.x are supported")
-    for part in (*PARTS, "tokenizer", "scheduler"):
+    needed = parts(folder)
+    for part in (*needed, *(["tokenizer"] if "text_encoder" in needed else []), "scheduler"):
         if not (folder / part).is_dir():
             raise InputError(f"{folder}: has no {part}/", "name the folder of a whole model")
 
@@ -131,17 +133,20 @@ def facts(model: Model) -> dict[str, Any]:
     unet = read_json(model.folder / "unet" / "config.json")
     vae = read_json(model.folder / "vae" / "config.json")
     scheduler = read_json(model.folder / "scheduler" / "scheduler_config.json")
+    conditioning = _conditioning(model.folder)
     try:
-        return _facts(model, unet, vae, scheduler)
+        return _facts(model, unet, vae, scheduler, conditioning)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{model.folder}: its configs make no sense ({reason(error)})", "get the model again"
         ) from error
 
 
-def _facts(model: Model, unet: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any]) -> dict[str, Any]:
+def _facts(
+    model: Model, unet: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any], conditioning: dict[str, Any]
+) -> dict[str, Any]:
     parameters, dtypes = {}, set()
-    for part in PARTS:
+    for part in parts(model.folder):
         headers = [safetensors_header(path) for path in weight_files(model.folder, part)]
         tensors = [tensor for header in headers for tensor in header.values()]
         parameters[part] = sum(math.prod(tensor["shape"]) for tensor in tensors)
@@ -152,7 +157,8 @@ def _facts(model: Model, unet: dict[str, Any], vae: dict[str, Any], scheduler: d
     return {
         "model": model.ref,
         "folder": str(model.folder),
-        "family": _family(unet),
+        "family": _family(unet) if conditioning["kind"] == "text" else "latent diffusion",
+        "conditioning": conditioning,
         "size": f"{side}x{side}",
         "vae_factor": factor,
         "latent_channels": vae.get("latent_channels"),
@@ -164,6 +170,16 @@ def _facts(model: Model, unet: dict[str, Any], vae: dict[str, Any], scheduler: d
         "weights_bytes": {"float32": 4 * total, "float16": 2 * total},
         "settings": settings(model),
     }
+
+
+def _conditioning(folder: Path) -> dict[str, Any]:
+    """What a model draws from: text, one of its classes (how many, and the first of them), or nothing."""
+    names = classes(folder)
+    if names is None:
+        return {"kind": "text"}
+    if not names:
+        return {"kind": "none"}
+    return {"kind": "class", "classes": len(names), "first": list(names[:MAX_CLASSES_SHOWN])}
 
 
 class _HashCache:
@@ -253,4 +269,4 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _all_weight_files(folder: Path) -> list[Path]:
-    return sorted(path for part in PARTS for path in weight_files(folder, part))
+    return sorted(path for part in parts(folder) for path in weight_files(folder, part))

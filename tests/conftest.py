@@ -49,6 +49,22 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_learned(tmp_path_factory.mktemp("learned"))
 
 
+@pytest.fixture(scope="session")
+def classed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that draws classes; to be read only."""
+    from tests import models
+
+    return models.write_classes(tmp_path_factory.mktemp("classed"))
+
+
+@pytest.fixture(scope="session")
+def unconditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that draws whatever it learned; to be read only."""
+    from tests import models
+
+    return models.write_classes(tmp_path_factory.mktemp("unconditional"), names=())
+
+
 @pytest.fixture
 def model(sd1: Path, tmp_path: Path) -> Path:
     """A copy of that model, which a test may spoil."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ TOKENIZER = Path(__file__).parents[1] / "sdcli" / "builtin" / "model" / "tokeniz
 SIZE = 32  # px
 FACTOR = 2  # pixels per latent along a side
 LATENTS = (4, 16, 16)
+CONTEXT = 16  # width of the text encoder, or of the class embedder
+CLASSES = ("cat", "dog", "0", "sea urchin, echinoid")
 
 # As published with Stable Diffusion 1.5 and 2.1, keys that their own class does not know included.
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -62,6 +64,21 @@ def write_learned(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     unet = _unet(attention_head_dim=2, out_channels=2 * LATENTS[0])
     return _write(folder, unet, _vae(0.18215), _text_encoder("quick_gelu"), LEARNED_SCHEDULER)
+
+
+def write_classes(folder: Path, *, names: Sequence[str] = CLASSES, seed: int = 0) -> Path:
+    """The model of `write_sd1` with a class embedder in place of its text encoder; without names, unconditional."""
+    write_sd1(folder, seed=seed)
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(folder / part)
+    table = torch.randn(len(names) + 1, CONTEXT, generator=torch.Generator().manual_seed(seed))
+    config = {"_class_name": "ClassEmbedder", "width": CONTEXT, "names": list(names)}
+    (folder / "class_embedder").mkdir()
+    save_file({"embedding.weight": table}, folder / "class_embedder" / "diffusion_pytorch_model.safetensors")
+    (folder / "class_embedder" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    index = {"text_encoder": ..., "tokenizer": ..., "class_embedder": ["sdcli", "ClassEmbedder"]}
+    edit_json(folder / "model_index.json", **index)
+    return folder
 
 
 def edit_json(path: Path, **changes: Any) -> None:
@@ -103,9 +120,9 @@ def hub_cache(folder: Path, cache: Path, repo: str, *, revision: str = "main") -
     return root / "snapshots" / commit
 
 
-def pipeline(folder: Path) -> StableDiffusionPipeline:
-    """diffusers' own pipeline over a model folder: the oracle."""
-    loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
+def pipeline(folder: Path, **parts: None) -> StableDiffusionPipeline:
+    """diffusers' own pipeline over a model folder, without the parts that are None: the oracle."""
+    loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True, **parts)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 
@@ -117,7 +134,7 @@ def _unet(**kind: Any) -> UNet2DConditionModel:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         block_out_channels=(4, 8),
         layers_per_block=1,
-        cross_attention_dim=16,
+        cross_attention_dim=CONTEXT,
         norm_num_groups=2,
         **kind,
     )
@@ -144,7 +161,7 @@ def _vae(scaling_factor: float) -> AutoencoderKL:
 
 def _text_encoder(activation: str) -> CLIPTextModel:
     config = CLIPTextConfig(
-        hidden_size=16,
+        hidden_size=CONTEXT,
         intermediate_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,

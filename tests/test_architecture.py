@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 STORY_MAY_IMPORT = FOUNDATION | {"pipeline"}
 STAND_ON_GENERATE = {"batch", "replay", "serve"}
-PIPELINE_LEAVES = {"device", "images", "noise", "prompt", "solvers"}
+PIPELINE_LEAVES = {"classes", "device", "images", "noise", "prompt", "solvers"}
 LIGHT = (
     "errors",
     "files",

@@ -153,7 +153,7 @@ def test_models_in_the_hub_cache_are_listed_and_others_are_not(
     rows = list(store.listed())
     assert [row["model"] for row in rows] == ["builtin", f"owner/tiny@{snapshot.name}"]
     assert rows[1]["folder"] == str(snapshot)
-    assert rows[1]["bytes"] == sum(models.weight_file(sd1 / part).stat().st_size for part in layout.PARTS)
+    assert rows[1]["bytes"] == sum(models.weight_file(sd1 / part).stat().st_size for part in layout.parts(sd1))
 
 
 def test_the_hub_cache_lies_where_huggingface_hub_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,13 +181,14 @@ def test_settings_are_those_of_the_models_own_file(model: Path) -> None:
 def test_facts_come_from_configs_and_headers(sd1: Path) -> None:
     facts = store.facts(store.Model("tiny", sd1))
     counted = {
-        part: sum(t.numel() for t in load_file(models.weight_file(sd1 / part)).values()) for part in layout.PARTS
+        part: sum(t.numel() for t in load_file(models.weight_file(sd1 / part)).values()) for part in layout.parts(sd1)
     }
     total = sum(counted.values())
     assert facts == {
         "model": "tiny",
         "folder": str(sd1),
         "family": "Stable Diffusion of its own size",
+        "conditioning": {"kind": "text"},
         "size": "32x32",
         "vae_factor": 2,
         "latent_channels": 4,
@@ -199,6 +200,41 @@ def test_facts_come_from_configs_and_headers(sd1: Path) -> None:
         "weights_bytes": {"float32": 4 * total, "float16": 2 * total},
         "settings": {},
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "conditioning"),
+    [
+        (models.CLASSES, {"kind": "class", "classes": 4, "first": list(models.CLASSES)}),
+        ([f"n{i}" for i in range(1000)], {"kind": "class", "classes": 1000, "first": [f"n{i}" for i in range(10)]}),
+        ([], {"kind": "none"}),
+    ],
+)
+def test_facts_tell_what_a_model_without_text_draws_from(
+    tmp_path: Path, names: list[str], conditioning: dict[str, Any]
+) -> None:
+    facts = store.facts(store.resolve(str(models.write_classes(tmp_path / "model", names=names))))
+    assert facts["conditioning"] == conditioning
+    assert facts["family"] == "latent diffusion"
+    assert facts["parameters"].keys() == {"vae", "unet", "class_embedder", "total"}
+    assert facts["parameters"]["class_embedder"] == (len(names) + 1) * models.CONTEXT
+
+
+@pytest.mark.parametrize("part", ["vae", "unet", "scheduler"])
+def test_a_class_model_without_a_part_is_refused_and_needs_no_tokenizer(
+    classed: Path, tmp_path: Path, part: str
+) -> None:
+    folder = models.copy(classed, tmp_path / "model")
+    assert store.resolve(str(folder)).folder == folder
+    shutil.rmtree(folder / part)
+    assert f"model: has no {part}/" in refused(str(folder))
+
+
+def test_facts_of_a_class_model_whose_names_make_no_sense_are_refused(classed: Path, tmp_path: Path) -> None:
+    folder = models.copy(classed, tmp_path / "model")
+    models.edit_json(folder / "class_embedder" / "config.json", names=[5])
+    with pytest.raises(InputError, match=r"class_embedder/config\.json:names: is 5"):
+        store.facts(store.Model("m", folder))
 
 
 @pytest.mark.parametrize(
@@ -257,6 +293,13 @@ def test_the_hash_is_over_the_sorted_names_and_hashes_of_the_weight_files(sd1: P
     assert store.model_hash(store.Model("m", sd1)) == digest.hexdigest()
 
 
+def test_the_hash_of_a_class_model_covers_its_embedder(classed: Path, tmp_path: Path) -> None:
+    folder = models.copy(classed, tmp_path / "model")
+    before = store.model_hash(store.Model("m", folder))
+    models.edit_weights(folder / "class_embedder", lambda w: {key: value + 1 for key, value in w.items()})
+    assert store.model_hash(store.Model("m", folder)) != before
+
+
 def test_the_hash_follows_the_weights_and_not_the_place(sd1: Path, model: Path) -> None:
     before = store.model_hash(store.Model("m", sd1))
     assert store.model_hash(store.Model("other", model)) == before
@@ -271,7 +314,7 @@ def test_the_hashes_of_files_are_read_from_the_cache_until_a_file_changes(model:
     (own_cache / "hashes.json").write_text(json.dumps(dict.fromkeys(rows, "0" * 64)))
     cached = store.model_hash(store.Model("m", model))
     assert cached != before  # the cache is believed ...
-    for part in layout.PARTS:
+    for part in layout.parts(model):
         os.utime(models.weight_file(model / part), ns=(1, 1))
     assert store.model_hash(store.Model("m", model)) == before  # ... for this size and time alone
 

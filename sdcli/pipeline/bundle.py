@@ -18,7 +18,18 @@ from torch import Tensor, nn
 
 from sdcli.errors import InputError, NumericalError
 from sdcli.files import atomic_write, open_regular, read_bytes
-from sdcli.layout import MAX_JSON_BYTES, PARTS, STEMS, read_json, root, weight_files, write_json
+from sdcli.layout import (
+    MAX_JSON_BYTES,
+    PARTS,
+    STEMS,
+    class_names,
+    conditioner,
+    read_json,
+    root,
+    weight_files,
+    write_json,
+)
+from sdcli.pipeline.classes import ClassEmbedder
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -51,13 +62,16 @@ class TextEncoder:
     model: CLIPTextModel
 
 
+Conditioner = TextEncoder | ClassEmbedder  # what gives the UNet its context; without classes, one context for all
+
+
 @dataclass(frozen=True)
 class ModelBundle:
-    """All parts of one Stable Diffusion, on one device."""
+    """All parts of one latent diffusion model, on one device."""
 
     vae: AutoencoderKL
     unet: UNet2DConditionModel
-    text: TextEncoder
+    conditioner: Conditioner
     scheduler_config: Config
     device: torch.device
     dtype: torch.dtype
@@ -71,7 +85,7 @@ def load_bundle(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Mo
     return ModelBundle(
         vae=load_vae(folder, device=device, dtype=dtype),
         unet=load_unet(folder, device=device, dtype=dtype),
-        text=load_text(folder, device=device, dtype=dtype),
+        conditioner=load_conditioner(folder, device=device, dtype=dtype),
         scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
         device=device,
         dtype=dtype,
@@ -86,6 +100,13 @@ def load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Autoe
 def load_unet(folder: Path, *, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
     """The UNet of a model folder; errors as in `load_bundle`."""
     return cast("UNet2DConditionModel", _load(folder, "unet", device, dtype))
+
+
+def load_conditioner(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Conditioner:
+    """The text encoder or the class embedder of a model folder; errors as in `load_bundle`."""
+    if conditioner(folder) == "text_encoder":
+        return load_text(folder, device=device, dtype=dtype)
+    return cast("ClassEmbedder", _load(folder, "class_embedder", device, dtype))
 
 
 def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
@@ -122,27 +143,33 @@ def build(config: Config) -> nn.Module:
             raise InputError(f"{name}: {key} is {config[key]!r}", f"expected is a number of layers up to {MAX_LAYERS}")
     try:
         return _CLASSES[name]({k: v for k, v in config.items() if not k.startswith("_")})
-    except MemoryError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # the libraries raise a dozen types on a malformed config
         raise InputError(f"{name}: its config cannot be built ({error})", "mend config.json") from error
 
 
-def save_bundle(folder: Path, bundle: ModelBundle, tokenizer: Path, settings: Config) -> None:
+def save_bundle(folder: Path, bundle: ModelBundle, tokenizer: Path | None, settings: Config) -> None:
     """Write a whole model into an empty folder in the diffusers layout, weights in `bundle.dtype`.
 
-    tokenizer: the tokenizer folder to copy. settings: the model's own defaults, for `sdcli.json`.
+    tokenizer: the tokenizer folder to copy; None for a model without a text encoder.
+    settings: the model's own defaults, for `sdcli.json`.
     """
     save_part(folder / "vae", bundle.vae, bundle.dtype)
     save_part(folder / "unet", bundle.unet, bundle.dtype)
-    save_part(folder / "text_encoder", bundle.text.model, bundle.dtype)
-    _copy_tokenizer(tokenizer, folder / "tokenizer")
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", bundle.scheduler_config)
     index: Config = {"_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None]}
     index |= {"requires_safety_checker": False, "safety_checker": [None, None]}
     index |= {"scheduler": ["diffusers", bundle.scheduler_config["_class_name"]]}
-    index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    if isinstance(bundle.conditioner, ClassEmbedder):
+        save_part(folder / "class_embedder", bundle.conditioner, bundle.dtype)
+        index |= {"class_embedder": ["sdcli", "ClassEmbedder"]}
+    else:
+        assert tokenizer is not None
+        save_part(folder / "text_encoder", bundle.conditioner.model, bundle.dtype)
+        _copy_tokenizer(tokenizer, folder / "tokenizer")
+        index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
     index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
     write_json(folder / "model_index.json", index)
     write_json(folder / "sdcli.json", settings)
@@ -263,8 +290,13 @@ def _build_text(config: Config) -> nn.Module:
     return CLIPTextModel(CLIPTextConfig(**config))
 
 
+def _build_classes(config: Config) -> nn.Module:
+    return ClassEmbedder(class_names(config), config["width"])
+
+
 _CLASSES: dict[str, Callable[[Config], nn.Module]] = {
     "AutoencoderKL": _build_vae,
     "UNet2DConditionModel": _build_unet,
     "CLIPTextModel": _build_text,
+    "ClassEmbedder": _build_classes,
 }

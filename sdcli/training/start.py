@@ -176,10 +176,13 @@ def _check_fit(bundle: ModelBundle) -> None:
             raise InputError(
                 f"unet: {key} is {unet[key]}, the VAE has {channels} channels", "use another --vae or model"
             )
-    width, given = int(bundle.text.model.config.hidden_size), unet["cross_attention_dim"]
+    text = bundle.conditioner
+    if not isinstance(text, TextEncoder):
+        raise InputError("class_embedder: train-unet trains with captions", "start from a model with a text encoder")
+    width, given = int(text.model.config.hidden_size), unet["cross_attention_dim"]
     if width != given:
         raise InputError(f"unet: reads context of width {given}, the text encoder gives {width}", "mend the configs")
-    pieces, known = len(bundle.text.tokenizer), int(bundle.text.model.config.vocab_size)
+    pieces, known = len(text.tokenizer), int(text.model.config.vocab_size)
     if pieces > known:
         raise InputError(f"text_encoder: knows {known:,} tokens, the tokenizer has {pieces:,}", "mend the configs")
 

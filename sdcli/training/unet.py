@@ -76,7 +76,8 @@ class _UnetTask:
     ) -> None:
         self.bundle, self.spec, self.dataset, self.moments = bundle, spec, dataset, moments
         self.tokenizer, self.settings = tokenizer, settings
-        self.text: TextEncoder = bundle.text
+        assert isinstance(bundle.conditioner, TextEncoder)  # start.model refuses others
+        self.text = bundle.conditioner
         self.text.model.requires_grad_(spec.train_text_encoder)
         bundle.unet.requires_grad_(True)
         self.model = Denoiser(bundle.unet, self.text.model if spec.train_text_encoder else None)
@@ -118,7 +119,7 @@ class _UnetTask:
         yield Preparing("writing the model", 0, 1)
         dtype = getattr(torch, self.spec.export_dtype)
         b = self.bundle
-        whole = ModelBundle(b.vae, b.unet, b.text, b.scheduler_config, b.device, dtype)
+        whole = ModelBundle(b.vae, b.unet, b.conditioner, b.scheduler_config, b.device, dtype)
         save_bundle(folder, whole, self.tokenizer, self.settings)
         yield Preparing("writing the model", 1, 1)
         return {"parameters": float(sum(p.numel() for p in self.model.parameters()))}

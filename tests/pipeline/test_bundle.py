@@ -20,7 +20,17 @@ from transformers import CLIPTextModel
 
 from sdcli.errors import ExitCode, InputError, NumericalError
 from sdcli.pipeline import bundle, text
-from sdcli.pipeline.bundle import ModelBundle, load_bundle, load_text, load_tokenizer, load_unet, load_vae, save_bundle
+from sdcli.pipeline.bundle import (
+    ModelBundle,
+    TextEncoder,
+    load_bundle,
+    load_text,
+    load_tokenizer,
+    load_unet,
+    load_vae,
+    save_bundle,
+)
+from sdcli.pipeline.classes import ClassEmbedder
 from tests import models
 
 CPU = torch.device("cpu")
@@ -32,7 +42,8 @@ def load(folder: Path, dtype: torch.dtype = torch.float32) -> ModelBundle:
 
 
 def tensors(loaded: ModelBundle) -> dict[str, Tensor]:
-    parts: dict[str, nn.Module] = {"vae": loaded.vae, "unet": loaded.unet, "text_encoder": loaded.text.model}
+    assert isinstance(loaded.conditioner, TextEncoder)
+    parts: dict[str, nn.Module] = {"vae": loaded.vae, "unet": loaded.unet, "text_encoder": loaded.conditioner.model}
     return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
 
 
@@ -68,7 +79,8 @@ def test_the_tokenizer_as_transformers_5_writes_it_loads(model: Path, tmp_path: 
 
 def test_everything_is_ready_for_inference(sd1: Path) -> None:
     loaded = load(sd1, torch.bfloat16)
-    for part in (loaded.vae, loaded.unet, loaded.text.model):
+    assert isinstance(loaded.conditioner, TextEncoder)
+    for part in (loaded.vae, loaded.unet, loaded.conditioner.model):
         assert not part.training
         assert all(not p.requires_grad and p.dtype == torch.bfloat16 and p.device == CPU for p in part.parameters())
 
@@ -168,6 +180,89 @@ def test_our_own_writer_is_read_by_diffusers_with_the_key_names_of_the_published
     assert_equal(load(tmp_path), by_diffusers(sd1))
     assert json.loads((tmp_path / "sdcli.json").read_text()) == {"steps": 9}
     assert not [path for path in tmp_path.rglob("*.json") if str(sd1) in path.read_text(encoding="utf-8")]
+
+
+# A class embedder in place of the text encoder.
+
+
+@pytest.fixture
+def labelled(classed: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that draws classes, which a test may spoil."""
+    return models.copy(classed, tmp_path / "labelled")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_class_embedder_loads_ready_for_inference(classed: Path, dtype: torch.dtype) -> None:
+    embedder = load(classed, dtype).conditioner
+    assert isinstance(embedder, ClassEmbedder)
+    (table,) = load_file(models.weight_file(classed / "class_embedder")).values()
+    assert torch.equal(embedder.embedding.weight, table.to(dtype))
+    assert (embedder.names, embedder.null) == (models.CLASSES, len(models.CLASSES))
+    assert not embedder.training and not embedder.embedding.weight.requires_grad
+
+
+@pytest.mark.parametrize("names", [models.CLASSES, ()])
+def test_a_model_with_a_class_embedder_comes_back_as_it_was_written(tmp_path: Path, names: tuple[str, ...]) -> None:
+    written = models.write_classes(tmp_path / "written", names=names)
+    save_bundle(tmp_path / "again", load(written), None, {"steps": 9})
+    for part in ("vae", "unet", "class_embedder"):
+        before, after = (load_file(models.weight_file(folder / part)) for folder in (written, tmp_path / "again"))
+        assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+    read = [
+        {name: json.loads((folder / name).read_text()) for name in ("model_index.json", "class_embedder/config.json")}
+        for folder in (written, tmp_path / "again")
+    ]
+    assert read[0]["class_embedder/config.json"] == read[1]["class_embedder/config.json"]
+    parts = [{k: v for k, v in one["model_index.json"].items() if isinstance(v, list) and v[0]} for one in read]
+    assert parts[0] == parts[1]
+    assert parts[1]["class_embedder"] == ["sdcli", "ClassEmbedder"]
+    assert not {"text_encoder", "tokenizer"} & parts[1].keys()
+    assert load(tmp_path / "again").conditioner.names == names
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"width": 24}, r"embedding\.weight has shape \(5, 16\), the config says \(5, 24\)"),
+        ({"names": ["cat", "dog", "bird"]}, r"embedding\.weight has shape \(5, 16\), the config says \(4, 16\)"),
+        ({"names": [*models.CLASSES, "bird"]}, r"has shape \(5, 16\), the config says \(6, 16\)"),
+        ({"width": 0}, "config.json:width: is 0; expected is an integer from 1 to 16384"),
+        ({"width": 10**9}, "config.json:width: is 1000000000"),
+        ({"width": 16.0}, "config.json:width: is 16.0"),
+        ({"width": True}, "config.json:width: is True"),
+        ({"width": ...}, "config.json:width: is None"),
+        ({"names": ...}, "config.json:names: is None; expected is a list of up to 100,000 names"),
+        ({"names": "catdog"}, "config.json:names: is 'catdog'"),
+        ({"names": {"cat": 0}}, "config.json:names: is {'cat': 0}"),
+        ({"names": ["x"] * 100_001}, "config.json:names: is .*; expected is a list of up to 100,000"),
+        ({"names": ["a", "b", "c", 4]}, "config.json:names: is 4; expected is text of 1 to 255 characters"),
+        ({"names": ["a", "b", "c", ""]}, "config.json:names: is ''"),
+        ({"names": ["a", "b", "c", "d" * 256]}, "config.json:names: is 'd"),
+        ({"names": ["a", "b", "c", "d\n"]}, r"config.json:names: is 'd\\n'"),
+        ({"names": ["a", "b", "c", "\udcff"]}, r"config.json:names: is '\\udcff'"),
+        ({"names": ["a", "b", "c", "a"]}, "config.json:names: is 'a'; expected is a name of one class alone"),
+        ({"_class_name": "CLIPTextModel"}, "class_embedder: is a 'CLIPTextModel'; class_embedder must be a ClassEm"),
+    ],
+)
+def test_a_class_embedder_that_makes_no_sense_is_refused(labelled: Path, changes: dict[str, Any], what: str) -> None:
+    models.edit_json(labelled / "class_embedder" / "config.json", **changes)
+    refuse(labelled, what)
+
+
+def test_a_class_embedder_with_other_tensors_is_refused(labelled: Path) -> None:
+    models.edit_weights(labelled / "class_embedder", lambda w: {"embedding.bias": w["embedding.weight"]})
+    refuse(labelled, r"class_embedder: 1 tensors are missing and 1 unexpected \(embedding\.weight, for one\)")
+
+
+def test_a_class_embedder_that_is_not_finite_is_refused(labelled: Path) -> None:
+    models.edit_weights(labelled / "class_embedder", lambda w: {key: value / 0 for key, value in w.items()})
+    with pytest.raises(NumericalError, match=r"class_embedder: embedding\.weight holds NaN or Inf"):
+        load(labelled)
+
+
+def test_a_model_with_two_conditioners_is_refused(labelled: Path, sd1: Path) -> None:
+    shutil.copytree(sd1 / "text_encoder", labelled / "text_encoder")
+    refuse(labelled, "has both text_encoder/ and class_embedder/; remove one of them")
 
 
 # Where the files lie.

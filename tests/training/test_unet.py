@@ -312,7 +312,7 @@ def test_plain_diffusers_loads_the_export_and_computes_the_same(unet_run: Path) 
     ours = load_bundle(unet_run / "export", device=CPU, dtype=torch.float32)
     prompt = "a picture of a disc"
     with torch.no_grad():
-        context = text.encode(ours.text, [text.tokenize(ours.text, prompt)])
+        context = text.encode(ours.conditioner, [text.tokenize(ours.conditioner, prompt)])
         (expected, _) = theirs.encode_prompt(prompt, CPU, 1, do_classifier_free_guidance=False)
         assert torch.equal(context, expected)
         x_t = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
