@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,17 +61,15 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         remove_dead_parts(folder)
     device = pick_device(spec.device)
     bundle = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
-    assert isinstance(bundle.conditioner, TextEncoder)
-    shared = _shared_facts(spec, plan, _tokens(bundle.conditioner, spec.prompt, "prompt"))
-    if plan.guidance > 1:
-        _tokens(bundle.conditioner, spec.negative, "negative prompt")
+    condition, negative, tokens = _conditions(spec, plan, bundle.conditioner)
+    shared = _shared_facts(spec, plan, tokens)
     size = spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
     for first in range(0, len(todo), size):
         ids = todo[first : first + size]
         began = time.perf_counter()
         evaluations = 0
         latents = torch.empty(0)
-        for step in draw(bundle, plan, [spec.prompt] * len(ids), spec.negative, seeds=[plan.seeds[i] for i in ids]):
+        for step in draw(bundle, plan, [condition] * len(ids), negative, seeds=[plan.seeds[i] for i in ids]):
             latents, evaluations = step.latents, step.index
             yield Progress(first * step.total + step.index * len(ids), len(todo) * step.total)
         images = to_images(vae.decode_finite(bundle.vae, latents))
@@ -129,6 +127,17 @@ def auto_batch_size(width: int, height: int) -> int:
     return max(1, min(AUTO_BATCH_MOST, AUTO_BATCH_PIXELS // (width * height)))
 
 
+def _conditions(spec: GenerateSpec, plan: Plan, conditioner: Conditioner) -> tuple[Condition, Condition, text.Tokens]:
+    """What to draw, what guidance leads away from, and the tokens of the prompt."""
+    if isinstance(conditioner, ClassEmbedder):
+        label = plan.label.index if plan.label is not None else conditioner.null
+        return label, conditioner.null, text.Tokens((), kept=0, cut=0)
+    tokens = _tokens(conditioner, spec.prompt, "prompt")
+    if plan.guidance > 1:
+        _tokens(conditioner, spec.negative, "negative prompt")
+    return spec.prompt, spec.negative, tokens
+
+
 def _tokens(encoder: TextEncoder, prompt: str, what: str) -> text.Tokens:
     """The tokens of a prompt, with a warning when not all of them fit."""
     tokens = text.tokenize(encoder, prompt)
@@ -142,6 +151,7 @@ def _shared_facts(spec: GenerateSpec, plan: Plan, tokens: text.Tokens) -> dict[s
     return {
         "prompt": spec.prompt,
         "negative": spec.negative,
+        **({"class": asdict(plan.label)} if plan.label is not None else {}),
         "model": plan.model.ref,
         "model_hash": store.model_hash(plan.model),
         "seed": 0,

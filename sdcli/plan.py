@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from sdcli import layout, schedulers, store
+from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, OutputError, UsageError
 from sdcli.files import check_writable, is_folder
 from sdcli.scheduler_config import has_learned_variance
@@ -48,6 +49,7 @@ class Plan:
     scheduler_config: dict[str, Any]
     steps: int
     guidance: float
+    label: Label | None  # the class to draw; None where a prompt says what, or nothing does
     width: int  # px
     height: int  # px
     seeds: tuple[int, ...]
@@ -64,6 +66,7 @@ class Plan:
             "steps": self.steps,
             "evaluations": self.scheduler.evaluations(self.steps),
             "guidance": self.guidance,
+            **({"label": asdict(self.label)} if self.label is not None else {}),
             "size": f"{self.width}x{self.height}",
             "seeds": list(self.seeds),
             "outputs": [str(path) for path in self.targets],
@@ -76,18 +79,19 @@ def plan(spec: GenerateSpec) -> Plan:
     Raises UsageError for an option that is out of range or does not fit the model, InputError for a model that is
     missing or malformed, OutputError when the pictures could not be written.
     """
-    if not spec.prompt.strip():
-        raise UsageError("the prompt is empty", 'say what to draw: sdcli generate "a picture of a puppy"')
     for text in (spec.prompt, spec.negative):
         _check_text(text)
     if spec.scheduler is not None:
         schedulers.find(spec.scheduler)  # a wrong name is told before a wrong model
     model = store.resolve(spec.model, offline=spec.offline)
+    classes = layout.classes(model.folder)
+    label = asked_label(spec, classes)
     own = _own_settings(model)
     scheduler = schedulers.find(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER))
     config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
+    guidance = _first(spec.guidance, own.get("guidance"), DEFAULT_GUIDANCE)
     width, height = _size(spec, model, own, config)
     seed = spec.seed if spec.seed is not None else secrets.randbits(DRAWN_SEED_BITS)
     return Plan(
@@ -95,17 +99,19 @@ def plan(spec: GenerateSpec) -> Plan:
         scheduler=scheduler,
         scheduler_config=config,
         steps=steps,
-        guidance=float(_first(spec.guidance, own.get("guidance"), DEFAULT_GUIDANCE)),
+        guidance=1.0 if classes == () else float(guidance),  # of an unconditional model there is nothing to guide
+        label=label,
         width=width,
         height=height,
         seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count)),
-        targets=targets(spec, seed),
+        targets=targets(spec, seed, spec.prompt if label is None else label.name),
     )
 
 
-def targets(spec: GenerateSpec, seed: int) -> tuple[Path, ...]:
+def targets(spec: GenerateSpec, seed: int, subject: str) -> tuple[Path, ...]:
     """The path of each image: the file named (numbered from the second image on), or a name of its own in a folder.
 
+    subject: what the pictures show, in words.
     Raises OutputError when the folder cannot be written, or a file is there that must not be replaced.
     """
     if str(spec.output) == "-":
@@ -117,7 +123,7 @@ def targets(spec: GenerateSpec, seed: int) -> tuple[Path, ...]:
         raise UsageError(f"--output {spec.output}: pictures are written as PNG", "name a .png file or a folder")
     check_writable(folder)
     if many:
-        names = [f"{slug(spec.prompt)}-{(seed + i) % (MAX_SEED + 1)}.png" for i in range(spec.count)]
+        names = [f"{slug(subject)}-{(seed + i) % (MAX_SEED + 1)}.png" for i in range(spec.count)]
     else:
         names = [spec.output.name] + [f"{spec.output.stem}-{i}.png" for i in range(2, spec.count + 1)]
     paths = tuple(folder / name for name in names)
@@ -130,9 +136,9 @@ def is_output_folder(output: Path) -> bool:
     return is_folder(output) or output.suffix == ""
 
 
-def slug(prompt: str) -> str:
-    """A prompt as a file name: lower-case letters and digits, words joined by hyphens."""
-    words = "".join(c if c.isalnum() else " " for c in prompt.lower()).split()
+def slug(subject: str) -> str:
+    """A prompt, or the name of a class, as a file name: lower-case letters and digits, words joined by hyphens."""
+    words = "".join(c if c.isalnum() else " " for c in subject.lower()).split()
     name = "-".join(words).encode()[: SLUG_LENGTH * 2].decode(errors="ignore")[:SLUG_LENGTH].strip("-")
     return name or "image"
 
@@ -192,15 +198,17 @@ def _own_settings(model: store.Model) -> dict[str, Any]:
 
 def _shape(folder: Path, scheduler: Mapping[str, object]) -> tuple[int, int]:
     """The VAE factor and the native side in px. Raises InputError unless the parts of the model fit together."""
-    vae, unet, text = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet", "text_encoder"))
+    conditioner = layout.conditioner(folder)
+    vae, unet, reader = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet", conditioner))
     for key in UNSUPPORTED_UNET_KEYS:
         if unet.get(key) is not None:
             raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x or 2.x model")
     _check_channels(folder, vae.get("latent_channels", 4), unet, scheduler)
     # 1280 and 512 are the defaults of diffusers and transformers, which do not write what equals them.
-    wanted, given = unet.get("cross_attention_dim", 1280), text.get("hidden_size", 512)
+    wanted = unet.get("cross_attention_dim", 1280)
+    given = reader.get("hidden_size", 512) if conditioner == "text_encoder" else reader.get("width")
     if wanted != given:
-        what = f"reads context of width {wanted}, the text encoder gives {given}"
+        what = f"reads context of width {wanted}, the {conditioner.replace('_', ' ')} gives {given}"
         raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")
     factor, side = vae_factor(folder), unet.get("sample_size") or DEFAULT_SAMPLE_SIZE
     if type(side) is not int:

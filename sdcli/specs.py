@@ -25,6 +25,7 @@ class GenerateSpec:
 
     prompt: str = ""
     negative: str = ""
+    class_name: str | None = None  # in place of the prompt; or its index
     model: str | None = None
     steps: int | None = None
     scheduler: str | None = None
@@ -59,6 +60,8 @@ class GenerateSpec:
                 _between(name, getattr(self, name), 8, MAX_SIDE)
         if self.size is not None:
             parse_size(self.size)
+        if self.class_name is not None and self.prompt.strip():
+            raise UsageError("the prompt and --class exclude each other", "give one of them")
         if str(self.output) == "-" and self.count > 1:
             raise UsageError(f"--count {self.count} with --output -: stdout takes one picture", "name a folder")
         _one_of("if_exists", self.if_exists, IF_EXISTS)

@@ -30,7 +30,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scheduler_config": GROUND,
     "scheduler_steps": GROUND | {"scheduler_config", "schedulers"},  # of the latter the type alone
     "schedulers": GROUND | {"scheduler_config", "scheduler_steps"},
-    "plan": GROUND | {"specs", "store", "schedulers", "scheduler_config"},
+    "conditioning": GROUND | {"specs"},
+    "plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "conditioning"},
     "curves": GROUND,
     "charts": GROUND | {"curves"},
     "pages": GROUND | {"specs", "curves", "charts"},
@@ -53,6 +54,7 @@ LIGHT = (
     "scheduler_config",
     "scheduler_steps",
     "schedulers",
+    "conditioning",
     "plan",
 )
 HEAVY = ("torch", "numpy", "scipy", "PIL", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub")

@@ -17,6 +17,7 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sdcli import generate
@@ -69,7 +70,13 @@ def parts() -> Callable[[Path], tuple[ModelBundle, StableDiffusionPipeline]]:
 
 
 def by_diffusers(
-    pipe: StableDiffusionPipeline, config: dict[str, Any], scheduler: str, steps: int, guidance: float, seeds: list[int]
+    pipe: StableDiffusionPipeline,
+    config: dict[str, Any],
+    scheduler: str,
+    steps: int,
+    guidance: float,
+    seeds: list[int],
+    **conditions: Any,
 ) -> tuple[list[Tensor], Pixels]:
     """The latents after every call of the UNet and the pictures, by diffusers' own pipeline."""
     name, settings, _ = ORACLES[scheduler]
@@ -81,8 +88,7 @@ def by_diffusers(
         return {}
 
     drawn = pipe(
-        PROMPT,
-        negative_prompt=NEGATIVE,
+        **{"prompt": PROMPT, "negative_prompt": NEGATIVE} | conditions,
         num_inference_steps=steps,
         guidance_scale=guidance,
         num_images_per_prompt=len(seeds),
@@ -336,6 +342,77 @@ def test_values_that_are_not_finite_make_no_picture(sd1: Path, tmp_path: Path, p
     assert list((tmp_path / "out").iterdir()) == []
 
 
+# A model that draws classes, or draws unconditionally.
+
+
+@pytest.mark.parametrize(("scheduler", "guidance"), [("ddim", 7.5), ("ddim", 1.0), ("euler-a", 3.0), ("pndm", 7.5)])
+def test_a_class_gives_the_latents_of_every_step_and_the_pixels_of_diffusers_given_its_row(
+    classed: Path, tmp_path: Path, scheduler: str, guidance: float
+) -> None:
+    (table,) = load_file(models.weight_file(classed / "class_embedder")).values()
+    rows = {"prompt_embeds": table[1].view(1, 1, -1), "negative_prompt_embeds": table[-1].view(1, 1, -1)}
+    pipe = models.pipeline(classed, text_encoder=None, tokenizer=None)
+    theirs = by_diffusers(
+        pipe,
+        scheduler_config(classed),
+        scheduler,
+        4,
+        guidance,
+        [SEED, SEED + 1],
+        prompt=None,
+        negative_prompt=None,
+        **rows,
+    )
+    records = drawn_by(of_class(classed, tmp_path, "dog", scheduler=scheduler, steps=4, guidance=guidance, count=2))
+    for record, expected in zip(records, theirs[1], strict=True):
+        assert largest(read(record.path) - expected) <= 1
+    bundle = load_bundle(classed, device=torch.device("cpu"), dtype=torch.float32)
+    decided = plan(of_class(classed, tmp_path, "1", scheduler=scheduler, steps=4, guidance=guidance))
+    steps = generate.draw(bundle, decided, [1, 1], len(models.CLASSES), seeds=[SEED, SEED + 1])
+    for step, expected in zip(steps, theirs[0], strict=True):
+        assert largest(step.latents - expected) <= LATENTS_TOLERANCE
+
+
+def test_an_unconditional_model_gives_the_pixels_of_diffusers_given_its_only_row(
+    unconditional: Path, tmp_path: Path
+) -> None:
+    (table,) = load_file(models.weight_file(unconditional / "class_embedder")).values()
+    pipe = models.pipeline(unconditional, text_encoder=None, tokenizer=None)
+    _, expected = by_diffusers(
+        pipe,
+        scheduler_config(unconditional),
+        "ddim",
+        4,
+        1.0,
+        [SEED],
+        prompt=None,
+        negative_prompt=None,
+        prompt_embeds=table.view(1, 1, -1),
+    )
+    with unet_batches() as batches:
+        (record,) = drawn_by(asked(unconditional, tmp_path, prompt="", negative="", steps=4))
+    assert largest(read(record.path) - expected[0]) <= 1
+    assert batches == [1] * 4
+    assert record.facts["guidance"] == 1.0
+    assert "class" not in record.facts
+
+
+def test_classes_differ_and_one_does_not_depend_on_its_neighbours(classed: Path, tmp_path: Path) -> None:
+    bundle = load_bundle(classed, device=torch.device("cpu"), dtype=torch.float32)
+    decided = plan(of_class(classed, tmp_path, "cat", steps=4))
+    together = [s.latents for s in generate.draw(bundle, decided, [0, 3, 0], 4, seeds=[1, SEED, SEED])][-1]
+    alone = [s.latents for s in generate.draw(bundle, decided, [3], 4, seeds=[SEED])][-1]
+    assert largest(together[1] - alone[0]) <= 10 * LATENTS_TOLERANCE
+    assert largest(together[2] - alone[0]) > 1000 * LATENTS_TOLERANCE
+
+
+def test_the_record_of_a_class_names_it(classed: Path, tmp_path: Path) -> None:
+    (record,) = drawn_by(of_class(classed, tmp_path, "3"))
+    assert record.facts["class"] == {"index": 3, "name": "sea urchin, echinoid"}
+    assert (record.facts["prompt"], record.facts["negative"]) == ("", "")
+    assert record.facts["tokens"] == {"kept": 0, "cut": 0}
+
+
 # A UNet that predicts variances, too.
 
 
@@ -383,6 +460,10 @@ def asked(folder: Path, output: Path, **changes: Any) -> GenerateSpec:
     }
     output.mkdir(parents=True, exist_ok=True)
     return GenerateSpec(**settings | {"model": str(folder), "output": output} | changes)
+
+
+def of_class(folder: Path, output: Path, name: str, **changes: Any) -> GenerateSpec:
+    return asked(folder, output, **{"prompt": "", "negative": "", "class_name": name} | changes)
 
 
 def drawn_by(spec: GenerateSpec) -> list[ImageRecord]:

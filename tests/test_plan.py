@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdcli.conditioning import Label
 from sdcli.errors import ExitCode, InputError, OutputError, SdcliError, UsageError
 from sdcli.plan import plan, slug
 from sdcli.specs import GenerateSpec
@@ -155,6 +157,44 @@ def test_every_prompt_becomes_a_name_that_fits_and_stays_in_its_folder(prompt: s
     assert Path("folder", name).parent == Path("folder")
     assert name.isprintable() and " " not in name
     assert not name.startswith(("-", "."))
+
+
+# A model that draws classes, or draws unconditionally.
+
+
+def test_a_class_is_decided_and_names_the_picture(classed: Path, tmp_path: Path) -> None:
+    spec = GenerateSpec(class_name="sea urchin, echinoid", model=str(classed), seed=7, output=tmp_path)
+    decided = plan(spec)
+    assert decided.label == Label(3, "sea urchin, echinoid")
+    assert decided.guidance == 7.5
+    assert decided.targets == (tmp_path / "sea-urchin-echinoid-7.png",)
+    assert decided.describe()["label"] == {"index": 3, "name": "sea urchin, echinoid"}
+    assert plan(replace(spec, class_name="3")).targets == decided.targets
+
+
+def test_an_unconditional_model_has_no_guidance_whatever_its_settings_say(unconditional: Path, tmp_path: Path) -> None:
+    folder = models.copy(unconditional, tmp_path / "model")
+    (folder / "sdcli.json").write_text('{"guidance": 3, "steps": 9}')
+    decided = plan(GenerateSpec(model=str(folder), seed=7, output=tmp_path))
+    assert (decided.guidance, decided.steps, decided.label) == (1.0, 9, None)
+    assert decided.targets == (tmp_path / "image-7.png",)
+    assert "label" not in decided.describe()
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"width": 24}, "reads context of width 16, the class embedder gives 24"),
+        ({"width": "16"}, "class_embedder/config.json:width: is '16'"),
+        ({"names": ["cat", "cat"]}, "class_embedder/config.json:names: is 'cat'"),
+    ],
+)
+def test_a_class_embedder_that_does_not_fit_is_refused(
+    classed: Path, tmp_path: Path, changes: dict[str, Any], what: str
+) -> None:
+    folder = models.copy(classed, tmp_path / "model")
+    models.edit_json(folder / "class_embedder" / "config.json", **changes)
+    assert what in str(refused(GenerateSpec(class_name="cat", model=str(folder), output=tmp_path)))
 
 
 # What a model folder says is untrusted.

@@ -43,6 +43,7 @@ OUT_OF_RANGE: list[tuple[type, dict[str, Any], str]] = [
     (GenerateSpec, {"height": 16385}, "--height 16385"),
     (GenerateSpec, {"size": "512x512", "width": 512}, "--size and --width/--height"),
     (GenerateSpec, {"output": "-", "count": 2}, "--count 2 with --output -"),
+    (GenerateSpec, {"prompt": "a dog", "class_name": "dog"}, "the prompt and --class exclude each other"),
     (GenerateSpec, {"if_exists": "ask"}, "--if-exists ask"),
     (GenerateSpec, {"dtype": "float8"}, "--dtype float8"),
     (CodecSpec, {"seed": -1}, "--seed -1"),

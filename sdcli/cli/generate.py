@@ -17,8 +17,18 @@ MAX_PROMPT_BYTES = 1 << 20
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw; - reads it from stdin.")],
+    prompt: Annotated[
+        str, typer.Argument(help="What to draw; - reads it from stdin.", show_default=False)
+    ] = GenerateSpec.prompt,
     negative: Annotated[str, typer.Option("--negative", "-N", help="What to keep away from.")] = GenerateSpec.negative,
+    class_name: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            metavar="NAME|INDEX",
+            help="What to draw, for a model of classes: the exact name; else, if all digits, the index from 0.",
+        ),
+    ] = GenerateSpec.class_name,
     model: options.Model = GenerateSpec.model,
     steps: Annotated[
         int | None, typer.Option("--steps", "-s", help="Denoising steps, 1 to 1000. Default: the model's own, else 25.")
@@ -27,13 +37,15 @@ def generate(
     guidance: Annotated[
         float | None,
         typer.Option(
-            "--guidance", "-g", help="How strongly the prompt steers, from 1 (off). Default: the model's own, else 7.5."
+            "--guidance",
+            "-g",
+            help="How strongly the prompt or class steers, from 1 (off). Default: the model's own, else 7.5.",
         ),
     ] = GenerateSpec.guidance,
     seed: Annotated[
         int | None, typer.Option("--seed", help="0 to 2^64-1; image i uses seed + i. Default: drawn and reported.")
     ] = GenerateSpec.seed,
-    count: Annotated[int, typer.Option("--count", "-n", help="Images of this prompt, 1 or more.")] = GenerateSpec.count,
+    count: Annotated[int, typer.Option("--count", "-n", help="Images to draw, 1 or more.")] = GenerateSpec.count,
     size: Annotated[
         str | None,
         typer.Option("--size", metavar="WxH", help="Pixels, multiples of the VAE factor. Default: the model's own."),
@@ -65,7 +77,7 @@ def generate(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Draw pictures of a prompt; prints the path of each."""
+    """Draw pictures of a prompt, or of a class; prints the path of each."""
     given = locals()
     given["prompt"] = _prompt_from_stdin() if prompt == "-" else prompt
     given["output"] = given.pop("out")

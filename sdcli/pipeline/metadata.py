@@ -49,10 +49,11 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
         "Size": f"{record['width']}x{record['height']}",
         "Model hash": record["model_hash"][:10],
         "Model": Path(record["model"]).name,
+        **({"Class": record["class"]["name"], "Class index": record["class"]["index"]} if "class" in record else {}),
         "RNG": "CPU",
         "Version": f"sdcli {record['sdcli']}",
     }
-    lines = [record["prompt"]]
+    lines = [record["prompt"]] if record["prompt"] else []
     if record["negative"]:
         lines.append(f"Negative prompt: {record['negative']}")
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))

@@ -57,6 +57,14 @@ def test_json_is_one_line_a_file(shell: Shell, sd1: Path) -> None:
     ]
 
 
+def test_a_model_that_reads_no_text_encodes_and_decodes_as_any(shell: Shell, sd1: Path, classed: Path) -> None:
+    for model, folder in ((sd1, "a"), (classed, "b")):  # the same VAE
+        there = shell("encode", "one.png", "-m", model, "-o", folder)
+        back = shell("decode", f"{folder}/one.latents.safetensors", "-m", model, "-o", folder)
+        assert (there.code, there.stderr, back.code, back.stderr) == (0, "", 0, "")
+    assert Path("a/one.png").read_bytes() == Path("b/one.png").read_bytes()
+
+
 def test_a_size_that_is_cut_is_told_on_stderr(shell: Shell) -> None:
     Image.new("RGB", (9, 6)).save("odd.png")
     outcome = shell("encode", "odd.png")

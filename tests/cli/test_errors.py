@@ -123,7 +123,9 @@ def test_generate_fails_with_one_line_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["generate"], "missing argument 'prompt'"),
+        (["generate"], "the prompt is empty; say what to draw"),
+        (["generate", "a dog", "--class", "dog"], "the prompt and --class exclude each other"),
+        (["generate", "--class", "dog"], "--class 'dog': this model draws from a prompt; say in words what to draw"),
         (["generate", ""], "the prompt is empty; say what to draw"),
         (["generate", "  \n"], "the prompt is empty"),
         (["generate", "-"], "the prompt is empty"),
@@ -139,6 +141,39 @@ def test_a_command_that_is_written_wrong_is_a_usage_error(
 ) -> None:
     outcome = shell(*arguments, *(["--json"] if is_json else []))
     check(outcome, ExitCode.USAGE, said, is_json=is_json)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "this model draws classes, and none is named; name one with --class: cat, dog, 0, sea urchin, echinoid"),
+        (["a dog"], "the prompt 'a dog': this model reads no text; leave it out, and name a class with --class: cat"),
+        (["--class", "dgo"], "--class 'dgo': this model has no such class; did you mean dog?"),
+        (["--class", "4"], "--class '4': out of range; the indices go from 0 to 3"),
+        (["--class", "\x1b[31m"], r"--class '\x1b[31m': this model has no such class"),
+        (["--class", "dog", "-N", "cat"], "--negative 'cat': this model reads no text; leave it out"),
+    ],
+)
+def test_a_class_that_is_asked_for_wrongly_is_a_usage_error(
+    shell: Shell, classed: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    check(shell("generate", *arguments, "--model", classed), ExitCode.USAGE, said)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a dog"], "the prompt 'a dog': this model reads no text; leave it out"),
+        (["--class", "0"], "--class '0': this model has no classes; leave it out"),
+        (["--guidance", "1.5"], "--guidance 1.5: this model is unconditional, there is nothing to guide it to"),
+    ],
+)
+def test_what_an_unconditional_model_has_no_use_for_is_a_usage_error(
+    shell: Shell, unconditional: Path, tmp_path: Path, arguments: list[str], said: str
+) -> None:
+    check(shell("generate", *arguments, "--model", unconditional), ExitCode.USAGE, said)
     assert tree(tmp_path) == {}
 
 

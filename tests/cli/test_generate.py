@@ -120,6 +120,28 @@ def test_no_metadata_leaves_all_of_it_out(shell: Shell) -> None:
     assert Image.open("with.png").tobytes() == Image.open("without.png").tobytes()
 
 
+def test_a_class_is_drawn_by_its_name_or_its_index_and_recorded(shell: Shell, classed: Path) -> None:
+    drawn = [
+        shell("generate", "--class", asked, "-m", classed, "-s", 2, "--seed", 7, "-o", asked, "--json")
+        for asked in ("dog", "1")
+    ]
+    rows = [json.loads(outcome.stdout) for outcome in drawn]
+    assert [(outcome.code, outcome.stderr) for outcome in drawn] == [(0, "")] * 2
+    assert [row["path"] for row in rows] == ["dog/dog-7.png", "1/dog-7.png"]
+    assert set(rows[0]) == {*FIELDS, "class"}
+    assert rows[0]["class"] == {"index": 1, "name": "dog"}
+    pictures = [Path(row["path"]).read_bytes() for row in rows]
+    assert pictures[0] == pictures[1]
+    inside = texts(pictures[0])
+    assert json.loads(inside["sdcli"]) == {k: v for k, v in rows[0].items() if k not in ("path", "seconds")}
+    assert "Class: dog, Class index: 1," in inside["parameters"]
+
+
+def test_an_unconditional_model_draws_without_a_word(shell: Shell, unconditional: Path) -> None:
+    outcome = shell("generate", "-m", unconditional, "-s", 2, "--seed", 7, "-n", 2)
+    assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "image-7.png\nimage-8.png\n", "")
+
+
 # Where it goes.
 
 
@@ -229,6 +251,19 @@ def test_a_path_of_any_bytes_and_a_prompt_of_any_letters_are_told_whatever_the_l
     ended = subprocess.run(command, capture_output=True, env=environment, check=False)
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert b'"\xff/' + "小狗".encode() in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["--class", "dog", "--dry-run"], 0), (["--class", "dgo"], ExitCode.USAGE)]
+)
+def test_a_class_is_decided_in_a_fresh_interpreter_without_torch(
+    classed: Path, arguments: list[str], code: int
+) -> None:
+    program = "import sys; from sdcli.cli.app import run; code = run(sys.argv[1:]);"
+    program += "sys.exit('imported torch' if 'torch' in sys.modules else code)"
+    command = [sys.executable, "-c", program, "generate", "-m", str(classed), *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == code, ended.stderr
 
 
 def test_a_dry_run_in_a_fresh_interpreter_imports_no_torch(sd1: Path) -> None:

@@ -100,6 +100,16 @@ def test_the_parameters_are_read_back_by_the_grammar_of_a1111(image: Image.Image
     }
 
 
+def test_a_class_stands_among_the_pairs_and_an_empty_prompt_is_no_line(image: Image.Image) -> None:
+    drawn = {"prompt": "", "negative": "", "class": {"index": 391, "name": "coho, silver salmon"}}
+    inside = texts(png_bytes(image, RECORD | drawn))
+    assert json.loads(inside["sdcli"])["class"] == drawn["class"]
+    assert inside["parameters"].startswith("Steps: 25, ")
+    prompt, negative, pairs = parse(inside["parameters"])
+    assert (prompt, negative) == ("", "")
+    assert (pairs["Class"], pairs["Class index"], pairs["Seed"]) == ("coho, silver salmon", "391", "7")
+
+
 def test_every_scheduler_has_the_name_that_galleries_know() -> None:
     assert A1111_SAMPLERS.keys() == {scheduler.name for scheduler in BUILT_IN}
 
