@@ -43,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 STORY_MAY_IMPORT = FOUNDATION | {"pipeline"}
 STAND_ON_GENERATE = {"batch", "replay", "serve"}
-PIPELINE_LEAVES = {"classes", "device", "images", "noise", "prompt", "solvers"}
+PIPELINE_LEAVES = {"classes", "device", "images", "noise", "pickles", "prompt", "solvers"}
 LIGHT = (
     "errors",
     "files",

@@ -1,0 +1,288 @@
+"""Files of torch.save (.pt, .bin, .ckpt) -> values, read in a child process that can do nothing else.
+
+Such a file is a program. torch's `weights_only` parser knows no instruction that runs code, but it is a parser, not a
+jail: so it works in a process that has no socket and can open no file, within a limit of memory and of time, and what
+it finds comes back as safetensors: the tensors, and in the header everything else as JSON.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import BinaryIO, NoReturn, TypeAlias, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sdcli.errors import InputError, ResourceError
+from sdcli.files import open_regular, reason
+
+Value: TypeAlias = "bool | int | float | str | Tensor | list[Value] | dict[str | int, Value] | None"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
+
+ZIP_MAGIC = b"PK\x03\x04"
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch began its files before 1.6 wrote zip archives
+MAX_ENTRIES = 100_000
+MAX_SHOWN = 100  # characters of a name that a file gives
+MAX_PICKLE_BYTES = 64 << 20  # without the tensors, which lie beside it; Stable Diffusion's has 0.5 MB
+MAX_DEPTH = 50
+MAX_VALUES = 200_000
+BYTES_OUT, SPARE_BYTES_OUT = 2, 64 << 20  # of tensors for each byte of the file, and besides: they may share storage
+BYTES_IN, SPARE_BYTES_IN = 3, 256 << 20  # of memory likewise: as read, as a tensor, once more to make it contiguous
+SECONDS = 20
+BYTES_A_SECOND = 50_000_000
+REFUSED, NO_ROOM = 3, 5  # exit codes of the child: it says why on stdout; the file it hands over cannot be written
+GET_SAFETENSORS = "get the same as safetensors"
+DTYPES = {  # the names that safetensors has for them
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+# The path of imports is the parent's, and nothing is read from where the command happens to run.
+CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sdcli.pipeline import pickles; pickles.serve()"
+
+
+def read_pickle(path: Path, *, max_bytes: int | None = None) -> Value:
+    """What a file of torch.save holds: dicts, lists, numbers, texts and dense tensors on the CPU.
+
+    Tuples and sets come as lists; an nn.ParameterDict as a dict of its attributes, its tensors under `_parameters`.
+    max_bytes: the largest file accepted.
+    Raises InputError when the file is malformed or holds anything else, ResourceError when there is no room to read it.
+    """
+    with open_regular(path, max_bytes=max_bytes) as stream, tempfile.TemporaryFile() as handed_over:
+        start = stream.read(len(LEGACY_MAGIC))
+        if not start.startswith(ZIP_MAGIC) and start != LEGACY_MAGIC:
+            raise InputError(f"{path}: was not written by torch.save", "name a .pt, .bin or .ckpt file that was")
+        code = subprocess.run(
+            [sys.executable, "-I", "-c", CHILD, json.dumps(sys.path)],
+            stdin=stream,
+            stdout=handed_over,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            check=False,
+        ).returncode
+        if code != 0:
+            handed_over.seek(0)
+            _tell(path, code, handed_over.read())
+        return _taken(path, handed_over.fileno())
+
+
+def serve() -> NoReturn:
+    """Read the file on stdin and hand it over on stdout: the work of the child process."""
+    _warm_up()
+    size = os.fstat(sys.stdin.fileno()).st_size
+    _limit(size)
+    try:
+        value = parse(sys.stdin.buffer, size)
+        _hand_over(value, sys.stdout.buffer)
+    except InputError as error:
+        sys.stdout.buffer.write(json.dumps({"what": error.message, "hint": error.hint}).encode())
+        sys.exit(REFUSED)
+    except OSError:
+        sys.exit(NO_ROOM)
+    sys.exit(0)
+
+
+def parse(stream: BinaryIO, size: int) -> Value:
+    """The checked value of a file of torch.save of `size` bytes, by torch's parser in this very process.
+
+    Raises InputError, whose message does not name the file, for all that is no plain value or does not fit the size.
+    """
+    try:
+        stream.seek(0)
+        if stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+            _check_zip(stream, size)
+        stream.seek(0)
+        with torch.serialization.safe_globals([(_Attributes, "torch.nn.modules.container.ParameterDict")]):
+            loaded = torch.load(stream, map_location="cpu", weights_only=True)
+        return _Checker(size).value(loaded)
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError("needs more memory than a file of its size may", "get the file again") from error
+    except Exception as error:  # torch raises some ten types on a malformed file
+        match = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
+        if match is not None:
+            raise InputError(f"holds {match[1][:MAX_SHOWN]}, which is code and was not run", GET_SAFETENSORS) from error
+        if isinstance(error, UnpicklingError):  # torch's words are for programmers, and many
+            raise InputError("cannot be read: it is not whole, or not data alone", GET_SAFETENSORS) from error
+        raise InputError(f"cannot be read ({reason(error)})", "get the file again") from error
+
+
+class _Attributes:
+    """Stands for an object of a known class: what was saved of it, without anything it could do."""
+
+
+class _Checker:
+    """Turns what torch loaded into plain values, counting them and the bytes of their tensors."""
+
+    def __init__(self, size: int) -> None:
+        self.values_left = MAX_VALUES
+        self.bytes_left = BYTES_OUT * size + SPARE_BYTES_OUT
+
+    def value(self, loaded: object, depth: int = 0) -> Value:
+        self.values_left -= 1
+        if depth > MAX_DEPTH or self.values_left < 0:
+            raise InputError("is nested too deeply, or holds too many values", "get the file again")
+        if isinstance(loaded, Tensor):
+            return self._tensor(loaded)
+        if isinstance(loaded, _Attributes):
+            loaded = vars(loaded)
+        if isinstance(loaded, dict):
+            return {self._key(key): self.value(one, depth + 1) for key, one in loaded.items()}
+        if isinstance(loaded, list | tuple | set):
+            return [self.value(one, depth + 1) for one in loaded]
+        if loaded is None or isinstance(loaded, bool | int | float | str):
+            return loaded
+        raise InputError(f"holds a {type(loaded).__name__}, which is neither number, text nor tensor", GET_SAFETENSORS)
+
+    def _key(self, key: object) -> str | int:
+        if isinstance(key, str | int):
+            return key
+        raise InputError(f"has a key that is a {type(key).__name__}", GET_SAFETENSORS)
+
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        if tensor.layout is not torch.strided or tensor.device.type != "cpu" or tensor.dtype not in DTYPES:
+            kind = f"{tensor.layout} {tensor.dtype} on {tensor.device.type}"
+            raise InputError(f"holds a tensor of kind {kind}", "only dense tensors of numbers are read")
+        length = tensor.numel() * tensor.element_size()
+        self.bytes_left -= length
+        if self.bytes_left < 0:
+            raise InputError(f"describes a tensor of {length:,} bytes, more than it can hold", "get the file again")
+        return tensor.detach()
+
+
+def _check_zip(stream: BinaryIO, size: int) -> None:
+    """Raise InputError unless the archive is one as torch.save writes it: everything stored as it is."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
+        raise InputError(f"is no whole zip archive ({reason(error)})", "get the file again") from error
+    for entry in entries:
+        name = entry.filename[:MAX_SHOWN]
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+            raise InputError(f"{name} in it is compressed", "torch.save stores without compression")
+        if entry.filename.endswith("/data.pkl") and entry.file_size > MAX_PICKLE_BYTES:
+            raise InputError(f"{name} in it has {entry.file_size:,} bytes", "get the file again")
+    if len(entries) > MAX_ENTRIES or len({entry.filename for entry in entries}) < len(entries):
+        raise InputError("is an archive of too many files, or of two with one name", "get the file again")
+    if sum(entry.file_size for entry in entries) > size:
+        raise InputError("says that it holds more than it has", "get the file again")
+
+
+def _warm_up() -> None:
+    """Load both kinds of file once: Python imports some parts only then, and later no file can be opened."""
+    for encoding in ("latin-1", "cp437"):  # of pickled bytes, and of names in a zip archive
+        codecs.lookup(encoding)
+    for is_zip in (True, False):
+        buffer = io.BytesIO()
+        torch.save({"": torch.zeros(1)}, buffer, _use_new_zipfile_serialization=is_zip)
+        parse(buffer, len(buffer.getvalue()))
+
+
+def _limit(size: int) -> None:
+    """Leave this process what reading a file of `size` bytes needs: memory, time, and not a single new descriptor."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = int(used.ru_utime + used.ru_stime) + SECONDS + size // BYTES_A_SECOND
+    limits = {
+        resource.RLIMIT_CPU: (seconds, seconds + 1),  # a signal that tells why, then the one that cannot be caught
+        resource.RLIMIT_FSIZE: (BYTES_OUT * size + 2 * SPARE_BYTES_OUT,) * 2,  # the header has a part of it
+        resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_NOFILE: (0, 0),  # no file, no socket, and no program, whose loader would have to be opened
+    }
+    with suppress(OSError):  # only Linux says what is taken, and heeds the limit
+        # torch maps ten times as much by itself in some builds as in others: the limit counts from there.
+        taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        limits[resource.RLIMIT_AS] = (taken + BYTES_IN * size + SPARE_BYTES_IN,) * 2
+    for kind, most in limits.items():
+        with suppress(ValueError):  # a stricter limit is there already
+            resource.setrlimit(kind, most)
+
+
+def _hand_over(value: Value, stream: BinaryIO) -> None:
+    """Write a value as safetensors: tensors named by number, everything else as JSON in the header."""
+    tensors: list[Tensor] = []
+    tree = _to_json(value, tensors)
+    header: dict[str, object] = {"__metadata__": {"tree": json.dumps(tree)}}
+    # The widest first, as the library writes them: each then starts at a multiple of its own width.
+    order = sorted(range(len(tensors)), key=lambda number: -tensors[number].element_size())
+    end = 0
+    for number in order:
+        tensor = tensors[number]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        place = {"shape": list(tensor.shape), "data_offsets": [begin, end]}
+        header[str(number)] = {"dtype": DTYPES[tensor.dtype], **place}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for number in order:
+        stream.write(tensors[number].contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    stream.flush()
+
+
+def _to_json(value: Value, tensors: list[Tensor]) -> Json:
+    """A value as JSON; its tensors go to the end of `tensors`."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return {"tensor": len(tensors) - 1}
+    if isinstance(value, dict):  # as pairs: a key may be a number, which JSON has not
+        return {"dict": [[key, _to_json(one, tensors)] for key, one in value.items()]}
+    if isinstance(value, list):
+        return [_to_json(one, tensors) for one in value]
+    return value
+
+
+def _from_json(tree: Json, tensor: Callable[[str], Tensor]) -> Value:
+    if isinstance(tree, list):
+        return [_from_json(one, tensor) for one in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if "tensor" in tree:
+        return tensor(str(tree["tensor"]))
+    pairs = cast("list[tuple[str | int, Json]]", tree["dict"])
+    return {key: _from_json(one, tensor) for key, one in pairs}
+
+
+def _taken(path: Path, descriptor: int) -> Value:
+    """The value that the child has handed over; the tensors stay mapped on the nameless file it wrote."""
+    try:
+        with safe_open(f"/dev/fd/{descriptor}", framework="pt") as file:
+            return _from_json(json.loads((file.metadata() or {})["tree"]), file.get_tensor)
+    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({reason(error)})", "get the file again") from error
+
+
+def _tell(path: Path, code: int, words: bytes) -> NoReturn:
+    """Raise what the end of the child means."""
+    if code == REFUSED:
+        told = json.loads(words)
+        raise InputError(f"{path}: {told['what']}", told["hint"])
+    if code in (NO_ROOM, 1, -signal.SIGKILL):  # 1: it could not even begin
+        what = f"{path}: there is not the room to read it"
+        raise ResourceError(what, f"free memory, and space in {tempfile.gettempdir()}")
+    how = "took too long" if code == -signal.SIGXCPU else f"ended with signal {-code}"
+    raise InputError(f"{path}: reading it {how}", GET_SAFETENSORS)
