@@ -1,0 +1,175 @@
+"""Textual-inversion files, in all their dialects, <-> a learned token and its vectors.
+
+| dialect   | file                  | holds                                                                       |
+|-----------|-----------------------|-----------------------------------------------------------------------------|
+| diffusers | .safetensors or .bin  | the vectors under the token                                                 |
+| A1111     | .pt                   | `string_to_param` (the vectors under `*`), `string_to_token`, `name`, `step` |
+| kohya     | .safetensors          | the vectors under `emb_params`; the token is the name of the file           |
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sdcli.errors import InputError, NumericalError
+from sdcli.files import atomic_write, open_regular, read_bytes, reason
+from sdcli.pipeline.pickles import Value, read_pickle
+
+MAX_BYTES = 16 << 20
+MAX_VECTORS = 75  # as many as a prompt has room for
+MAX_TOKEN_LENGTH = 100  # characters
+MAX_STEM_BYTES = 200
+STAR_ID = 265  # CLIP's id of "*", which A1111 writes as the token that was trained
+FAMILIES = {
+    192: "the embedded model",
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    1280: "the second text encoder of Stable Diffusion XL",
+}
+SDXL_KEYS = frozenset({"clip_l", "clip_g"})
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """A word that a text encoder has learned: how a prompt writes it, and the vectors that stand for it."""
+
+    token: str
+    vectors: Tensor  # (n, D) float32
+
+
+def read_embedding(path: Path, *, width: int, token: str | None = None) -> Embedding:
+    """The learned token in a textual-inversion file of any dialect; by its content, whatever its suffix.
+
+    width: of the text encoder it is for (D). token: what prompts shall write instead of the file's own token.
+    Raises InputError when the file is malformed, unsafe, of more than 75 vectors or for another family of models,
+    NumericalError when its vectors are not finite.
+    """
+    own, value = _token_and_vectors(path, _contents(path))
+    chosen = own if token is None else token
+    check_token(chosen, str(path))
+    return Embedding(chosen, _checked(path, value, width))
+
+
+def write_embedding(folder: Path, embedding: Embedding, *, step: int = 0) -> tuple[Path, ...]:
+    """Write an embedding in every dialect: `NAME.safetensors` (diffusers), `NAME.pt` (A1111), `NAME-kohya.safetensors`.
+
+    NAME is the token without what file names should not hold (`<my-cat>` -> `my-cat`); files of that name are replaced.
+    step: of the training, for the A1111 file. The same embedding and step give the same bytes.
+    Raises NumericalError when the vectors are not finite, OutputError when a file cannot be written.
+    """
+    check_token(embedding.token, str(folder))
+    vectors = embedding.vectors.detach().to("cpu", torch.float32).clone()  # of a larger table, all would be written
+    if not vectors.isfinite().all():
+        raise NumericalError(f"the vectors of {embedding.token} are not finite", "nothing was written")
+    stem = _stem(embedding.token)
+    contents = {
+        f"{stem}.safetensors": save({embedding.token: vectors}),
+        f"{stem}.pt": _a1111_bytes(embedding.token, vectors, step),
+        f"{stem}-kohya.safetensors": save({"emb_params": vectors}),
+    }
+    for name, data in contents.items():
+        with atomic_write(folder / name) as part:
+            part.write_bytes(data)
+    return tuple(folder / name for name in contents)
+
+
+def check_token(token: str, where: str) -> None:
+    """Raise InputError unless a prompt can name a token. where: the file or option it comes from."""
+    is_plain = token.isprintable() and token == token.strip() and token != "__metadata__"  # a key of safetensors' own
+    if not is_plain or not 1 <= len(token) <= MAX_TOKEN_LENGTH:
+        what = f"{where}: no prompt can name the token {token[:MAX_TOKEN_LENGTH]!r}"
+        raise InputError(what, f"use 1 to {MAX_TOKEN_LENGTH} printable characters, such as <my-cat>")
+
+
+def _contents(path: Path) -> Mapping[str | int, Value]:
+    with open_regular(path, max_bytes=MAX_BYTES) as stream:
+        start = stream.read(9)
+    if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+        try:
+            return dict[str | int, Value](load(read_bytes(path, max_bytes=MAX_BYTES)).items())
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path}: cannot be read ({reason(error)})", "get the file again") from error
+    value = read_pickle(path, max_bytes=MAX_BYTES)
+    if not isinstance(value, dict):
+        raise _no_embedding(path, f"a {type(value).__name__}")
+    return value
+
+
+def _token_and_vectors(path: Path, contents: Mapping[str | int, Value]) -> tuple[str, Value]:
+    """The token a file names, and what stands where its dialect has the vectors."""
+    if contents.keys() & SDXL_KEYS:
+        what = f"{path}: is for Stable Diffusion XL, whose two text encoders are 768 and 1280 wide"
+        raise InputError(what, "use an embedding for Stable Diffusion 1.x or 2.x")
+    if "string_to_param" in contents:
+        return _a1111(path, contents)
+    if "emb_params" in contents:
+        return path.stem, contents["emb_params"]
+    if len(contents) != 1:
+        raise _no_embedding(path, f"{len(contents)} entries ({', '.join(sorted(map(str, contents))[:3])}, ...)")
+    ((token, vectors),) = contents.items()
+    return str(token), vectors
+
+
+def _a1111(path: Path, contents: Mapping[str | int, Value]) -> tuple[str, Value]:
+    learned, name = contents["string_to_param"], contents.get("name")
+    if isinstance(learned, dict):
+        learned = learned.get("_parameters", learned)  # of an nn.ParameterDict
+    if not isinstance(learned, dict) or len(learned) != 1:
+        raise _no_embedding(path, "not one tensor in string_to_param")
+    return name if isinstance(name, str) and name else path.stem, next(iter(learned.values()))
+
+
+def _checked(path: Path, value: Value, width: int) -> Tensor:
+    """The vectors (n, D) in float32. Raises InputError unless they are what a text encoder of that width can read."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() not in (1, 2):
+        kind = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise _no_embedding(path, f"{kind} in place of vectors")
+    vectors = value.to(torch.float32).reshape(-1, value.shape[-1]) if value.numel() else value.new_empty(0, width)
+    if vectors.shape[1] != width:
+        given, wanted = (f"{one} wide{_family(one)}" for one in (vectors.shape[1], width))
+        raise InputError(f"{path}: its vectors are {given}, the model's {wanted}", "use one that was made for it")
+    if not 1 <= len(vectors) <= MAX_VECTORS:
+        raise InputError(f"{path}: holds {len(vectors):,} vectors", f"expected are 1 to {MAX_VECTORS}")
+    if not vectors.isfinite().all():
+        raise NumericalError(f"{path}: its vectors hold NaN or Inf", "get the file again")
+    if not vectors.any():
+        raise InputError(f"{path}: its vectors are all zero", "get the file again")
+    return vectors.clone()  # of a mapped file
+
+
+def _family(width: int) -> str:
+    return f" ({FAMILIES[width]})" if width in FAMILIES else ""
+
+
+def _no_embedding(path: Path, found: str) -> InputError:
+    what = f"{path}: is no textual-inversion file: it holds {found}"
+    return InputError(what, "name one of A1111's, diffusers' or kohya's form")
+
+
+def _a1111_bytes(token: str, vectors: Tensor, step: int) -> bytes:
+    buffer = io.BytesIO()  # saved to a path, the archive would carry the name of that file
+    contents = {
+        "string_to_token": {"*": STAR_ID},
+        "string_to_param": {"*": vectors},
+        "name": token,
+        "step": step,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+    }
+    torch.save(contents, buffer)
+    return buffer.getvalue()
+
+
+def _stem(token: str) -> str:
+    """A token as a file name: letters, digits, dots, hyphens and underscores."""
+    name = re.sub(r"[^\w.-]+", "-", token).strip("-._")
+    return name.encode()[:MAX_STEM_BYTES].decode(errors="ignore") or "embedding"

@@ -1,0 +1,254 @@
+"""Textual-inversion files of every dialect give the same token, and what we write is read by diffusers."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sdcli.errors import InputError, NumericalError, OutputError, SdcliError
+from sdcli.pipeline import adapters
+from sdcli.pipeline.adapters import Embedding, check_token, read_embedding, write_embedding
+from tests import models
+
+WIDTH = 16
+
+
+def vectors(count: int = 2, *, width: int = WIDTH) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(0))
+
+
+def safetensors(path: Path, **tensors: Tensor) -> Path:
+    save_file(tensors, path)
+    return path
+
+
+def read(path: Path, **how: Any) -> Embedding:
+    return read_embedding(path, **{"width": WIDTH, **how})
+
+
+# Each dialect.
+
+
+def test_what_is_written_is_read_back_from_every_dialect(tmp_path: Path) -> None:
+    paths = write_embedding(tmp_path, Embedding("<my-cat>", vectors(3)), step=7)
+    assert [path.name for path in paths] == ["my-cat.safetensors", "my-cat.pt", "my-cat-kohya.safetensors"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    for path, token in zip(paths, ("<my-cat>", "<my-cat>", "my-cat-kohya"), strict=True):
+        found = read(path)
+        assert found.token == token
+        assert found.vectors.dtype is torch.float32 and torch.equal(found.vectors, vectors(3))
+
+
+def test_one_vector_may_come_without_a_dimension_for_it(tmp_path: Path) -> None:
+    assert torch.equal(read(safetensors(tmp_path / "a.safetensors", cat=vectors(1)[0])).vectors, vectors(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_vectors_of_any_precision_become_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    found = read(safetensors(tmp_path / "a.safetensors", cat=vectors().to(dtype))).vectors
+    assert torch.equal(found, vectors().to(dtype).float())
+
+
+@pytest.mark.parametrize(
+    ("contents", "token"),
+    [
+        ({"string_to_param": {"*": vectors()}, "name": "cat", "string_to_token": {"*": 265}, "step": 5}, "cat"),
+        ({"string_to_param": {"<cat>": vectors()}, "name": "cat"}, "cat"),
+        ({"string_to_param": {"_parameters": {"*": vectors()}, "training": True}, "name": "cat"}, "cat"),
+        ({"string_to_param": {"*": vectors()}}, "file"),
+        ({"string_to_param": {"*": vectors()}, "name": None}, "file"),
+        ({"<cat>": vectors()}, "<cat>"),
+        ({"emb_params": vectors()}, "file"),
+    ],
+)
+def test_every_shape_of_a_dialect_has_a_token(contents: dict[Any, Any], token: str) -> None:
+    found, value = adapters._token_and_vectors(Path("folder/file.pt"), contents)
+    assert found == token
+    assert torch.equal(value, vectors())
+
+
+def test_the_content_tells_the_dialect_whatever_the_suffix(tmp_path: Path) -> None:
+    path = safetensors(tmp_path / "cat.pt", emb_params=vectors())
+    assert (read(path).token, read(path).vectors.tolist()) == ("cat", vectors().tolist())
+
+
+def test_another_token_may_be_named(tmp_path: Path) -> None:
+    assert read(safetensors(tmp_path / "a.safetensors", cat=vectors()), token="<dog>").token == "<dog>"
+
+
+# What other programs read.
+
+
+def test_the_a1111_file_holds_what_a1111_writes(tmp_path: Path) -> None:
+    write_embedding(tmp_path, Embedding("<my-cat>", vectors()), step=7)
+    contents = torch.load(tmp_path / "my-cat.pt", weights_only=True)
+    assert torch.equal(contents.pop("string_to_param")["*"], vectors())
+    assert contents == {
+        "string_to_token": {"*": 265},
+        "name": "<my-cat>",
+        "step": 7,
+        "sd_checkpoint": None,
+        "sd_checkpoint_name": None,
+    }
+
+
+def test_the_kohya_file_holds_what_kohya_writes(tmp_path: Path) -> None:
+    write_embedding(tmp_path, Embedding("<my-cat>", vectors()))
+    (found,) = load_file(tmp_path / "my-cat-kohya.safetensors").items()
+    assert found[0] == "emb_params" and torch.equal(found[1], vectors())
+
+
+@pytest.mark.parametrize("name", ["my-cat.safetensors", "my-cat.pt"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_diffusers_reads_what_we_write(sd1: Path, tmp_path: Path, name: str, count: int) -> None:
+    write_embedding(tmp_path, Embedding("<my-cat>", vectors(count)))
+    pipe: StableDiffusionPipeline = models.pipeline(sd1)
+    pipe.load_textual_inversion(str(tmp_path), weight_name=name)
+    tokens = ["<my-cat>", "<my-cat>_1", "<my-cat>_2"][:count]
+    rows = pipe.text_encoder.get_input_embeddings().weight[pipe.tokenizer.convert_tokens_to_ids(tokens)]
+    assert torch.equal(rows, vectors(count))
+
+
+# Writing.
+
+
+def test_the_same_embedding_gives_the_same_bytes_in_another_process(forks: Any, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    write_embedding(tmp_path / "here", Embedding("<my-cat>", vectors()), step=7)
+    code = f"""
+import pathlib, torch
+from sdcli.pipeline import adapters
+from sdcli.pipeline.adapters import Embedding, write_embedding
+vectors = torch.randn(2, {WIDTH}, generator=torch.Generator().manual_seed(0))
+write_embedding(pathlib.Path(arguments[0]), Embedding("<" + "my-cat>", vectors), step=7)
+"""
+    assert forks.python(code, [str(tmp_path / "there")]).code == 0
+    for path in (tmp_path / "here").iterdir():
+        assert path.read_bytes() == (tmp_path / "there" / path.name).read_bytes(), path.name
+
+
+def test_a_row_of_a_larger_table_is_written_alone(tmp_path: Path) -> None:
+    paths = write_embedding(tmp_path, Embedding("cat", torch.ones(10_000, WIDTH)[7:8]))
+    assert max(path.stat().st_size for path in paths) < 3000
+
+
+@pytest.mark.parametrize(
+    ("token", "stem"),
+    [
+        ("<my-cat>", "my-cat"),
+        ("my style v1.5", "my-style-v1.5"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("C:\\con", "C-con"),
+        (".hidden", "hidden"),
+        ("<*>", "embedding"),
+        ("小狗" * 50, "小狗" * 33),
+    ],
+)
+def test_a_file_is_named_for_its_token_and_stays_in_its_folder(tmp_path: Path, token: str, stem: str) -> None:
+    paths = write_embedding(tmp_path, Embedding(token, vectors()))
+    assert [path.name for path in paths] == [f"{stem}.safetensors", f"{stem}.pt", f"{stem}-kohya.safetensors"]
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert read(paths[0]).token == token
+
+
+def test_values_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(NumericalError, match="vectors of <my-cat> are not finite"):
+        write_embedding(tmp_path, Embedding("<my-cat>", vectors() * math.inf))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no such file or directory"):
+        write_embedding(tmp_path / "none", Embedding("<my-cat>", vectors()))
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("tensors", "error", "said"),
+    [
+        (
+            {"cat": vectors(width=1024)},
+            InputError,
+            "are 1024 wide (Stable Diffusion 2.x), the model's 768 wide (Stable",
+        ),
+        ({"cat": vectors(width=192)}, InputError, "are 192 wide (the embedded model), the model's 768 wide"),
+        ({"cat": vectors(width=33)}, InputError, "are 33 wide, the model's 768 wide"),
+        ({"clip_l": vectors(width=768), "clip_g": vectors(width=1280)}, InputError, "is for Stable Diffusion XL"),
+        ({"cat": vectors(76, width=768)}, InputError, "holds 76 vectors; expected are 1 to 75"),
+        ({"cat": torch.zeros(0, 768)}, InputError, "holds 0 vectors"),
+        ({"cat": torch.zeros(0)}, InputError, "holds 0 vectors"),
+        ({"cat": torch.zeros(2, 768)}, InputError, "its vectors are all zero"),
+        ({"cat": vectors(width=768) * math.inf}, NumericalError, "its vectors hold NaN or Inf"),
+        ({"cat": vectors(width=768).double() * 1e300}, NumericalError, "its vectors hold NaN or Inf"),
+        ({"cat": torch.ones(2, 768, dtype=torch.int64)}, InputError, "it holds torch.int64 (2, 768) in place of"),
+        ({"cat": torch.ones(1, 2, 768)}, InputError, "it holds torch.float32 (1, 2, 768) in place of"),
+        ({"cat": torch.tensor(1.0)}, InputError, "it holds torch.float32 () in place of"),
+        ({"a.lora_up": vectors(), "a.lora_down": vectors()}, InputError, "it holds 2 entries (a.lora_down, a.lora_"),
+        ({}, InputError, "it holds 0 entries"),
+        ({"a\nb": vectors(width=768)}, InputError, r"no prompt can name the token 'a\nb'"),
+        ({"": vectors(width=768)}, InputError, "no prompt can name the token ''"),
+    ],
+)
+def test_what_does_not_fit_a_model_of_width_768_is_refused(
+    tmp_path: Path, tensors: dict[str, Tensor], error: type[SdcliError], said: str
+) -> None:
+    path = safetensors(tmp_path / "a.safetensors", **tensors)
+    with pytest.raises(error) as caught:
+        read(path, width=768)
+    assert str(caught.value).startswith(f"{path}: ") and said in str(caught.value)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("learned", [{}, {"*": vectors(), "+": vectors()}, vectors(), None, {"_parameters": 3}])
+def test_a1111_holds_one_tensor_and_no_more(learned: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"a\.pt: is no textual-inversion file: it holds not one tensor in string_to_p"
+    ):
+        adapters._token_and_vectors(Path("a.pt"), {"string_to_param": learned, "name": "cat"})
+
+
+@pytest.mark.parametrize("token", ["", " a", "a\0", "a\x1b[31m", "x" * 101, "__metadata__", "\ud800", "a\u00a0b"])
+def test_a_token_that_no_prompt_can_name_is_refused(token: str) -> None:
+    with pytest.raises(InputError, match="--token: no prompt can name the token '") as caught:
+        check_token(token, "--token")
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("token", ["a", "<my-cat>", "my style", "小狗", "🐶", "x" * 100])
+def test_other_tokens_are_good(token: str) -> None:
+    check_token(token, "--token")
+
+
+def test_a_file_spoiled_anywhere_is_read_or_refused(tmp_path: Path) -> None:
+    path = safetensors(tmp_path / "a.safetensors", **{"<my-cat>": vectors()})
+    whole, chance, refused = path.read_bytes(), random.Random(7), 0
+    for _ in range(500):
+        data = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            data[chance.randrange(len(data) if chance.random() < 0.5 else 80)] = chance.randrange(256)
+        if chance.random() < 0.2:
+            del data[chance.randrange(len(data)) :]
+        path.write_bytes(data)
+        try:
+            assert read(path).vectors.shape[1] == WIDTH
+        except (InputError, NumericalError):
+            refused += 1
+    assert 0 < refused < 500
+
+
+def test_a_large_file_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "a.pt").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(InputError, match=r"a\.pt: has 1,099,511,627,776 bytes; at most 16,777,216 are accepted"):
+        read(tmp_path / "a.pt")
