@@ -7,7 +7,7 @@ mapped from disk onto modules that were built without memory of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -56,10 +56,11 @@ MAX_LAYERS = 100
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A tokenizer with the model that reads its ids."""
+    """A tokenizer with the model that reads its ids, and the tokens learned besides its vocabulary."""
 
     tokenizer: CLIPTokenizer
     model: CLIPTextModel
+    learned: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # tokenizer's id -> rows of the token table
 
 
 Conditioner = TextEncoder | ClassEmbedder  # what gives the UNet its context; without classes, one context for all
