@@ -121,10 +121,15 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is anything at a path; False where that cannot be asked, for which Path.exists may raise."""
+    return os.path.exists(path)
+
+
 def check_writable(folder: Path) -> None:
     """Raise OutputError now, before any work, if nothing could be written into `folder` or where it would be made."""
     place = folder.absolute()
-    while not os.path.exists(place) and place != place.parent:  # unlike Path.exists, False for what may not be asked
+    while not exists(place) and place != place.parent:
         place = place.parent
     if not is_folder(place):
         raise OutputError(f"{folder}: {place} is a file", "name a folder for the output")

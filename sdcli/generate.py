@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from torch import Tensor
 
 from sdcli import __version__, schedulers, store
 from sdcli.errors import SdcliWarning
-from sdcli.files import place, remove_dead_parts
+from sdcli.files import place, read_bytes, remove_dead_parts
 from sdcli.pipeline import sampling, text, vae
+from sdcli.pipeline.adapters import MAX_BYTES, Embedding, read_embedding
 from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder, load_bundle
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import png_bytes
-from sdcli.plan import Plan
+from sdcli.plan import Plan, text_width
 from sdcli.specs import GenerateSpec
 
 Condition = str | int  # what says what to draw: a prompt, or the label of a class
@@ -60,9 +62,12 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     for folder in {path.parent for path in plan.targets}:
         remove_dead_parts(folder)
     device = pick_device(spec.device)
+    embeddings = [read_embedding(e.path, width=text_width(plan.model.folder), token=e.token) for e in plan.embeddings]
     bundle = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
-    condition, negative, tokens = _conditions(spec, plan, bundle.conditioner)
-    shared = _shared_facts(spec, plan, tokens)
+    if isinstance(bundle.conditioner, TextEncoder) and embeddings:
+        bundle = replace(bundle, conditioner=text.with_embeddings(bundle.conditioner, embeddings))
+    condition, negative, tokens = _conditions(spec, plan, bundle.conditioner, embeddings)
+    shared = _shared_facts(spec, plan, tokens, embeddings)
     size = spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
     for first in range(0, len(todo), size):
         ids = todo[first : first + size]
@@ -127,7 +132,9 @@ def auto_batch_size(width: int, height: int) -> int:
     return max(1, min(AUTO_BATCH_MOST, AUTO_BATCH_PIXELS // (width * height)))
 
 
-def _conditions(spec: GenerateSpec, plan: Plan, conditioner: Conditioner) -> tuple[Condition, Condition, text.Tokens]:
+def _conditions(
+    spec: GenerateSpec, plan: Plan, conditioner: Conditioner, embeddings: Sequence[Embedding]
+) -> tuple[Condition, Condition, text.Tokens]:
     """What to draw, what guidance leads away from, and the tokens of the prompt."""
     if isinstance(conditioner, ClassEmbedder):
         label = plan.label.index if plan.label is not None else conditioner.null
@@ -135,6 +142,7 @@ def _conditions(spec: GenerateSpec, plan: Plan, conditioner: Conditioner) -> tup
     tokens = _tokens(conditioner, spec.prompt, "prompt")
     if plan.guidance > 1:
         _tokens(conditioner, spec.negative, "negative prompt")
+    _warn_of_unnamed(conditioner, spec, plan, embeddings)
     return spec.prompt, spec.negative, tokens
 
 
@@ -147,8 +155,19 @@ def _tokens(encoder: TextEncoder, prompt: str, what: str) -> text.Tokens:
     return tokens
 
 
-def _shared_facts(spec: GenerateSpec, plan: Plan, tokens: text.Tokens) -> dict[str, Any]:
-    return {
+def _warn_of_unnamed(encoder: TextEncoder, spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]) -> None:
+    """Warn of each learned token that no prompt names: it was given, and changes nothing."""
+    prompts = [spec.prompt, spec.negative] if plan.guidance > 1 else [spec.prompt]
+    for file, embedding in zip(plan.embeddings, embeddings, strict=True):
+        if not any(text.names(encoder, prompt, embedding.token) for prompt in prompts):
+            note = f"--embedding {file.path}: no prompt names its token {embedding.token}, so it changes nothing"
+            warnings.warn(note, SdcliWarning, stacklevel=3)
+
+
+def _shared_facts(
+    spec: GenerateSpec, plan: Plan, tokens: text.Tokens, embeddings: Sequence[Embedding]
+) -> dict[str, Any]:
+    facts = {
         "prompt": spec.prompt,
         "negative": spec.negative,
         **({"class": asdict(plan.label)} if plan.label is not None else {}),
@@ -165,3 +184,17 @@ def _shared_facts(spec: GenerateSpec, plan: Plan, tokens: text.Tokens) -> dict[s
         "tokens": {"kept": tokens.kept, "cut": tokens.cut},
         "sdcli": __version__,
     }
+    if embeddings:
+        facts["embeddings"] = [
+            {
+                "file": file.path.name.encode(errors="replace").decode(),
+                "token": embedding.token,
+                "sha256": _hash(file.path),
+            }
+            for file, embedding in zip(plan.embeddings, embeddings, strict=True)
+        ]
+    return facts
+
+
+def _hash(embedding: Path) -> str:
+    return hashlib.sha256(read_bytes(embedding, max_bytes=MAX_BYTES)).hexdigest()

@@ -12,7 +12,7 @@ from typing import Any
 from sdcli import layout, schedulers, store
 from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, OutputError, UsageError
-from sdcli.files import check_writable, is_folder
+from sdcli.files import check_writable, exists, is_folder, open_regular
 from sdcli.scheduler_config import has_learned_variance
 from sdcli.specs import MAX_SEED, GenerateSpec, parse_size
 
@@ -41,6 +41,14 @@ UNSUPPORTED_UNET_KEYS = (
 
 
 @dataclass(frozen=True)
+class EmbeddingFile:
+    """A textual-inversion file, and what prompts write for it in place of its own token."""
+
+    path: Path
+    token: str | None
+
+
+@dataclass(frozen=True)
 class Plan:
     """What `generate` is going to do."""
 
@@ -54,10 +62,11 @@ class Plan:
     height: int  # px
     seeds: tuple[int, ...]
     targets: tuple[Path, ...]  # where each image goes; `-` is stdout
+    embeddings: tuple[EmbeddingFile, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """The decisions as plain values, for --dry-run."""
-        return {
+        rows: dict[str, Any] = {
             "model": self.model.ref,
             "folder": str(self.model.folder),
             "scheduler": self.scheduler.name,
@@ -71,6 +80,9 @@ class Plan:
             "seeds": list(self.seeds),
             "outputs": [str(path) for path in self.targets],
         }
+        if self.embeddings:
+            rows["embeddings"] = [{"file": str(one.path), "token": one.token} for one in self.embeddings]
+        return rows
 
 
 def plan(spec: GenerateSpec) -> Plan:
@@ -83,9 +95,12 @@ def plan(spec: GenerateSpec) -> Plan:
         _check_text(text)
     if spec.scheduler is not None:
         schedulers.find(spec.scheduler)  # a wrong name is told before a wrong model
+    embeddings = tuple(embedding_file(text) for text in spec.embedding)
     model = store.resolve(spec.model, offline=spec.offline)
     classes = layout.classes(model.folder)
     label = asked_label(spec, classes)
+    if embeddings and classes is not None:
+        raise UsageError("--embedding: this model reads no prompts", "leave it out, or name another model")
     own = _own_settings(model)
     scheduler = schedulers.find(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER))
     config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")
@@ -105,7 +120,26 @@ def plan(spec: GenerateSpec) -> Plan:
         height=height,
         seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count)),
         targets=targets(spec, seed, spec.prompt if label is None else label.name),
+        embeddings=embeddings,
     )
+
+
+def embedding_file(text: str) -> EmbeddingFile:
+    """What `--embedding FILE[:TOKEN]` means: the whole is the file if there is one of that name, however many colons it
+    has; else what follows the last colon is the token.
+
+    Raises UsageError for an empty token, InputError when there is no such file.
+    """
+    before, after = text.rpartition(":")[::2]
+    if not before or exists(Path(text)):
+        open_regular(Path(text)).close()
+        return EmbeddingFile(Path(text), None)
+    if not exists(Path(before)):
+        raise InputError(f"--embedding {text}: no such file", "write it as FILE or FILE:TOKEN")
+    if not after.strip():
+        raise UsageError(f"--embedding {text}: the token after the colon is empty", "write it as FILE or FILE:TOKEN")
+    open_regular(Path(before)).close()
+    return EmbeddingFile(Path(before), after)
 
 
 def targets(spec: GenerateSpec, seed: int, subject: str) -> tuple[Path, ...]:
@@ -165,6 +199,15 @@ def vae_factor(folder: Path) -> int:
     return int(2 ** (len(levels) - 1))
 
 
+def text_width(folder: Path) -> int:
+    """Numbers in a vector of a model's text encoder, from its config. Raises InputError."""
+    # 512 is the default of transformers, which does not write what equals it.
+    width = layout.read_json(folder / "text_encoder" / "config.json").get("hidden_size", 512)
+    if type(width) is not int:
+        raise InputError(f"{folder}/text_encoder: hidden_size is {width!r}", "mend its config.json")
+    return width
+
+
 def check_multiple(size: tuple[int, int], factor: int) -> None:
     """Raise UsageError unless width and height in px are multiples of the VAE factor."""
     for name, value in zip(("width", "height"), size, strict=True):
@@ -199,14 +242,15 @@ def _own_settings(model: store.Model) -> dict[str, Any]:
 def _shape(folder: Path, scheduler: Mapping[str, object]) -> tuple[int, int]:
     """The VAE factor and the native side in px. Raises InputError unless the parts of the model fit together."""
     conditioner = layout.conditioner(folder)
-    vae, unet, reader = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet", conditioner))
+    vae, unet = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet"))
     for key in UNSUPPORTED_UNET_KEYS:
         if unet.get(key) is not None:
             raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x or 2.x model")
     _check_channels(folder, vae.get("latent_channels", 4), unet, scheduler)
-    # 1280 and 512 are the defaults of diffusers and transformers, which do not write what equals them.
+    # 1280 is the default of diffusers, which does not write what equals it.
     wanted = unet.get("cross_attention_dim", 1280)
-    given = reader.get("hidden_size", 512) if conditioner == "text_encoder" else reader.get("width")
+    classes = folder / "class_embedder" / "config.json"
+    given = text_width(folder) if conditioner == "text_encoder" else layout.read_json(classes).get("width")
     if wanted != given:
         what = f"reads context of width {wanted}, the {conditioner.replace('_', ' ')} gives {given}"
         raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")

@@ -36,6 +36,7 @@ class GenerateSpec:
     width: int | None = None
     height: int | None = None
     batch_size: int | None = None
+    embedding: tuple[str, ...] = ()  # FILE or FILE:TOKEN
     output: Path = Path()
     if_exists: str = "number"
     no_metadata: bool = False

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +27,7 @@ from sdcli import generate
 from sdcli.errors import InputError, NumericalError, SdcliWarning
 from sdcli.generate import ImageRecord
 from sdcli.pipeline import vae
+from sdcli.pipeline.adapters import Embedding, write_embedding
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.images import to_images
 from sdcli.plan import plan
@@ -438,6 +442,83 @@ def test_ddpm_draws_with_the_learned_variances(learned: Path, cut: Path, parts: 
     ours = by_us(learned, parts(learned)[0], "ddpm", 5, 7.5, [SEED])
     fixed = by_us(cut, parts(cut)[0], "ddpm", 5, 7.5, [SEED])
     assert largest(ours[0][-1] - fixed[0][-1]) > 1000 * LATENTS_TOLERANCE
+
+
+# Learned tokens.
+
+
+@pytest.fixture
+def cat(tmp_path: Path) -> Path:
+    """A textual-inversion file of two vectors for `<my-cat>`."""
+    vectors = torch.randn(2, 16, generator=torch.Generator().manual_seed(1))
+    return write_embedding(tmp_path, Embedding("<my-cat>", vectors))[0]
+
+
+def test_a_learned_token_draws_what_it_draws_in_diffusers(sd1: Path, tmp_path: Path, cat: Path) -> None:
+    def both(prompt: str, negative: str) -> Pixels:
+        spec = asked(sd1, tmp_path / "out", prompt=prompt, negative=negative, embedding=(str(cat),))
+        expected = pipe(
+            prompt,
+            negative_prompt=negative,
+            num_inference_steps=3,
+            guidance_scale=7.5,
+            generator=torch.Generator("cpu").manual_seed(SEED),
+        ).images[0]
+        pixels = read(drawn_by(spec)[0].path)
+        assert largest(pixels - np.asarray(expected, dtype=np.int16)) <= 1
+        return pixels
+
+    pipe = models.pipeline(sd1)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(scheduler_config(sd1))
+    pipe.load_textual_inversion(str(cat.parent), weight_name=cat.name)
+    named = both("a picture of <my-cat>, smiling", "blurry")
+    shunned = both("a picture of a dog", "<my-cat>")
+    with pytest.warns(SdcliWarning, match=r"no prompt names its token <my-cat>, so it changes nothing"):
+        neither = both("a picture of a dog", "blurry")
+    assert largest(named - neither) > 10
+    assert largest(shunned - neither) > 10
+
+
+def test_an_embedding_that_no_prompt_names_changes_nothing_but_the_record(sd1: Path, tmp_path: Path, cat: Path) -> None:
+    (plain,) = drawn_by(asked(sd1, tmp_path / "a", guidance=1.0, negative="<my-cat>"))
+    spec = asked(sd1, tmp_path / "b", guidance=1.0, negative="<my-cat>", embedding=(str(cat),))
+    with pytest.warns(SdcliWarning, match="no prompt names its token <my-cat>"):  # guidance 1 reads no negative prompt
+        (given,) = drawn_by(spec)
+    assert np.array_equal(read(plain.path), read(given.path))
+    own = {"path", "seconds", "embeddings"}
+    assert {k: v for k, v in given.facts.items() if k not in own} == {
+        k: v for k, v in plain.facts.items() if k not in own
+    }
+    assert "embeddings" not in plain.facts
+
+
+def test_the_record_names_the_embeddings_and_counts_their_vectors(sd1: Path, tmp_path: Path, cat: Path) -> None:
+    spec = asked(sd1, tmp_path / "out", prompt="a <my-cat>, a <dog>", embedding=(str(cat), f"{cat}:<dog>"))
+    (record,) = drawn_by(spec)
+    digest = hashlib.sha256(cat.read_bytes()).hexdigest()
+    assert record.facts["embeddings"] == [
+        {"file": "my-cat.safetensors", "token": "<my-cat>", "sha256": digest},
+        {"file": "my-cat.safetensors", "token": "<dog>", "sha256": digest},
+    ]
+    assert record.facts["tokens"] == {"kept": 7, "cut": 0}
+    assert record.path is not None
+    parameters = Image.open(record.path).text["parameters"]
+    assert f'TI hashes: "<my-cat>: {digest[:12]}, <dog>: {digest[:12]}", Version' in parameters
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where a file name may be any bytes")
+def test_an_embedding_file_of_any_name_is_recorded(sd1: Path, tmp_path: Path, cat: Path) -> None:
+    odd = cat.rename(cat.with_name(os.fsdecode(b"my-\xff-cat")))
+    (record,) = drawn_by(asked(sd1, tmp_path / "out", prompt="<my-cat>", embedding=(str(odd),)))
+    assert record.facts["embeddings"][0]["file"] == "my-?-cat"
+
+
+def test_an_embedding_is_refused_before_the_weights_are_read(sd1: Path, tmp_path: Path, cat: Path) -> None:
+    folder = models.copy(sd1, tmp_path / "model")
+    models.weight_file(folder / "unet").write_bytes(b"no weights")
+    spec = asked(folder, tmp_path / "out", embedding=(str(cat), f"{cat}:a\tb"))
+    with pytest.raises(InputError, match="no prompt can name the token"):
+        drawn_by(spec)
 
 
 def test_an_inpainting_model_is_refused(sd1: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sdcli.conditioning import Label
 from sdcli.errors import ExitCode, InputError, OutputError, SdcliError, UsageError
-from sdcli.plan import plan, slug
+from sdcli.plan import EmbeddingFile, plan, slug
 from sdcli.specs import GenerateSpec
 from tests import models
 
@@ -85,6 +85,57 @@ def test_an_unknown_scheduler_is_told_before_a_missing_model(asked: Any, tmp_pat
 def test_steps_the_scheduler_cannot_do_are_refused(asked: Any) -> None:
     with pytest.raises(UsageError, match="ddim cannot do 1000 steps"):
         plan(asked(scheduler="ddim", steps=1000))
+
+
+# FILE or FILE:TOKEN.
+
+
+@pytest.mark.parametrize(
+    ("written", "path", "token"),
+    [
+        ("cat.pt", "cat.pt", None),
+        ("cat.pt:<my-cat>", "cat.pt", "<my-cat>"),
+        ("cat.pt:my cat", "cat.pt", "my cat"),
+        ("odd:name.pt", "odd:name.pt", None),
+        ("odd:name.pt:cat", "odd:name.pt", "cat"),
+        ("cat.pt:2", "cat.pt:2", None),  # a file of the whole name comes first
+        (":x", ":x", None),
+    ],
+)
+def test_the_whole_is_a_file_or_what_follows_the_last_colon_a_token(
+    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, path: str, token: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.pt", "odd:name.pt", "cat.pt:2", ":x"):
+        Path(name).touch()
+    decided = plan(asked(embedding=(written, "cat.pt")))
+    assert decided.embeddings == (EmbeddingFile(Path(path), token), EmbeddingFile(Path("cat.pt"), None))
+    assert decided.describe()["embeddings"] == [{"file": path, "token": token}, {"file": "cat.pt", "token": None}]
+
+
+@pytest.mark.parametrize(
+    ("written", "error", "said"),
+    [
+        ("none.pt", InputError, "none.pt: no such file or directory"),
+        ("none.pt:cat", InputError, "--embedding none.pt:cat: no such file; write it as FILE or FILE:TOKEN"),
+        ("C:\\models\\cat.pt", InputError, "--embedding C:\\models\\cat.pt: no such file"),
+        ("a\0b:c", InputError, "no such file"),
+        ("x" * 5000, InputError, "file name too long"),
+        ("", InputError, "is a folder"),
+        (".", InputError, "is a folder"),
+        (".:cat", InputError, "is a folder"),
+        ("cat.pt:", UsageError, "--embedding cat.pt:: the token after the colon is empty"),
+        ("cat.pt: ", UsageError, "the token after the colon is empty"),
+    ],
+)
+def test_an_embedding_that_is_not_there_is_told_before_the_model_is_looked_for(
+    asked: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str, error: type[SdcliError], said: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cat.pt").touch()
+    with pytest.raises(error) as caught:
+        plan(asked(embedding=(written,), model="owner/none", offline=True))
+    assert said in str(caught.value)
 
 
 # What is drawn goes where.
@@ -235,6 +286,7 @@ def test_a_setting_of_the_model_that_is_out_of_range_is_the_models_fault(
         ("unet", {"addition_embed_type": "text_time"}, "is conditioned by addition_embed_type"),
         ("unet", {"num_class_embeds": 1000}, "is conditioned by num_class_embeds"),
         ("unet", {"cross_attention_dim": 24}, "reads context of width 24, the text encoder gives 16"),
+        ("text_encoder", {"hidden_size": "wide"}, "text_encoder: hidden_size is 'wide'"),
         ("unet", {"sample_size": "big"}, "sample_size is 'big'"),
         ("vae", {"block_out_channels": []}, "block_out_channels is "),
         ("vae", {"block_out_channels": 7}, "block_out_channels is "),

@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from sdcli import store
 from sdcli.cli.app import COMMANDS, run
 from sdcli.errors import ExitCode
+from sdcli.pipeline.adapters import Embedding, write_embedding
+from sdcli.plan import text_width
 
 README = Path(__file__).parents[1] / "README.md"
 NEEDS_THE_HUB = "stable-diffusion-v1-5"
@@ -71,3 +75,5 @@ def _draw_inputs(folder: Path) -> None:
             Image.new("RGB", (64, 64), (60 * i, 90, 120)).save(folder / place / f"{name}.png")
             (folder / place / f"{name}.txt").write_text(f"a {name}\n", encoding="utf-8")
     Image.new("RGB", (96, 64), "orange").save(folder / "photo.png")
+    width = text_width(store.BUILTIN_FOLDER)
+    write_embedding(folder, Embedding("my-style", torch.randn(2, width, generator=torch.Generator().manual_seed(0))))

@@ -59,6 +59,14 @@ def generate(
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", "-b", help="Images denoised together, 1 or more. Default: by size.")
     ] = GenerateSpec.batch_size,
+    embedding: Annotated[
+        list[str],  # what Typer takes for repeatable
+        typer.Option(
+            "--embedding",
+            metavar="FILE[:TOKEN]",
+            help="Textual inversion: prompts may name its token, or TOKEN in its place. Repeatable.",
+        ),
+    ] = GenerateSpec.embedding,  # type: ignore[assignment]
     out: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="PATH", help="A .png file, a folder, or - for PNG bytes on stdout."),
@@ -81,6 +89,7 @@ def generate(
     given = locals()
     given["prompt"] = _prompt_from_stdin() if prompt == "-" else prompt
     given["output"] = given.pop("out")
+    given["embedding"] = tuple(embedding)
     spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.SPEAKING, "dry_run")})
     from sdcli.plan import plan  # deferred: 0.02 s that --help does not need
 

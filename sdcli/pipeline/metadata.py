@@ -51,8 +51,10 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
         "Model": Path(record["model"]).name,
         **({"Class": record["class"]["name"], "Class index": record["class"]["index"]} if "class" in record else {}),
         "RNG": "CPU",
-        "Version": f"sdcli {record['sdcli']}",
     }
+    if record.get("embeddings"):
+        pairs["TI hashes"] = ", ".join(f"{one['token']}: {one['sha256'][:12]}" for one in record["embeddings"])
+    pairs["Version"] = f"sdcli {record['sdcli']}"
     lines = [record["prompt"]] if record["prompt"] else []
     if record["negative"]:
         lines.append(f"Negative prompt: {record['negative']}")

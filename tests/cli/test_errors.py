@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sdcli.errors import ExitCode
 from tests import models
@@ -78,6 +79,16 @@ ARGUMENTS: list[tuple[list[str], ExitCode, str]] = [
     (["-o", "x.jpg"], ExitCode.USAGE, "--output x.jpg: pictures are written as PNG"),
     (["-o", "-", "-n", "2"], ExitCode.USAGE, "--count 2 with --output -: stdout takes one picture"),
     (["-o", "x" * 300 + ".png"], ExitCode.OUTPUT, "has over 255 bytes"),
+    (["--embedding", "none.pt"], ExitCode.INPUT, "none.pt: no such file or directory"),
+    (["--embedding", "none.pt:<cat>"], ExitCode.INPUT, "--embedding none.pt:<cat>: no such file; write it as FILE or"),
+    (["--embedding", "file:"], ExitCode.USAGE, "--embedding file:: the token after the colon is empty"),
+    (["--embedding", "file"], ExitCode.INPUT, "file: was not written by torch.save"),
+    (
+        ["--embedding", "cat.st"],
+        ExitCode.INPUT,
+        "cat.st: its vectors are 1024 wide (Stable Diffusion 2.x), the model's",
+    ),
+    (["--embedding", "cat.st:puppy"], ExitCode.INPUT, "cat.st: its vectors are 1024 wide"),
     (["--model", "nowhere"], ExitCode.INPUT, "nowhere: no such model; use builtin, a folder"),
     (["--model", "./nowhere"], ExitCode.INPUT, "./nowhere: no such model"),
     (["--model", "file"], ExitCode.INPUT, "file: is a file; name a model folder"),
@@ -111,6 +122,7 @@ def test_generate_fails_with_one_line_and_leaves_nothing(
     is_json: bool,
 ) -> None:
     (tmp_path / "file").write_text("a file")
+    save_file({"<cat>": torch.ones(1, 1024)}, tmp_path / "cat.st")
     spoil(model)
     before = tree(tmp_path)
     json_option = ["--json"] if is_json else []
@@ -244,6 +256,14 @@ def test_debug_shows_the_traceback_before_the_line(shell: Shell, monkeypatch: py
     assert outcome.code == ExitCode.INPUT
     assert "Traceback (most recent call last)" in outcome.stderr
     assert outcome.stderr.splitlines()[-1].startswith("sdcli: error: nowhere: no such model")
+
+
+def test_an_embedding_that_is_a_program_is_refused_by_name(shell: Shell, model: Path, tmp_path: Path) -> None:
+    torch.save({"string_to_param": Path("x")}, tmp_path / "evil.pt")  # a call of pathlib's, harmless as it is
+    before = tree(tmp_path)
+    outcome = shell("generate", PROMPT, "--model", model, "--output", "out", "--embedding", "evil.pt")
+    check(outcome, ExitCode.INPUT, "evil.pt: holds pathlib.PosixPath, which is code and was not run; get the same as")
+    assert tree(tmp_path) == before
 
 
 @pytest.mark.parametrize("command", ["encode", "decode"])

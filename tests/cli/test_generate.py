@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from sdcli import __version__
 from sdcli.errors import ExitCode
+from sdcli.pipeline.adapters import Embedding, write_embedding
 from sdcli.store import Model, model_hash
 from tests import models
 from tests.commands import Shell, tree
@@ -140,6 +142,30 @@ def test_a_class_is_drawn_by_its_name_or_its_index_and_recorded(shell: Shell, cl
 def test_an_unconditional_model_draws_without_a_word(shell: Shell, unconditional: Path) -> None:
     outcome = shell("generate", "-m", unconditional, "-s", 2, "--seed", 7, "-n", 2)
     assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "image-7.png\nimage-8.png\n", "")
+
+
+def test_an_embedding_is_named_in_the_record_and_nothing_of_this_machine(shell: Shell, tmp_path: Path) -> None:
+    write_embedding(tmp_path, Embedding("<my-cat>", torch.ones(2, 16)))
+    file = tmp_path / "my-cat.safetensors"
+    arguments = ["-s", 1, "--seed", 7, "--json", "--embedding", f"{file}:my-style", "--embedding", file]
+    outcome = shell("generate", "a <my-cat> in my-style", *arguments)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    row = json.loads(outcome.stdout)
+    assert list(row) == [*FIELDS, "embeddings"]
+    assert [(one["file"], one["token"]) for one in row["embeddings"]] == [
+        (file.name, "my-style"),
+        (file.name, "<my-cat>"),
+    ]
+    assert row["tokens"] == {"kept": 6, "cut": 0}
+    data = Path(row["path"]).read_bytes()
+    assert b"TI hashes" in data and str(tmp_path).encode() not in data.replace(row["model"].encode(), b"")
+
+
+def test_an_embedding_that_no_prompt_names_is_a_warning(shell: Shell, tmp_path: Path) -> None:
+    write_embedding(tmp_path, Embedding("<my-cat>", torch.ones(1, 16)))
+    outcome = shell("generate", PROMPT, "-s", 1, "--embedding", "../my-cat.safetensors")
+    said = "no prompt names its token <my-cat>, so it changes nothing"
+    assert (outcome.code, outcome.stderr) == (0, f"sdcli: warning: --embedding ../my-cat.safetensors: {said}\n")
 
 
 # Where it goes.
@@ -270,7 +296,18 @@ def test_a_dry_run_in_a_fresh_interpreter_imports_no_torch(sd1: Path) -> None:
     code = "import sys; from sdcli.cli.app import run; code = run(sys.argv[1:]);"
     code += "heavy = {'torch', 'numpy', 'PIL', 'diffusers', 'transformers', 'accelerate'} & sys.modules.keys();"
     code += "sys.exit(f'imported {heavy}' if heavy else code)"
-    command = [sys.executable, "-c", code, "generate", PROMPT, "--model", str(sd1), "--dry-run"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "generate",
+        PROMPT,
+        "--model",
+        str(sd1),
+        "--embedding",
+        __file__,
+        "--dry-run",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
 

@@ -110,6 +110,18 @@ def test_a_class_stands_among_the_pairs_and_an_empty_prompt_is_no_line(image: Im
     assert (pairs["Class"], pairs["Class index"], pairs["Seed"]) == ("coho, silver salmon", "391", "7")
 
 
+def test_embeddings_stand_in_the_parameters_as_a1111_writes_them() -> None:
+    embeddings = [
+        {"file": "cat.pt", "token": "<my-cat>", "sha256": "abcdef0123456789" * 4},
+        {"file": "style.pt", "token": 'my "style"', "sha256": "0123456789abcdef" * 4},
+    ]
+    written = a1111_parameters(RECORD | {"embeddings": embeddings})
+    assert ', RNG: CPU, TI hashes: "<my-cat>: abcdef012345, ' in written
+    _, _, pairs = parse(written)
+    assert pairs["TI hashes"] == '<my-cat>: abcdef012345, my "style": 0123456789ab'
+    assert pairs["Version"] == "sdcli 0.1.0"
+
+
 def test_every_scheduler_has_the_name_that_galleries_know() -> None:
     assert A1111_SAMPLERS.keys() == {scheduler.name for scheduler in BUILT_IN}
 
