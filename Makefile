@@ -45,9 +45,10 @@ bench: .venv/.dev ## time start-up and a whole picture, beside a one-option prog
 quality: .venv/.dev ## measure the embedded model: what its VAE keeps, and which concepts it draws
 	@$(BIN)/python tests/quality/quality.py
 
-# Needs the Debian packages fonts-noto-color-emoji and unicode-data, and two hours on two CPU cores. Every command resumes
-# where it was stopped.
+# Needs the Debian packages fonts-noto-color-emoji and unicode-data, and two hours on two CPU cores. Every sdcli command
+# resumes where it was stopped.
 builtin: build/emoji/metadata.jsonl ## train the embedded model anew, from the drawing of its pictures on
+	OMP_NUM_THREADS=1 $(BIN)/python -m sdcli.builtin.perceptual train build/emoji sdcli/builtin/perceptual
 	$(BIN)/sdcli train-vae --data build/emoji --init small --resolution 32 --random-crop --batch-size 32 --steps 4000 \
 		--lr 1e-3 --lr-schedule linear --l2-weight 0.5 --kl-weight 1e-6 --ema 0.999 --mixed-precision bf16 --run build/vae
 	$(BIN)/sdcli train-unet --data build/emoji --init small --vae build/vae/export --train-text-encoder --prediction v \

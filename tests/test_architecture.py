@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": BEFORE_THE_STORY | {"cli"},
     "pipeline": GROUND | {"pipeline"},
     "training": FOUNDATION | {"pipeline", "training"},
-    "builtin": GROUND | {"builtin"},
+    "builtin": GROUND | {"builtin", "pipeline"},
 }
 STORY_MAY_IMPORT = FOUNDATION | {"pipeline"}
 STAND_ON_GENERATE = {"batch", "replay", "serve"}
