@@ -40,17 +40,91 @@ def q_sample(x_0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def target(x_0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor, *, prediction_type: str) -> Tensor:
-    """What the network should answer at x_t: the noise (`epsilon`) or the velocity (`v_prediction`).
+    """What the network should answer at x_t: the noise (`epsilon`), the velocity (`v_prediction`) or x_0 (`sample`).
 
     Shapes as in `q_sample`. Raises InputError for another prediction type.
     Source of v: Salimans and Ho 2022, arXiv:2202.00512, appendix D.
     """
     if prediction_type == "epsilon":
         return eps
+    if prediction_type == "sample":
+        return x_0
     if prediction_type == "v_prediction":
         a = _at(alpha_bar, t, x_0)
         return a.sqrt() * eps - (1.0 - a).sqrt() * x_0
-    raise InputError(f"prediction_type: {prediction_type!r} cannot be trained", "use epsilon or v_prediction")
+    raise InputError(f"prediction_type: {prediction_type!r} is unknown", "use epsilon, v_prediction or sample")
+
+
+def x_0_of(prediction: Tensor, x_t: Tensor, t: Tensor, alpha_bar: Tensor, *, prediction_type: str) -> Tensor:
+    """The x_0 that a prediction at x_t amounts to: the inverse of `target`. Shapes as in `q_sample`.
+
+    Raises InputError for an unknown prediction type. From epsilon it is not defined where alpha_bar is 0.
+    """
+    a = _at(alpha_bar, t, x_t)
+    if prediction_type == "epsilon":
+        return (x_t - (1.0 - a).sqrt() * prediction) / a.sqrt()
+    if prediction_type == "sample":
+        return prediction
+    if prediction_type == "v_prediction":
+        return a.sqrt() * x_t - (1.0 - a).sqrt() * prediction
+    raise InputError(f"prediction_type: {prediction_type!r} is unknown", "use epsilon, v_prediction or sample")
+
+
+def snr(t: Tensor, alpha_bar: Tensor) -> Tensor:
+    """Signal-to-noise ratio alpha_bar / (1 - alpha_bar) at t (B,). Returns (B,), in alpha_bar's dtype, where it is."""
+    a = alpha_bar[t.to(alpha_bar.device)]
+    return a / (1.0 - a)
+
+
+def min_snr_weight(t: Tensor, alpha_bar: Tensor, *, gamma: float, prediction_type: str) -> Tensor:
+    """The weight of a sample's loss that caps what easy timesteps count for. t: (B,). Returns (B,).
+
+    Source: Hang et al. 2023, arXiv:2303.09556, section 3.4 and appendix: min(SNR, gamma) on the loss of x_0.
+    """
+    ratio = snr(t, alpha_bar)
+    capped = ratio.clamp(max=gamma)
+    if prediction_type == "epsilon":
+        return capped / ratio
+    return capped / (ratio + 1.0) if prediction_type == "v_prediction" else capped
+
+
+def q_posterior(x_0: Tensor, x_t: Tensor, t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and log-variance of q(x_{t-1} | x_t, x_0): DDPM eq. 6 and 7.
+
+    Shapes as in `q_sample`; the log-variance is (B, 1, 1, 1), at t = 0, where the variance is 0, that of t = 1.
+    """
+    before, now = _previous(alpha_bar), alpha_bar
+    beta = 1.0 - now / before
+    of_x_0 = before.sqrt() * beta / (1.0 - now)
+    of_x_t = (now / before).sqrt() * (1.0 - before) / (1.0 - now)
+    mean = _at(of_x_0, t, x_0) * x_0 + _at(of_x_t, t, x_t) * x_t
+    return mean, _at(_log_posterior_variance(alpha_bar), t, x_0)
+
+
+def learned_logvar(v: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The log-variance that the second half v of a UNet's channels stands for: between beta~_t and beta_t.
+
+    v: (B, C, h, w), where -1 means beta~_t and 1 means beta_t. Returns its shape.
+    Source: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15.
+    """
+    low = _at(_log_posterior_variance(alpha_bar), t, v)
+    high = _at((1.0 - alpha_bar / _previous(alpha_bar)).log(), t, v)
+    share = (v + 1.0) / 2.0
+    return share * high + (1.0 - share) * low
+
+
+def variational_bound(x_0: Tensor, x_t: Tensor, t: Tensor, mean: Tensor, logvar: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The term L_t of the variational bound for a model of q(x_{t-1} | x_t) with `mean` and `logvar`, in bits a value.
+
+    For t > 0 the KL divergence from the posterior, DDPM eq. 5; at t = 0 the negative log-likelihood of x_0, as a
+    density, since latents are not discrete as the pixels of that paper are. Returns (B,).
+    """
+    true_mean, true_logvar = q_posterior(x_0, x_t, t, alpha_bar)
+    apart = (true_mean - mean).square() * (-logvar).exp()
+    kl = 0.5 * (logvar - true_logvar + (true_logvar - logvar).exp() + apart - 1.0)
+    nll = 0.5 * (math.log(2.0 * math.pi) + logvar + (x_0 - mean).square() * (-logvar).exp())
+    bits = torch.where((t == 0).view(-1, 1, 1, 1), nll, kl) / math.log(2.0)
+    return bits.mean(dim=(1, 2, 3))
 
 
 def _betas(config: Mapping[str, object]) -> Tensor:
@@ -78,6 +152,17 @@ def _cosine_betas(count: int) -> Tensor:
     return torch.tensor(betas, dtype=torch.float64)
 
 
-def _at(alpha_bar: Tensor, t: Tensor, like: Tensor) -> Tensor:
-    # Picked and cast where alpha_bar is: not every device has float64.
-    return alpha_bar[t.to(alpha_bar.device)].to(like.dtype).to(like.device).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
+def _previous(alpha_bar: Tensor) -> Tensor:
+    return torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
+
+
+def _log_posterior_variance(alpha_bar: Tensor) -> Tensor:
+    """log beta~_t, DDPM eq. 7; at t = 0, where it is minus infinity, that of t = 1, as in arXiv:2102.09672."""
+    before = _previous(alpha_bar)
+    variance = (1.0 - before) / (1.0 - alpha_bar) * (1.0 - alpha_bar / before)
+    return torch.cat([variance[1:2], variance[1:]]).log()
+
+
+def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
+    # Picked and cast where the table is: not every device has float64.
+    return table[t.to(table.device)].to(like.dtype).to(like.device).view(-1, 1, 1, 1)  # (B, 1, 1, 1)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
+from torch.distributions import Normal, kl_divergence
 
 from sdcli.errors import InputError
-from sdcli.pipeline.noise import alpha_bars, q_sample, target
+from sdcli.pipeline.noise import (
+    alpha_bars,
+    learned_logvar,
+    min_snr_weight,
+    q_posterior,
+    q_sample,
+    target,
+    variational_bound,
+    x_0_of,
+)
 
 CONFIGS: list[dict[str, object]] = [
     {"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02},
@@ -82,7 +94,89 @@ def test_an_unknown_beta_schedule_is_refused_by_name() -> None:
         alpha_bars({"beta_schedule": "sigmoid"})
 
 
-def test_a_prediction_type_that_cannot_be_trained_is_refused_by_name() -> None:
+def test_an_unknown_prediction_type_is_refused_by_name() -> None:
     x_0, eps, t = drawn(1000)
-    with pytest.raises(InputError, match="prediction_type: 'sample' cannot be trained"):
-        target(x_0, t, eps, alpha_bars({}), prediction_type="sample")
+    with pytest.raises(InputError, match="prediction_type: 'score' is unknown"):
+        target(x_0, t, eps, alpha_bars({}), prediction_type="score")
+    with pytest.raises(InputError, match="prediction_type: 'score' is unknown"):
+        x_0_of(eps, x_0, t, alpha_bars({}), prediction_type="score")
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_from_a_right_prediction_of_any_type_x_0_comes_back(kind: str) -> None:
+    alpha_bar = alpha_bars(CONFIGS[1])
+    x_0, eps, t = (value.double() if value.is_floating_point() else value for value in drawn(1000))
+    x_t = q_sample(x_0, t, eps, alpha_bar)
+    wanted = target(x_0, t, eps, alpha_bar, prediction_type=kind)
+    torch.testing.assert_close(x_0_of(wanted, x_t, t, alpha_bar, prediction_type=kind), x_0)
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weighs_every_prediction_as_the_capped_snr_weighs_that_of_x_0(kind: str) -> None:
+    alpha_bar = alpha_bars(CONFIGS[1])
+    x_0, eps, t = (value.double() if value.is_floating_point() else value for value in drawn(1000))
+    x_t = q_sample(x_0, t, eps, alpha_bar)
+    wanted = target(x_0, t, eps, alpha_bar, prediction_type=kind)
+    guess = wanted + 0.1 * torch.randn(wanted.shape, generator=torch.Generator().manual_seed(1)).double()
+    loss = min_snr_weight(t, alpha_bar, gamma=5.0, prediction_type=kind) * (guess - wanted).square().mean((1, 2, 3))
+    error = (x_0_of(guess, x_t, t, alpha_bar, prediction_type=kind) - x_0).square().mean((1, 2, 3))
+    a = alpha_bar[t]
+    torch.testing.assert_close(loss, (a / (1 - a)).clamp(max=5.0) * error)
+
+
+# The posterior, and a learned variance
+
+
+def gaussians(config: dict[str, object]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    alpha_bar = alpha_bars(config)
+    x_0, eps, t = (value.double() if value.is_floating_point() else value for value in drawn(len(alpha_bar)))
+    return x_0, q_sample(x_0, t, eps, alpha_bar), t, alpha_bar
+
+
+@EVERY_CONFIG
+def test_the_posterior_is_the_product_of_its_two_gaussians(config: dict[str, object]) -> None:
+    x_0, x_t, t, alpha_bar = gaussians(config)
+    t = t.clamp(min=1)  # before t = 0 there is no noise, so no density
+    now, before = (alpha_bar[index].view(-1, 1, 1, 1) for index in (t, t - 1))
+    alpha = now / before
+    # q(x_t | x_{t-1}) as a function of x_{t-1} has precision alpha / (1 - alpha); q(x_{t-1} | x_0) 1 / (1 - before)
+    precision = alpha / (1 - alpha) + 1 / (1 - before)
+    mean = (alpha.sqrt() / (1 - alpha) * x_t + before.sqrt() / (1 - before) * x_0) / precision
+    found_mean, found_logvar = q_posterior(x_0, x_t, t, alpha_bar)
+    torch.testing.assert_close(found_mean, mean)
+    torch.testing.assert_close(found_logvar, -precision.log())
+
+
+def test_the_posterior_of_the_first_timestep_is_x_0_with_the_variance_of_the_next() -> None:
+    x_0, x_t, _, alpha_bar = gaussians(CONFIGS[1])
+    mean, logvar = q_posterior(x_0, x_t, torch.zeros(5).long(), alpha_bar)
+    torch.testing.assert_close(mean, x_0)
+    assert torch.equal(logvar, q_posterior(x_0, x_t, torch.ones(5).long(), alpha_bar)[1])
+
+
+def test_a_learned_variance_is_the_one_diffusers_samples_with() -> None:
+    theirs = DDPMScheduler.from_config({**CONFIGS[1], "variance_type": "learned_range"})
+    theirs.set_timesteps(1000)
+    v = torch.linspace(-1, 1, 12).view(1, 4, 3, 1)
+    for t in (1, 7, 500, 999):
+        found = learned_logvar(v, torch.tensor([t]), alpha_bars(CONFIGS[1]))
+        torch.testing.assert_close(found, theirs._get_variance(t, predicted_variance=v), rtol=1e-3, atol=1e-3)
+
+
+def test_the_bound_is_the_kl_divergence_from_the_posterior_and_0_for_the_posterior_itself() -> None:
+    x_0, x_t, t, alpha_bar = gaussians(CONFIGS[1])
+    t = t.clamp(min=1)
+    mean, logvar = q_posterior(x_0, x_t, t, alpha_bar)
+    assert float(variational_bound(x_0, x_t, t, mean, logvar.expand_as(mean), alpha_bar).abs().max()) < 1e-12
+    other_mean, other_logvar = mean + 0.01, logvar.expand_as(mean) + 0.3
+    expected = kl_divergence(Normal(mean, (0.5 * logvar).exp()), Normal(other_mean, (0.5 * other_logvar).exp()))
+    found = variational_bound(x_0, x_t, t, other_mean, other_logvar, alpha_bar)
+    torch.testing.assert_close(found, expected.mean((1, 2, 3)) / math.log(2))
+
+
+def test_at_the_first_timestep_the_bound_is_the_negative_log_density_of_x_0() -> None:
+    x_0, x_t, _, alpha_bar = gaussians(CONFIGS[1])
+    mean, logvar = x_0 + 0.02, torch.full_like(x_0, -6.0)
+    found = variational_bound(x_0, x_t, torch.zeros(5).long(), mean, logvar, alpha_bar)
+    expected = -Normal(mean, math.exp(-3.0)).log_prob(x_0).mean((1, 2, 3)) / math.log(2)
+    torch.testing.assert_close(found, expected)
