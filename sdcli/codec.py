@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 from sdcli import store
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.files import check_writable, is_folder, open_regular, place, reason, remove_dead_parts
+from sdcli.layout import with_sorted_header
 from sdcli.pipeline import images, sampling, vae
 from sdcli.pipeline.bundle import load_vae
 from sdcli.pipeline.device import pick_device, pick_dtype
@@ -26,7 +26,7 @@ from sdcli.plan import check_free, check_multiple, check_names, is_output_folder
 from sdcli.specs import CodecSpec, parse_size
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from sdcli.pipeline.bundle import Vae
 
 LATENTS_SUFFIX = ".latents.safetensors"
 KEY = "latents"
@@ -149,15 +149,11 @@ def _skipped(source: Path, target: Path) -> CodecRecord:
 
 
 def _file_bytes(latents: Tensor, facts: dict[str, Any]) -> bytes:
-    """A latent file. The library orders its metadata by chance; sorted, the same command gives the same bytes."""
-    data = save({KEY: latents.contiguous()}, {key: str(value) for key, value in facts.items() if value is not None})
-    end = 8 + int.from_bytes(data[:8], "little")  # a safetensors file: length of the header, header, tensors
-    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
-    header += b" " * (-len(header) % 8)  # keeps the tensors aligned
-    return len(header).to_bytes(8, "little") + header + data[end:]
+    metadata = {key: str(value) for key, value in facts.items() if value is not None}
+    return with_sorted_header(save({KEY: latents.contiguous()}, metadata))
 
 
-def _load(spec: CodecSpec, model: store.Model) -> AutoencoderKL:
+def _load(spec: CodecSpec, model: store.Model) -> Vae:
     device = pick_device(spec.device)
     return load_vae(model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
 
@@ -177,7 +173,7 @@ def _sized(image: Image.Image, source: Path, spec: CodecSpec, factor: int) -> Im
     return image
 
 
-def _read_latents(path: Path, coder: AutoencoderKL) -> Tensor:
+def _read_latents(path: Path, coder: Vae) -> Tensor:
     open_regular(path, max_bytes=MAX_LATENTS_BYTES).close()
     try:
         with safe_open(path, framework="pt") as file:
@@ -192,7 +188,7 @@ def _read_latents(path: Path, coder: AutoencoderKL) -> Tensor:
     return latents
 
 
-def _check_latents(path: Path, shape: tuple[int, ...], metadata: dict[str, str], coder: AutoencoderKL) -> None:
+def _check_latents(path: Path, shape: tuple[int, ...], metadata: dict[str, str], coder: Vae) -> None:
     """Raise InputError unless latents of this shape belong to this VAE and give a picture of a size we read."""
     channels, pixels_each = int(coder.config["latent_channels"]), vae.factor(coder) ** 2
     if len(shape) != 4 or shape[:2] != (1, channels) or 0 in shape:

@@ -15,11 +15,11 @@ from typing import Any
 from sdcli.errors import InputError
 from sdcli.files import atomic_write, open_regular, read_bytes
 
-PARTS = {  # folder -> class
-    "vae": "AutoencoderKL",
-    "unet": "UNet2DConditionModel",
-    "text_encoder": "CLIPTextModel",
-    "class_embedder": "ClassEmbedder",
+PARTS = {  # folder -> classes
+    "vae": ("AutoencoderKL", "VQModel"),
+    "unet": ("UNet2DConditionModel",),
+    "text_encoder": ("CLIPTextModel",),
+    "class_embedder": ("ClassEmbedder",),
 }
 STEMS = dict.fromkeys(PARTS, "diffusion_pytorch_model") | {"text_encoder": "model"}  # of the weights
 CONDITIONERS = ("text_encoder", "class_embedder")  # a model has one of them
@@ -142,6 +142,14 @@ def safetensors_header(path: Path) -> dict[str, Any]:
     if 8 + length + end != size:
         raise InputError(f"{path}: has {size:,} bytes, its header says {8 + length + end:,}", "get the file again")
     return tensors
+
+
+def with_sorted_header(data: bytes) -> bytes:
+    """A safetensors file whose header's keys are in order: the library leaves that of the metadata to chance."""
+    end = 8 + int.from_bytes(data[:8], "little")  # length of the header, header, tensors
+    header = json.dumps(json.loads(data[8:end]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # keeps the tensors aligned
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def _is_plain(name: str) -> bool:

@@ -33,8 +33,11 @@ from sdcli.pipeline.classes import ClassEmbedder
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vq_model import VQModel
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+
+    Vae = AutoencoderKL | VQModel
 
 Config = dict[str, Any]
 
@@ -70,7 +73,7 @@ Conditioner = TextEncoder | ClassEmbedder  # what gives the UNet its context; wi
 class ModelBundle:
     """All parts of one latent diffusion model, on one device."""
 
-    vae: AutoencoderKL
+    vae: Vae
     unet: UNet2DConditionModel
     conditioner: Conditioner
     scheduler_config: Config
@@ -93,9 +96,9 @@ def load_bundle(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Mo
     )
 
 
-def load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+def load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Vae:
     """The VAE of a model folder; errors as in `load_bundle`."""
-    return cast("AutoencoderKL", _load(folder, "vae", device, dtype))
+    return cast("Vae", _load(folder, "vae", device, dtype))
 
 
 def load_unet(folder: Path, *, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
@@ -171,7 +174,7 @@ def save_bundle(folder: Path, bundle: ModelBundle, tokenizer: Path | None, setti
         save_part(folder / "text_encoder", bundle.conditioner.model, bundle.dtype)
         _copy_tokenizer(tokenizer, folder / "tokenizer")
         index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
-    index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"]}
+    index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", type(bundle.vae).__name__]}
     write_json(folder / "model_index.json", index)
     write_json(folder / "sdcli.json", settings)
 
@@ -216,8 +219,10 @@ def _load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> 
     config = read_json(folder / name / "config.json")
     if name == "text_encoder":  # transformers writes `architectures` where diffusers writes `_class_name`
         config["_class_name"] = (config.get("architectures") or [""])[0]
-    if config.get("_class_name") != PARTS[name]:
-        raise InputError(f"{folder / name}: is a {config.get('_class_name')!r}", f"{name} must be a {PARTS[name]}")
+    if config.get("_class_name") not in PARTS[name]:
+        raise InputError(
+            f"{folder / name}: is a {config.get('_class_name')!r}", f"{name} must be a {' or '.join(PARTS[name])}"
+        )
     with torch.device("meta"):  # shapes alone: the weights that are read become the module's own memory
         module = build(config)
     tensors = {key: value for path in weight_files(folder, name) for key, value in _read_weights(path).items()}
@@ -279,6 +284,12 @@ def _build_vae(config: Config) -> nn.Module:
     return cast("nn.Module", AutoencoderKL.from_config(config))
 
 
+def _build_vq(config: Config) -> nn.Module:
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    return cast("nn.Module", VQModel.from_config(config))
+
+
 def _build_unet(config: Config) -> nn.Module:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
@@ -297,6 +308,7 @@ def _build_classes(config: Config) -> nn.Module:
 
 _CLASSES: dict[str, Callable[[Config], nn.Module]] = {
     "AutoencoderKL": _build_vae,
+    "VQModel": _build_vq,
     "UNet2DConditionModel": _build_unet,
     "CLIPTextModel": _build_text,
     "ClassEmbedder": _build_classes,

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from sdcli.errors import InputError, SdcliWarning
@@ -19,6 +19,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 MAX_PIXELS = 128_000_000  # decoded, about 384 MB as RGB
 MAX_FILE_BYTES = 1 << 30
 ALPHA_BACKGROUND = (255, 255, 255)
+TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 def load_image(path: Path) -> Image.Image:
@@ -54,6 +55,16 @@ def read_image(stream: BinaryIO, path: Path) -> Image.Image:
     if frames > 1:
         warnings.warn(f"{path}: only the first of {frames} frames is used", SdcliWarning, stacklevel=2)
     return image
+
+
+def read_size(stream: BinaryIO, path: Path) -> tuple[int, int]:
+    """Width and height in px of an open picture, rotated by its EXIF, without decoding it; errors as `read_image`."""
+    try:
+        opened = Image.open(stream, formats=FORMATS)
+        is_turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in TURNED
+    except Exception as error:  # as in `read_image`
+        raise InputError(f"{path}: cannot be decoded ({error})", "the file is damaged; save it again") from error
+    return (opened.height, opened.width) if is_turned else opened.size
 
 
 def file_format(stream: BinaryIO, path: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -13,20 +13,28 @@ from torch import Tensor
 from sdcli.errors import InputError, NumericalError, SdcliWarning
 
 if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    from sdcli.pipeline.bundle import Vae
 
 LOGVAR_RANGE = (-30.0, 20.0)  # Rombach et al. 2022, released code; what diffusers clamps to as well
 
 
-def factor(vae: AutoencoderKL) -> int:
+def is_vq(vae: Vae) -> bool:
+    """Whether the latents are quantized by a codebook instead of drawn from a posterior."""
+    return hasattr(vae, "quantize")
+
+
+def factor(vae: Vae) -> int:
     """Pixels per latent along a side (8 for SD 1.x)."""
     return int(2 ** (len(vae.config["block_out_channels"]) - 1))
 
 
-def moments(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
+def moments(vae: Vae, pixels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log-variance of the posterior q(z | x), unscaled.
 
-    pixels: (B, 3, H, W) in [-1, 1]; H and W multiples of the VAE factor. Returns 2 x (B, C, H/f, W/f).
+    pixels: (B, 3, H, W) in [-1, 1]; H and W multiples of the VAE factor. Returns 2 x (B, C, H/f, W/f); of a VQ model,
+    which has no posterior, the vectors before quantization, and the least log-variance there is.
     Raises InputError if H or W is not a multiple of the factor.
     Source: Rombach et al. 2022, arXiv:2112.10752, section 3.1.
     """
@@ -37,11 +45,13 @@ def moments(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, Tensor]:
     h = vae.encoder(pixels)
     if vae.quant_conv is not None:
         h = vae.quant_conv(h)
+    if is_vq(vae):
+        return h, torch.full_like(h, LOGVAR_RANGE[0])
     mean, logvar = h.chunk(2, dim=1)  # 2 x (B, C, H/f, W/f)
     return mean, logvar.clamp(*LOGVAR_RANGE)
 
 
-def encode(vae: AutoencoderKL, pixels: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+def encode(vae: Vae, pixels: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
     """Scaled latents of images: a sample of the posterior, or its mean.
 
     pixels: (B, 3, H, W) in [-1, 1]. generators: one CPU generator an image; None takes the mean.
@@ -54,9 +64,26 @@ def encode(vae: AutoencoderKL, pixels: Tensor, generators: Sequence[torch.Genera
     return scale(vae, mean + (0.5 * logvar).exp() * noise.to(mean.device, mean.dtype))
 
 
-def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode(vae: Vae, latents: Tensor) -> Tensor:
     """Pixels of scaled latents: (B, C, h, w) -> (B, 3, f h, f w), about [-1, 1], not clipped."""
     z = unscale(vae, latents)
+    return decode_quantized(vae, quantized(cast("VQModel", vae), z)[0] if is_vq(vae) else z)
+
+
+def quantized(vae: VQModel, z: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest codes of unscaled vectors, through which the codebook learns, and their indices.
+
+    z: (B, C, h, w). Returns codes like z, and (B, h, w) int64.
+    Source: van den Oord et al. 2017, arXiv:1711.00937, eq. 1 and 2.
+    """
+    codes = vae.quantize.embedding.weight  # (codes, C)
+    vectors = z.detach().movedim(1, -1)  # (B, h, w, C)
+    indices = torch.cdist(vectors.flatten(0, 2).float(), codes.detach().float()).argmin(dim=1)
+    return codes[indices].view_as(vectors).movedim(-1, 1), indices.view(vectors.shape[:-1])
+
+
+def decode_quantized(vae: Vae, z: Tensor) -> Tensor:
+    """Pixels of unscaled vectors as they are: (B, C, h, w) -> (B, 3, f h, f w), about [-1, 1], not clipped."""
     if vae.post_quant_conv is not None:
         z = vae.post_quant_conv(z)
     pixels: Tensor = vae.decoder(z)
@@ -64,7 +91,7 @@ def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def decode_finite(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def decode_finite(vae: Vae, latents: Tensor) -> Tensor:
     """Pixels as `decode` gives them, in the VAE's own precision; where that overflows, in float32, with a warning.
 
     Raises NumericalError when they are not finite then either.
@@ -79,16 +106,16 @@ def decode_finite(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return pixels
 
 
-def scale(vae: AutoencoderKL, z: Tensor) -> Tensor:
+def scale(vae: Vae, z: Tensor) -> Tensor:
     """Posterior sample -> latents: (z - shift) * scaling_factor."""
     return (z - _shift(vae)) * float(vae.config["scaling_factor"])
 
 
-def unscale(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+def unscale(vae: Vae, latents: Tensor) -> Tensor:
     """Latents -> posterior sample: latents / scaling_factor + shift."""
     return latents / float(vae.config["scaling_factor"]) + _shift(vae)
 
 
-def _shift(vae: AutoencoderKL) -> float:
+def _shift(vae: Vae) -> float:
     shift = vae.config.get("shift_factor")
     return float(shift) if shift is not None else 0.0
