@@ -50,7 +50,8 @@ quality: .venv/.dev ## measure the embedded model: what its VAE keeps, and which
 builtin: build/emoji/metadata.jsonl ## train the embedded model anew, from the drawing of its pictures on
 	OMP_NUM_THREADS=1 $(BIN)/python -m sdcli.builtin.perceptual train build/emoji sdcli/builtin/perceptual
 	$(BIN)/sdcli train-vae --data build/emoji --init small --resolution 32 --random-crop --batch-size 32 --steps 4000 \
-		--lr 1e-3 --lr-schedule linear --l2-weight 0.5 --kl-weight 1e-6 --ema 0.999 --mixed-precision bf16 --run build/vae
+		--lr 1e-3 --lr-schedule linear --l2-weight 0.5 --kl-weight 1e-6 --perceptual-weight 0 --ema 0.999 \
+		--mixed-precision bf16 --run build/vae
 	$(BIN)/sdcli train-unet --data build/emoji --init small --vae build/vae/export --train-text-encoder --prediction v \
 		--batch-size 24 --steps 9000 --lr 6e-4 --lr-schedule linear --lr-warmup 100 --ema 0.999 --mixed-precision bf16 \
 		--export-dtype float16 --run build/unet

@@ -23,12 +23,16 @@ from sdcli.curves import MAX_STEP, Curve, Metrics, measured, read_metrics
 from sdcli.errors import InputError
 from sdcli.files import atomic_write, open_regular
 from sdcli.layout import read_json
-from sdcli.specs import TrainSpec, TrainUnetSpec, TrainVaeSpec
+from sdcli.specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
 
 TEMPLATES = Path(__file__).with_name("templates")
 REPORT = "report.html"
 
-KINDS: dict[str, tuple[str, type[TrainSpec]]] = {"vae": ("VAE", TrainVaeSpec), "unet": ("UNet", TrainUnetSpec)}
+KINDS: dict[str, tuple[str, type[TrainSpec]]] = {
+    "vae": ("VAE", TrainVaeSpec),
+    "unet": ("UNet", TrainUnetSpec),
+    "embedding": ("Embedding", TrainEmbeddingSpec),
+}
 STEP_FOLDER = re.compile(r"(?:step|checkpoint)-(\d{1,12})")
 SAMPLE_FORMATS = {".png": "PNG", ".webp": "WEBP"}  # by suffix
 MAX_SAMPLE_PIXELS = 64_000_000

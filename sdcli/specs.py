@@ -9,6 +9,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from sdcli.errors import UsageError
 
@@ -16,6 +17,7 @@ MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
 MAX_SIDE = 16384  # px
 IF_EXISTS = ("number", "skip", "overwrite", "error")
+LR, LORA_LR, EMBEDDING_LR = 1e-5, 1e-4, 5e-3
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -117,7 +119,7 @@ class TrainSpec:
     accumulate: int = 1
     steps: int = 1000
     optimizer: str = "adamw"
-    lr: float = 1e-5
+    lr: float | None = None  # None: peak_lr says
     lr_schedule: str = "constant"
     lr_warmup: int = 0
     weight_decay: float = 0.01
@@ -162,7 +164,7 @@ class TrainSpec:
             _one_of("tracker", self.tracker, ("tensorboard", "wandb"))
         if self.resolution is not None:
             _at_least("resolution", self.resolution, 8)
-        _between("lr", self.lr, 0.0, 1.0)
+        _between("lr", self.peak_lr, 0.0, 1.0)
         _between("weight_decay", self.weight_decay, 0.0, 1.0)
         _between("ema", self.ema, 0.0, 0.999999)
         _at_least("clip_norm", self.clip_norm, 0.0)
@@ -171,9 +173,14 @@ class TrainSpec:
         _one_of("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
         _one_of("export_dtype", self.export_dtype, ("float32", "float16", "bfloat16"))
 
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate of the run."""
+        return self.lr if self.lr is not None else LR
+
     def identity(self) -> dict[str, object]:
         """The settings that make two calls the same run, as plain JSON values."""
-        rows = dataclasses.asdict(self)
+        rows = dataclasses.asdict(self) | {"lr": self.peak_lr}
         return {k: str(v) if isinstance(v, Path) else v for k, v in rows.items() if k not in self.NOT_IDENTITY}
 
 
@@ -181,35 +188,143 @@ class TrainSpec:
 class TrainVaeSpec(TrainSpec):
     """`sdcli train-vae`."""
 
+    regularizer: str | None = None  # None: the model's own; from scratch kl
+    codebook_size: int = 1024
     l1_weight: float = 1.0
     l2_weight: float = 0.5
+    learn_logvar: bool = False
+    perceptual_weight: float = 1.0
+    perceptual_network: str = "auto"
     kl_weight: float = 1e-6
+    codebook_weight: float = 1.0
+    disc_weight: float = 0.5
+    disc_loss: str = "hinge"
+    disc_start: int = 50_001
+    disc_warmup: int = 0
+    disc_layers: int = 3
+    disc_width: int = 64
+    adaptive_weight: bool = True
     random_crop: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("l1_weight", "l2_weight", "kl_weight"):
+        for name in ("l1_weight", "l2_weight", "perceptual_weight", "kl_weight", "codebook_weight", "disc_weight"):
             _at_least(name, getattr(self, name), 0.0)
+        for name in ("disc_start", "disc_warmup"):
+            _at_least(name, getattr(self, name), 0)
+        _between("codebook_size", self.codebook_size, 2, 2**20)
+        _between("disc_layers", self.disc_layers, 1, 8)
+        if self.regularizer is not None:
+            _one_of("regularizer", self.regularizer, ("kl", "vq"))
+        _one_of("disc_loss", self.disc_loss, ("hinge", "vanilla"))
+        if self.disc_width % 16 or not 16 <= self.disc_width <= 1024:
+            raise UsageError(f"--disc-width {self.disc_width}: out of range", "it must be a multiple of 16 up to 1024")
         if self.l1_weight + self.l2_weight == 0:
             raise UsageError("--l1-weight and --l2-weight are both 0", "the reconstruction needs at least one")
 
+    @property
+    def is_adversarial(self) -> bool:
+        """Whether a discriminator ever takes part."""
+        return self.disc_weight > 0 and self.disc_start < self.steps
+
 
 @dataclass(frozen=True, kw_only=True)
-class TrainUnetSpec(TrainSpec):
-    """`sdcli train-unet`."""
+class DenoisingSpec(TrainSpec):
+    """What the trainers share that learn from the denoising loss."""
 
-    vae: str | None = None
-    prediction: str | None = None
+    buckets: bool = False
+    loss: str = "simple"
+    snr_gamma: float = 5.0
+    vlb_weight: float = 0.001
+    offset_noise: float = 0.0
     caption_dropout: float = 0.1
-    train_text_encoder: bool = False
+    sample_prompt: tuple[str, ...] = ()
+
+    LOSSES: ClassVar[tuple[str, ...]] = ("simple", "min-snr")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _between("caption_dropout", self.caption_dropout, 0.0, 1.0)
+        _between("offset_noise", self.offset_noise, 0.0, 1.0)
+        _at_least("vlb_weight", self.vlb_weight, 0.0)
+        if not 0.0 < self.snr_gamma < math.inf:
+            raise UsageError(f"--snr-gamma {self.snr_gamma}: out of range", "it must be above 0; 5 is usual")
+        _one_of("loss", self.loss, self.LOSSES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainUnetSpec(DenoisingSpec):
+    """`sdcli train-unet`."""
+
+    vae: str | None = None
+    condition: str | None = None  # None: the model's own; from scratch text
+    prediction: str | None = None
+    zero_terminal_snr: bool = False
+    train_text_encoder: bool = False
+    lora_rank: int | None = None
+    lora_alpha: float | None = None  # None: the rank
+
+    LOSSES: ClassVar[tuple[str, ...]] = ("simple", "min-snr", "hybrid")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.condition is not None:
+            _one_of("condition", self.condition, ("text", "class", "none"))
         if self.prediction is not None:
-            _one_of("prediction", self.prediction, ("epsilon", "v"))
+            _one_of("prediction", self.prediction, ("epsilon", "v", "x0"))
+        if self.zero_terminal_snr and self.prediction == "epsilon":
+            raise UsageError("--zero-terminal-snr with --prediction epsilon: pure noise says nothing of x_0", "use v")
+        self._check_lora()
         if self.init is not None and self.vae is None:
             raise UsageError("--init needs --vae", "train one first with sdcli train-vae, or name a model that has one")
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate of the run; adapters start from nothing and bear more."""
+        return self.lr if self.lr is not None else (LORA_LR if self.lora_rank is not None else LR)
+
+    @property
+    def alpha(self) -> float:
+        """LoRA's alpha: what the adapters add counts alpha / rank."""
+        return self.lora_alpha if self.lora_alpha is not None else float(self.lora_rank or 0)
+
+    def _check_lora(self) -> None:
+        if self.lora_rank is None:
+            if self.lora_alpha is not None:
+                raise UsageError("--lora-alpha without --lora-rank", "say the rank, such as 16")
+            return
+        _between("lora_rank", self.lora_rank, 1, 1024)
+        if self.lora_alpha is not None and not 0.0 < self.lora_alpha < math.inf:
+            raise UsageError(f"--lora-alpha {self.lora_alpha}: out of range", "it must be above 0; the rank is usual")
+        if self.init is not None:
+            raise UsageError("--lora-rank with --init: an adapter needs a trained model", "name one with --model")
+        if self.loss == "hybrid":
+            raise UsageError("--lora-rank with --loss hybrid: adapters add no channels", "use --loss simple or min-snr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainEmbeddingSpec(DenoisingSpec):
+    """`sdcli train-embedding`."""
+
+    token: str = ""
+    init_token: str = ""
+    vectors: int = 1
+    kind: str = "object"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("token", "init_token"):
+            if not getattr(self, name).strip():
+                raise UsageError(f"{_option(name)}: is empty", "as in --token '<my-cat>' --init-token cat")
+        if self.init is not None:
+            raise UsageError("--init: a word is learned by a trained model", "name one with --model")
+        _between("vectors", self.vectors, 1, 75)
+        _one_of("kind", self.kind, ("object", "style"))
+
+    @property
+    def peak_lr(self) -> float:
+        """The highest learning rate of the run; a few vectors, of std about 0.01, bear and need much."""
+        return self.lr if self.lr is not None else EMBEDDING_LR
 
 
 def _option(name: str) -> str:

@@ -25,6 +25,8 @@ WARM_UP = (
     "pydantic.type_adapter",
     "sdcli.cli.app",
     "sdcli.cli.train",
+    "peft",
+    "sdcli.training.embedding",
     "sdcli.training.unet",
     "sdcli.training.vae",
     "torch._dynamo",

@@ -74,6 +74,10 @@ def _draw_inputs(folder: Path) -> None:
         for i, name in enumerate(("cat", "dog", "car", "sun")):
             Image.new("RGB", (64, 64), (60 * i, 90, 120)).save(folder / place / f"{name}.png")
             (folder / place / f"{name}.txt").write_text(f"a {name}\n", encoding="utf-8")
+    for number, place in enumerate(("cat", "classes/cats", "classes/dogs")):
+        (folder / place).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (64, 64), (90 * number, 80 * i, 120)).save(folder / place / f"{i}.png")
     Image.new("RGB", (96, 64), "orange").save(folder / "photo.png")
     width = text_width(store.BUILTIN_FOLDER)
     write_embedding(folder, Embedding("my-style", torch.randn(2, width, generator=torch.Generator().manual_seed(0))))

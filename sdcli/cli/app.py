@@ -43,6 +43,7 @@ COMMANDS = {
     "dataset": Command("dataset", "app", "Look at training pictures before they are trained on."),
     "train-vae": Command("train", "train_vae", "Train a VAE, further or from scratch."),
     "train-unet": Command("train", "train_unet", "Train a UNet on captioned pictures, further or from scratch."),
+    "train-embedding": Command("train", "train_embedding", "Learn a new word for what some pictures show."),
 }
 
 

@@ -90,7 +90,7 @@ def generate(
     given["prompt"] = _prompt_from_stdin() if prompt == "-" else prompt
     given["output"] = given.pop("out")
     given["embedding"] = tuple(embedding)
-    spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.SPEAKING, "dry_run")})
+    spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.NO_SETTINGS, "dry_run")})
     from sdcli.plan import plan  # deferred: 0.02 s that --help does not need
 
     decided = plan(spec)

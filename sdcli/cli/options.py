@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sdcli.errors import InputError, UsageError
+from sdcli.files import read_bytes
+
+MAX_CONFIG_BYTES = 1 << 20
 
 
 def _scheduler_names() -> list[str]:
@@ -57,9 +63,41 @@ Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or b
 Inputs = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or folders of files.")]
 OutputPath = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="A file (for one input) or a folder.")]
 
-SPEAKING = ("json", "quiet", "debug")  # how a command speaks, not what it does: no part of any spec
+NO_SETTINGS = ("json", "quiet", "debug", "config")  # how a command speaks, and where its settings are: in no spec
+
+
+def _read_config(context: typer.Context, path: Path | None) -> Path | None:
+    """Let the options' defaults be those of a TOML file."""
+    if path is None:
+        return None
+    import tomllib  # deferred: only this option needs it
+
+    try:
+        given = tomllib.loads(read_bytes(path, max_bytes=MAX_CONFIG_BYTES).decode("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is no TOML ({error})", "write a line an option, as in batch-size = 8") from error
+    values = {name.replace("-", "_"): value for name, value in given.items()}
+    known = {parameter.name for parameter in context.command.params} - {*NO_SETTINGS, "help"}
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, [str(one) for one in known], 1)
+            hint = f"did you mean {near[0].replace('_', '-')}?" if near else "its options are in --help"
+            raise UsageError(f"{path}: {name}: is no option of {context.info_name}", hint)
+    context.default_map = {**(context.default_map or {}), **values}
+    return path
+
 
 # Training
+ConfigFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE.toml",
+        is_eager=True,
+        callback=_read_config,
+        help="Options from a TOML file, a line each; those of the command line win.",
+    ),
+]
 Data = Annotated[
     Path, typer.Option("--data", metavar="DIR", help="Folder of pictures, with captions beside them or metadata.jsonl.")
 ]
@@ -95,7 +133,7 @@ Accumulate = Annotated[
 ]
 Steps = Annotated[int, typer.Option("--steps", "-s", help="Optimizer steps of the whole run, 1 or more.")]
 Optimizer = Annotated[str, typer.Option("--optimizer", help="adamw, or adamw8bit (needs bitsandbytes and CUDA).")]
-Lr = Annotated[float, typer.Option("--lr", help="Peak learning rate of AdamW, 0 to 1.")]
+Lr = Annotated[float | None, typer.Option("--lr", help="Peak learning rate, 0 to 1. Default: 1e-5; for a LoRA 1e-4.")]
 LrSchedule = Annotated[str, typer.Option("--lr-schedule", help="constant, linear or cosine (both fall to 0).")]
 LrWarmup = Annotated[int, typer.Option("--lr-warmup", help="Steps of linear warm-up, 0 or more.")]
 WeightDecay = Annotated[float, typer.Option("--weight-decay", help="Weight decay of AdamW, 0 to 1.")]
@@ -134,4 +172,18 @@ StopAfter = Annotated[
 Workers = Annotated[int, typer.Option("--workers", help="Threads that read pictures, 1 or more.")]
 ExportDtype = Annotated[
     str, typer.Option("--export-dtype", help="Type of the exported weights: float32, float16 or bfloat16.")
+]
+Buckets = Annotated[
+    bool, typer.Option("--buckets", help="Keep about the pictures' own shapes, at about the resolution's area.")
+]
+SnrGamma = Annotated[float, typer.Option("--snr-gamma", help="Where min-snr caps the signal-to-noise ratio, above 0.")]
+VlbWeight = Annotated[float, typer.Option("--vlb-weight", help="Weight of the bound in hybrid, 0 or more.")]
+OffsetNoise = Annotated[
+    float, typer.Option("--offset-noise", help="Noise common to a whole channel, 0 to 1; 0.05 to 0.1 is usual.")
+]
+CaptionDropout = Annotated[
+    float, typer.Option("--caption-dropout", help="Share of captions or classes left out, for guidance; 0 to 1.")
+]
+SamplePrompt = Annotated[
+    list[str], typer.Option("--sample-prompt", metavar="TEXT", help="What to draw on the way; repeatable.")
 ]

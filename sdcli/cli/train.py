@@ -1,4 +1,4 @@
-"""`sdcli train-vae` and `sdcli train-unet`."""
+"""`sdcli train-vae`, `sdcli train-unet` and `sdcli train-embedding`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from sdcli import output
 from sdcli.cli import options
 from sdcli.errors import Stopped
-from sdcli.specs import TrainUnetSpec, TrainVaeSpec
+from sdcli.specs import TrainEmbeddingSpec, TrainUnetSpec, TrainVaeSpec
 
 if TYPE_CHECKING:
     from sdcli.training.loop import Report
@@ -32,15 +32,64 @@ def train_vae(
             "--random-crop", help="Train on random squares at the pictures' own scale, not on whole pictures."
         ),
     ] = TrainVaeSpec.random_crop,
+    regularizer: Annotated[
+        str | None,
+        typer.Option("--regularizer", help="kl (a posterior) or vq (a codebook). Default: the model's own, else kl."),
+    ] = TrainVaeSpec.regularizer,
+    codebook_size: Annotated[
+        int, typer.Option("--codebook-size", help="Codes of vq, 2 to 2^20.")
+    ] = TrainVaeSpec.codebook_size,
     l1_weight: Annotated[
         float, typer.Option("--l1-weight", help="Weight of the mean absolute error.")
     ] = TrainVaeSpec.l1_weight,
     l2_weight: Annotated[
         float, typer.Option("--l2-weight", help="Weight of the mean squared error.")
     ] = TrainVaeSpec.l2_weight,
+    learn_logvar: Annotated[
+        bool, typer.Option("--learn-logvar", help="Learn the scale of the reconstruction error along, as one number.")
+    ] = TrainVaeSpec.learn_logvar,
+    perceptual_weight: Annotated[
+        float, typer.Option("--perceptual-weight", help="Weight of how different the pictures look, 0 or more.")
+    ] = TrainVaeSpec.perceptual_weight,
+    perceptual_network: Annotated[
+        str,
+        typer.Option(
+            "--perceptual-network",
+            metavar="FILE",
+            help="What looks: LPIPS with a file of VGG16 weights, builtin, or auto: LPIPS if torch.hub has the file.",
+        ),
+    ] = TrainVaeSpec.perceptual_network,
     kl_weight: Annotated[
         float, typer.Option("--kl-weight", help="Weight of the KL divergence to N(0, I), a pixel value.")
     ] = TrainVaeSpec.kl_weight,
+    codebook_weight: Annotated[
+        float, typer.Option("--codebook-weight", help="Weight of the codebook loss of vq, 0 or more.")
+    ] = TrainVaeSpec.codebook_weight,
+    disc_weight: Annotated[
+        float, typer.Option("--disc-weight", help="Weight of the adversarial term, 0 (no discriminator) or more.")
+    ] = TrainVaeSpec.disc_weight,
+    disc_loss: Annotated[
+        str, typer.Option("--disc-loss", help="Loss of the discriminator: hinge or vanilla.")
+    ] = TrainVaeSpec.disc_loss,
+    disc_start: Annotated[
+        int, typer.Option("--disc-start", help="The step the discriminator begins with, 0 or more.")
+    ] = TrainVaeSpec.disc_start,
+    disc_warmup: Annotated[
+        int, typer.Option("--disc-warmup", help="Steps in which the adversarial term rises to its weight, 0 or more.")
+    ] = TrainVaeSpec.disc_warmup,
+    disc_layers: Annotated[
+        int, typer.Option("--disc-layers", help="Halvings in the discriminator, 1 to 8; more judge larger patches.")
+    ] = TrainVaeSpec.disc_layers,
+    disc_width: Annotated[
+        int, typer.Option("--disc-width", help="Channels of its first layer, a multiple of 16 up to 1024.")
+    ] = TrainVaeSpec.disc_width,
+    adaptive_weight: Annotated[
+        bool,
+        typer.Option(
+            "--adaptive-weight/--no-adaptive-weight",
+            help="Scale the adversarial term so that its gradient is as large as that of the reconstruction.",
+        ),
+    ] = TrainVaeSpec.adaptive_weight,
     batch_size: options.BatchSize = TrainVaeSpec.batch_size,
     accumulate: options.Accumulate = TrainVaeSpec.accumulate,
     steps: options.Steps = TrainVaeSpec.steps,
@@ -67,6 +116,7 @@ def train_vae(
     offline: options.Offline = TrainVaeSpec.offline,
     export: options.Export = TrainVaeSpec.export,
     export_dtype: options.ExportDtype = TrainVaeSpec.export_dtype,
+    config: options.ConfigFile = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -91,16 +141,37 @@ def train_unet(
     run: options.Run = TrainUnetSpec.run,
     caption: options.Caption = TrainUnetSpec.caption,
     resolution: options.Resolution = TrainUnetSpec.resolution,
+    buckets: options.Buckets = TrainUnetSpec.buckets,
+    condition: Annotated[
+        str | None,
+        typer.Option("--condition", help="With --init: text, class (one folder of pictures a class) or none."),
+    ] = TrainUnetSpec.condition,
     prediction: Annotated[
         str | None,
-        typer.Option("--prediction", help="What the UNet predicts: epsilon or v. Default: as the model does."),
+        typer.Option("--prediction", help="What the UNet predicts: epsilon, v or x0. Default: as the model does."),
     ] = TrainUnetSpec.prediction,
-    caption_dropout: Annotated[
-        float, typer.Option("--caption-dropout", help="Share of captions left out, for guidance; 0 to 1.")
-    ] = TrainUnetSpec.caption_dropout,
+    loss: Annotated[
+        str,
+        typer.Option("--loss", help="simple, min-snr, or hybrid: simple and the variational bound of the variance."),
+    ] = TrainUnetSpec.loss,
+    snr_gamma: options.SnrGamma = TrainUnetSpec.snr_gamma,
+    vlb_weight: options.VlbWeight = TrainUnetSpec.vlb_weight,
+    offset_noise: options.OffsetNoise = TrainUnetSpec.offset_noise,
+    zero_terminal_snr: Annotated[
+        bool,
+        typer.Option("--zero-terminal-snr", help="Let the last timestep be pure noise; needs --prediction v or x0."),
+    ] = TrainUnetSpec.zero_terminal_snr,
+    caption_dropout: options.CaptionDropout = TrainUnetSpec.caption_dropout,
     train_text_encoder: Annotated[
         bool, typer.Option("--train-text-encoder", help="Train the text encoder along; otherwise it is frozen.")
     ] = TrainUnetSpec.train_text_encoder,
+    lora_rank: Annotated[
+        int | None,
+        typer.Option("--lora-rank", metavar="N", help="Train a LoRA of this rank, 1 to 1024, instead of the model."),
+    ] = TrainUnetSpec.lora_rank,
+    lora_alpha: Annotated[
+        float | None, typer.Option("--lora-alpha", help="It counts alpha / rank. Default: the rank.")
+    ] = TrainUnetSpec.lora_alpha,
     batch_size: options.BatchSize = TrainUnetSpec.batch_size,
     accumulate: options.Accumulate = TrainUnetSpec.accumulate,
     steps: options.Steps = TrainUnetSpec.steps,
@@ -117,6 +188,7 @@ def train_unet(
     holdout: options.Holdout = TrainUnetSpec.holdout,
     validate_every: options.ValidateEvery = TrainUnetSpec.validate_every,
     sample_every: options.SampleEvery = TrainUnetSpec.sample_every,
+    sample_prompt: options.SamplePrompt = [],  # noqa: B006  typer copies it
     save_every: options.SaveEvery = TrainUnetSpec.save_every,
     keep: options.Keep = TrainUnetSpec.keep,
     stop_after: options.StopAfter = TrainUnetSpec.stop_after,
@@ -127,6 +199,7 @@ def train_unet(
     offline: options.Offline = TrainUnetSpec.offline,
     export: options.Export = TrainUnetSpec.export,
     export_dtype: options.ExportDtype = TrainUnetSpec.export_dtype,
+    config: options.ConfigFile = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -141,13 +214,77 @@ def train_unet(
     _show(unet.run(spec))
 
 
+def train_embedding(
+    data: options.Data,
+    token: Annotated[
+        str, typer.Option("--token", metavar="WORD", help="What prompts shall call what the pictures show: '<my-cat>'.")
+    ],
+    init_token: Annotated[str, typer.Option("--init-token", metavar="TEXT", help="What the new word begins as: cat.")],
+    model: options.TrainModel = TrainEmbeddingSpec.model,
+    vectors: Annotated[
+        int, typer.Option("--vectors", help="Vectors that stand for the word, 1 to 75: tokens it takes of a prompt.")
+    ] = TrainEmbeddingSpec.vectors,
+    kind: Annotated[
+        str, typer.Option("--kind", help="What the word names, for pictures without a caption: object or style.")
+    ] = TrainEmbeddingSpec.kind,
+    run: options.Run = TrainEmbeddingSpec.run,
+    caption: options.Caption = TrainEmbeddingSpec.caption,
+    resolution: options.Resolution = TrainEmbeddingSpec.resolution,
+    buckets: options.Buckets = TrainEmbeddingSpec.buckets,
+    loss: Annotated[str, typer.Option("--loss", help="simple or min-snr.")] = TrainEmbeddingSpec.loss,
+    snr_gamma: options.SnrGamma = TrainEmbeddingSpec.snr_gamma,
+    offset_noise: options.OffsetNoise = TrainEmbeddingSpec.offset_noise,
+    caption_dropout: options.CaptionDropout = TrainEmbeddingSpec.caption_dropout,
+    batch_size: options.BatchSize = TrainEmbeddingSpec.batch_size,
+    accumulate: options.Accumulate = TrainEmbeddingSpec.accumulate,
+    steps: options.Steps = TrainEmbeddingSpec.steps,
+    optimizer: options.Optimizer = TrainEmbeddingSpec.optimizer,
+    lr: options.Lr = TrainEmbeddingSpec.lr,
+    lr_schedule: options.LrSchedule = TrainEmbeddingSpec.lr_schedule,
+    lr_warmup: options.LrWarmup = TrainEmbeddingSpec.lr_warmup,
+    weight_decay: options.WeightDecay = TrainEmbeddingSpec.weight_decay,
+    clip_norm: options.ClipNorm = TrainEmbeddingSpec.clip_norm,
+    ema: options.Ema = TrainEmbeddingSpec.ema,
+    mixed_precision: options.MixedPrecision = TrainEmbeddingSpec.mixed_precision,
+    gradient_checkpointing: options.GradientCheckpointing = TrainEmbeddingSpec.gradient_checkpointing,
+    seed: options.Seed = TrainEmbeddingSpec.seed,
+    holdout: options.Holdout = TrainEmbeddingSpec.holdout,
+    validate_every: options.ValidateEvery = TrainEmbeddingSpec.validate_every,
+    sample_every: options.SampleEvery = TrainEmbeddingSpec.sample_every,
+    sample_prompt: options.SamplePrompt = [],  # noqa: B006  typer copies it
+    save_every: options.SaveEvery = TrainEmbeddingSpec.save_every,
+    keep: options.Keep = TrainEmbeddingSpec.keep,
+    stop_after: options.StopAfter = TrainEmbeddingSpec.stop_after,
+    dry_run: options.DryRun = TrainEmbeddingSpec.dry_run,
+    tracker: options.Tracker = TrainEmbeddingSpec.tracker,
+    workers: options.Workers = TrainEmbeddingSpec.workers,
+    device: options.Device = TrainEmbeddingSpec.device,
+    offline: options.Offline = TrainEmbeddingSpec.offline,
+    export: options.Export = TrainEmbeddingSpec.export,
+    config: options.ConfigFile = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Learn a new word for what some pictures show (textual inversion); the model stays as it is.
+
+    The same command again resumes. RUN/export has the word for A1111, diffusers and kohya:
+    sdcli generate "a picture of <my-cat>" --embedding RUN/export/my-cat.safetensors
+    """
+    spec = TrainEmbeddingSpec(**_settings(locals()))
+    from sdcli.training import embedding  # deferred: imports torch
+
+    _show(embedding.run(spec))
+
+
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """A command's arguments as its spec's fields: the names are the same, which a test holds."""
-    return {name: value for name, value in given.items() if name not in options.SPEAKING}
+    kept = {name: value for name, value in given.items() if name not in options.NO_SETTINGS}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
 
 
 def _show(reports: Iterator[Report]) -> None:
-    from sdcli.training.loop import Finished, Paused, Preparing, Saved, StepDone
+    from sdcli.training.loop import Finished, Paused, Planned, Preparing, Saved, StepDone, Validated
 
     stream = cast("Generator[Report, None, None]", reports)
     with output.progress() as bar, _deferred_signals() as stop:
@@ -159,15 +296,22 @@ def _show(reports: Iterator[Report]) -> None:
                 bar.update("training", report.step, report.steps, info)
             elif isinstance(report, Saved):
                 output.note(f"saved {report.path}")
+            elif isinstance(report, Validated):
+                output.note(f"step {report.step}, on held-out pictures: {_facts(report.terms)}")
+            elif isinstance(report, Planned):
+                output.result("\n".join(f"{name}: {value}" for name, value in report.facts.items()), report.facts)
             elif isinstance(report, Paused):
                 text = f"stopped at step {report.step} of {report.steps}; the same command goes on"
                 output.result(text, {"step": report.step, "steps": report.steps, "export": None})
             elif isinstance(report, Finished):
-                facts = ", ".join(f"{key} {value:.4g}" for key, value in report.summary.items())
-                output.note(facts)
+                output.note(_facts(report.summary))
                 output.result(str(report.export), {"export": str(report.export), **report.summary})
             if stop:
                 stream.throw(Stopped(stop[0], "stopped; the same command goes on from here"))
+
+
+def _facts(terms: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from sdcli.errors import InputError, SdcliWarning
-from sdcli.pipeline.images import SUFFIXES, fit, read_image, to_pixels
+from sdcli.pipeline.images import SUFFIXES, fit, read_image, read_size, to_pixels
 from sdcli.training import layouts
+from sdcli.training.order import mixed_seed
 from sdcli.training.samples import Sample, class_names, some
 
 
@@ -108,24 +109,46 @@ def check(dataset: Dataset, workers: int = 2) -> Iterator[int]:
         )
 
 
+def split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[int]]:
+    """The samples that train and those held out, every picture on one side alone, however often it is shown.
+
+    share: of the pictures to hold out; above 0 it is at least one of them, and one is always left to train on.
+    """
+    pictures = [sample.place for sample in dataset.pictures]
+    count = min(max(round(share * len(pictures)), 1), len(pictures) - 1) if share > 0 else 0
+    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(mixed_seed(seed, "holdout")))
+    held_out = {pictures[i] for i in order[:count].tolist()}
+    sides: tuple[list[int], list[int]] = ([], [])
+    for i, sample in enumerate(dataset.samples):
+        sides[sample.place in held_out].append(i)
+    return sides
+
+
 def load_image(sample: Sample) -> Image.Image:
     """A sample's picture, from its file or out of its tar. Raises InputError and warns as `images.load_image` does."""
     with sample.open() as stream:
         return read_image(stream, sample.place)
 
 
-def load_pixels(sample: Sample, resolution: int, crop_by: torch.Generator | None = None) -> Tensor:
-    """A sample's picture as (1, 3, resolution, resolution) pixels.
+def picture_size(sample: Sample) -> tuple[int, int]:
+    """Width and height in px of a sample's picture as it is meant to be seen. Errors as in `load_image`."""
+    with sample.open() as stream:
+        return read_size(stream, sample.place)
 
-    crop_by: None scales and centre-crops; a generator cuts a random square at the picture's own scale, after
-    enlarging it only if its shorter side is below the resolution.
+
+def load_pixels(sample: Sample, size: tuple[int, int], crop_by: torch.Generator | None = None) -> Tensor:
+    """A sample's picture as (1, 3, H, W) pixels.
+
+    size: width and height in px. crop_by: None scales and centre-crops; a generator cuts a random part of that size at
+    the picture's own scale, after enlarging it only if a side of it is below.
     """
     image = load_image(sample)
-    if crop_by is None or min(image.size) < resolution:
-        return to_pixels(fit(image, resolution, resolution))
-    left = int(torch.randint(image.width - resolution + 1, (), generator=crop_by))
-    top = int(torch.randint(image.height - resolution + 1, (), generator=crop_by))
-    return to_pixels(image.crop((left, top, left + resolution, top + resolution)))
+    width, height = size
+    if crop_by is None or image.width < width or image.height < height:
+        return to_pixels(fit(image, width, height))
+    left = int(torch.randint(image.width - width + 1, (), generator=crop_by))
+    top = int(torch.randint(image.height - height + 1, (), generator=crop_by))
+    return to_pixels(image.crop((left, top, left + width, top + height)))
 
 
 def content_hash(sample: Sample) -> str:

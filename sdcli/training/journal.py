@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 
 from sdcli.files import atomic_write, output_error
 
@@ -18,9 +20,13 @@ METRICS = "metrics.jsonl"
 class Journal:
     """What is measured while training. Only the first process writes."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator, step: int) -> None:
-        """Open the journal of a run that stands at `step`; lines after it are dropped, for they will come again."""
-        self.path, self.accelerator = folder / METRICS, accelerator
+    def __init__(self, folder: Path, accelerator: Accelerator, step: int, tracker: str | None = None) -> None:
+        """Open the journal of a run that stands at `step`; lines after it are dropped, for they will come again.
+
+        tracker: `tensorboard` or `wandb`, whose package must be there.
+        """
+        self.path = folder / METRICS
+        self._tracker: GeneralTracker | None = None
         self.validated: dict[int, float] = {}  # step -> validation loss
         self._stream: IO[bytes] | None = None
         kept = [row for row in rows(self.path) if row["step"] <= step]
@@ -32,6 +38,9 @@ class Journal:
                 with atomic_write(self.path) as part:
                     part.write_bytes(b"".join(_line(row) for row in kept))
             self._stream = self.path.open("ab", buffering=0)
+            if tracker is not None:
+                self._tracker = _TRACKERS[tracker](folder)
+                self._tracker.start()
 
     def __enter__(self) -> Journal:
         return self
@@ -41,7 +50,8 @@ class Journal:
     ) -> None:
         if self._stream is not None:
             self._stream.close()
-            self.accelerator.end_training()
+        if self._tracker is not None:
+            self._tracker.finish()
 
     def add(self, step: int, terms: dict[str, Any]) -> None:
         """Log the terms of a step; numbers that are not finite become null. Raises OutputError."""
@@ -54,7 +64,8 @@ class Journal:
             self._stream.write(_line(row))
         except OSError as error:
             raise output_error(self.path, error) from error
-        self.accelerator.log(_flat(row), step=step)
+        if self._tracker is not None:
+            self._tracker.log(_flat(row), step=step)
 
     def best(self, steps: list[int]) -> int | None:
         """The one of these steps with the lowest validation loss; None where none was validated."""
@@ -79,6 +90,12 @@ def rows(path: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):
             break
     return found
+
+
+_TRACKERS: dict[str, Callable[[Path], GeneralTracker]] = {
+    "tensorboard": lambda folder: TensorBoardTracker("sdcli", folder / "tracker"),
+    "wandb": lambda folder: WandBTracker("sdcli", name=folder.name, dir=folder),
+}
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
+from sdcli import pages
 from sdcli.errors import OutputError, Stopped
 from sdcli.files import make_folder, output_error, sync
 from sdcli.layout import read_json, write_json
@@ -30,6 +31,13 @@ class Preparing:
     what: str
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a run would do: `--dry-run`."""
+
+    facts: dict[str, object]
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class Finished:
     summary: dict[str, float] = field(default_factory=dict)
 
 
-Report = Preparing | StepDone | Saved | Validated | Paused | Finished
+Report = Preparing | Planned | StepDone | Saved | Validated | Paused | Finished
 
 
 class Task(Protocol):
@@ -120,7 +128,7 @@ def train(
         return task.load(draws[accelerator.process_index * share :][:share])
 
     last = spec.steps if spec.stop_after is None else min(spec.steps, state.step + spec.stop_after)
-    with ThreadPoolExecutor(1) as pool, Journal(folder, accelerator, state.step) as journal:
+    with ThreadPoolExecutor(1) as pool, Journal(folder, accelerator, state.step, spec.tracker) as journal:
         yield from _look(task, spec, state, journal)  # what a kill left undone, as the next line does
         state.prune(journal.best(state.saved_steps))
         upcoming = pool.submit(load, state.step)
@@ -143,9 +151,11 @@ def train(
                 state.save()
             state.prune(journal.best(state.saved_steps))
             if stop is not None:
+                _report(folder, accelerator)
                 raise stop
         best = journal.best(state.saved_steps)
     if state.step < spec.steps:
+        _report(folder, accelerator)
         yield Paused(state.step, spec.steps)
         return
     if spec.export == "best" and best is not None:
@@ -167,12 +177,20 @@ def _look(task: Task, spec: TrainSpec, state: State, journal: Journal) -> Iterat
             terms = yield from task.validate()
         if terms:
             journal.add(step, {"validation": terms})
+            _report(state.folder, state.accelerator)
             yield Validated(step, terms)
     pictures = state.folder / "samples" / f"step-{step:08d}"
     is_due = spec.sample_every is not None and (step % spec.sample_every == 0 or step == spec.steps)
     if is_due and state.accelerator.is_main_process and not pictures.exists():
         with state.averaged():
             yield from _placed(pictures, task.sample)
+        _report(state.folder, state.accelerator)
+
+
+def _report(folder: Path, accelerator: Accelerator) -> None:
+    """Write report.html anew, in the first process."""
+    if accelerator.is_main_process:
+        pages.write_report(folder)
 
 
 def _agreed(stop: Stopped | None, accelerator: Accelerator) -> Stopped | None:
@@ -190,6 +208,7 @@ def _export(task: Task, folder: Path, spec: TrainSpec, best: int | None) -> Iter
     if best is not None:
         summary["best_step"] = best
     write_json(folder / "summary.json", {**summary, "dtype": spec.export_dtype, "of": spec.export})
+    pages.write_report(folder)
     yield Finished(folder / "export", summary)
 
 

@@ -101,7 +101,7 @@ class State:
         settings = {}
         for player in self.players:
             optimizer, settings[player.turn.name] = checkpoint.optimizer_state(player.optimizer.optimizer)
-            tensors |= {player.turn.name: player.trained, f"{player.turn.name}-optimizer": optimizer}
+            tensors |= {player.turn.name: player.kept, f"{player.turn.name}-optimizer": optimizer}
         if self.ema is not None:
             tensors["ema"] = self.ema.values
         scaler = self.accelerator.scaler
@@ -132,7 +132,7 @@ class State:
     def load_average_of(self, step: int) -> None:
         """Take the exported weights of an earlier step, for an export of the best. Raises InputError when damaged."""
         snapshot = checkpoint.at(self.folder, step, config_hash=self.config_hash)
-        _assign(self.players[0].trained, snapshot.tensors[self.players[0].turn.name])
+        _assign(self.players[0].kept, snapshot.tensors[self.players[0].turn.name])
         if self.ema is not None:
             _assign(self.ema.values, snapshot.tensors["ema"])
 
@@ -196,7 +196,7 @@ class State:
 
     def _load(self, snapshot: checkpoint.Snapshot) -> None:
         for player in self.players:
-            _assign(player.trained, snapshot.tensors[player.turn.name])
+            _assign(player.kept, snapshot.tensors[player.turn.name])
             optimizer, settings = snapshot.tensors[f"{player.turn.name}-optimizer"], snapshot.state["optimizers"]
             checkpoint.load_optimizer_state(player.optimizer.optimizer, optimizer, settings[player.turn.name])
         if self.ema is not None:
@@ -251,10 +251,10 @@ class Ema:
 def lr_at(step: int, spec: TrainSpec) -> float:
     """The learning rate of step `step` (from 0): warm-up, then constant, or falling to 0 in a line or half a cosine."""
     if step < spec.lr_warmup:
-        return spec.lr * (step + 1) / spec.lr_warmup
+        return spec.peak_lr * (step + 1) / spec.lr_warmup
     done = (step - spec.lr_warmup) / max(1, spec.steps - spec.lr_warmup)
     factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
-    return spec.lr * factor[spec.lr_schedule]
+    return spec.peak_lr * factor[spec.lr_schedule]
 
 
 class _Player:
@@ -265,6 +265,8 @@ class _Player:
         self.prefix = "" if turn.name == "model" else f"{turn.name}_"  # of its terms in the log
         turn.module.to(accelerator.device).train()
         self.trained = {name: p for name, p in turn.module.named_parameters() if p.requires_grad}
+        frozen = {name for name, p in turn.module.named_parameters() if not p.requires_grad}
+        self.kept = {name: tensor for name, tensor in turn.module.state_dict().items() if name not in frozen}
         optimizer = _OPTIMIZERS[spec.optimizer](list(self.trained.values()), spec)
         self.module, self.optimizer = accelerator.prepare(turn.module, optimizer)
 
@@ -279,7 +281,7 @@ class _Player:
 
 
 def _adamw(parameters: list[Tensor], spec: TrainSpec) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=spec.lr, weight_decay=spec.weight_decay, fused=True)
+    return torch.optim.AdamW(parameters, lr=spec.peak_lr, weight_decay=spec.weight_decay, fused=True)
 
 
 def _adamw8bit(parameters: list[Tensor], spec: TrainSpec) -> torch.optim.Optimizer:
@@ -290,7 +292,7 @@ def _adamw8bit(parameters: list[Tensor], spec: TrainSpec) -> torch.optim.Optimiz
             "--optimizer adamw8bit: needs bitsandbytes", "pip install bitsandbytes, or use --optimizer adamw"
         ) from error
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
-        parameters, lr=spec.lr, weight_decay=spec.weight_decay
+        parameters, lr=spec.peak_lr, weight_decay=spec.weight_decay
     )
     return optimizer
 

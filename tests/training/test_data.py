@@ -238,7 +238,7 @@ def test_a_picture_is_scaled_and_its_middle_cut(tmp_path: Path) -> None:
     image = Image.new("RGB", (64, 32), "white")
     image.paste("black", (16, 0, 48, 32))
     image.save(tmp_path / "wide.png")
-    pixels = data.load_pixels(data.Sample(tmp_path / "wide.png", ()), 16)
+    pixels = data.load_pixels(data.Sample(tmp_path / "wide.png", ()), (16, 16))
     assert pixels.shape == (1, 3, 16, 16)
     middle = pixels[..., 2:-2]  # beside the cut the filter still sees white
     torch.testing.assert_close(middle, torch.full_like(middle, -1.0), rtol=0, atol=0.02)
@@ -252,7 +252,7 @@ def test_a_random_crop_is_any_square_of_the_picture_at_its_own_scale(tmp_path: P
     places = [(y, x) for y in range(2) for x in range(3)]
     seen = set()
     for number in range(60):
-        crop = data.load_pixels(sample, 8, torch.Generator().manual_seed(number))[0, 0]
+        crop = data.load_pixels(sample, (8, 8), torch.Generator().manual_seed(number))[0, 0]
         (place,) = [(y, x) for y, x in places if torch.equal(crop, whole[y : y + 8, x : x + 8])]
         seen.add(place)
     assert seen == set(places)
@@ -260,4 +260,4 @@ def test_a_random_crop_is_any_square_of_the_picture_at_its_own_scale(tmp_path: P
 
 def test_a_picture_smaller_than_the_crop_is_enlarged(pictures: Path) -> None:
     sample = data.Sample(pictures / "dot.png", ())
-    assert data.load_pixels(sample, 48, torch.Generator()).shape == (1, 3, 48, 48)
+    assert data.load_pixels(sample, (48, 48), torch.Generator()).shape == (1, 3, 48, 48)

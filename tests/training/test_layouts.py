@@ -228,5 +228,5 @@ def test_a_training_on_tars_sees_what_one_on_files_sees(own_pictures: Path, tmp_
     files, members = data.find(own_pictures), data.find(tmp_path / "tars")
     assert [sample.captions for sample in files.samples] == [sample.captions for sample in members.samples]
     for file, member in zip(files.samples, members.samples, strict=True):
-        assert data.load_pixels(file, 16).equal(data.load_pixels(member, 16))
+        assert data.load_pixels(file, (16, 16)).equal(data.load_pixels(member, (16, 16)))
     assert files.manifest_hash != members.manifest_hash  # by the names: a run goes on with what it began with

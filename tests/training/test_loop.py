@@ -82,7 +82,7 @@ def order_of(spec: TrainSpec) -> Order:
 
 def start(folder: Path, task: Line | None = None, **settings: Any) -> Generator[Report, None, None]:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").touch()
+    (folder / "config.json").write_text("{}", encoding="utf-8")
     stream = train(
         task if task is not None else Line(),
         spec_of(**settings),
@@ -378,6 +378,7 @@ def test_overflows_that_a_loss_scale_mends_are_no_bad_steps(tmp_path: Path) -> N
     accelerator.state._mixed_precision = "fp16"
     try:
         tmp_path.joinpath("run").mkdir()
+        tmp_path.joinpath("run", "config.json").write_text("{}", encoding="utf-8")
         stream = train(
             Line(),
             spec_of(steps=20),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -19,7 +20,8 @@ from sdcli.pipeline import text
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import load_bundle, load_text
 from sdcli.specs import TrainUnetSpec
-from sdcli.training import data, latents, start, unet
+from sdcli.training import caches, data, parts, unet
+from sdcli.training.denoising import DenoisingTask
 from sdcli.training.order import Draw, mixed_seed
 from tests.forks import Forks
 from tests.models import edit_json, write_sd1, write_sd2
@@ -28,21 +30,28 @@ from tests.runs import final_files, metrics, names, newest_checkpoint, train_une
 CPU = torch.device("cpu")
 
 
-def task_of(pictures: Path, model: Path, tmp_path: Path, **settings: Any) -> unet._UnetTask:
+def task_of(pictures: Path, model: Path, tmp_path: Path, **settings: Any) -> DenoisingTask:
     """The task that `sdcli train-unet --data pictures --model model` gives to the loop."""
     spec = TrainUnetSpec(data=pictures, model=str(model), device="cpu", **settings)
-    parts, dataset = start.model(spec, CPU), data.find(pictures)
-    moments = list_and_result(
-        latents.cached(tmp_path / "cache" / "m.safetensors", parts.bundle.vae, dataset, resolution=16, batch_size=4)
-    )
-    return unet._UnetTask(parts.bundle, spec, dataset, moments, parts.tokenizer, parts.settings)
+    accelerator, dataset = Accelerator(cpu=True), data.find(pictures)
+    whole = parts.model(spec, CPU, dataset)
+    sizes = [(16, 16)] * len(dataset.pictures)
+    moments = result_of(caches.moments(tmp_path / "cache", whole.bundle.vae, dataset, sizes, spec, accelerator))
+    condition = result_of(parts.condition(spec, whole.bundle, dataset, tmp_path / "cache", accelerator))
+    encoder = unet._prepare(spec, whole, condition)
+
+    def write(folder: Path) -> None:
+        unet._write(folder, spec, whole, encoder, (16, 16))
+
+    return DenoisingTask(whole, spec, dataset, moments, condition, size=(16, 16), write=write)
 
 
 def draws(samples: Sequence[int], step: int) -> list[Draw]:
     return [Draw(sample, mixed_seed(step, sample)) for sample in samples]
 
 
-def list_and_result(stream: Any) -> Any:
+def result_of(stream: Generator[Any, None, Any]) -> Any:
+    """What a generator returns at its end."""
     while True:
         try:
             next(stream)
@@ -121,7 +130,7 @@ def test_a_cache_that_is_not_whole_is_made_again_with_the_same_bits(
     elif state == "halved":
         cache.write_bytes(whole[: len(whole) // 2])
     else:
-        save_file({"moments": load_file(cache)["moments"][:3].clone()}, cache)
+        save_file({key: value[:3].clone() for key, value in load_file(cache).items()}, cache)
     assert forks.sdcli(*train_unet(pictures, run, vae_run), "--stop-after", 1).code == 0
     assert cache.read_bytes() == whole
     assert metrics(run) == metrics(unet_run)[:2]
@@ -179,8 +188,8 @@ def test_a_dropped_caption_is_the_empty_one_and_the_others_are_drawn_from_the_sa
     (own_pictures / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
     def captions_seen(dropout: float) -> dict[int, set[tuple[int, ...]]]:
-        task = task_of(own_pictures, unet_run / "export", tmp_path, caption_dropout=dropout)
-        batches = [task.load(draws([0, 1], step))["tokens"].tolist() for step in range(40)]
+        task = task_of(own_pictures, unet_run / "export", tmp_path, caption_dropout=dropout, train_text_encoder=True)
+        batches = [task.load(draws([0, 1], step))["condition"].tolist() for step in range(40)]
         return {i: {tuple(batch[i]) for batch in batches} for i in (0, 1)}
 
     encoder = load_text(unet_run / "export", device=CPU, dtype=torch.float32)
@@ -191,9 +200,10 @@ def test_a_dropped_caption_is_the_empty_one_and_the_others_are_drawn_from_the_sa
 
 
 def test_captions_are_dropped_as_often_as_asked(pictures: Path, unet_run: Path, tmp_path: Path) -> None:
-    task = task_of(pictures, unet_run / "export", tmp_path, caption_dropout=0.25)
-    tokens = torch.cat([task.load(draws(range(6), step))["tokens"] for step in range(200)])
-    share = (tokens == torch.tensor(task.no_caption)).all(dim=1).float().mean()
+    task = task_of(pictures, unet_run / "export", tmp_path, caption_dropout=0.25, train_text_encoder=True)
+    nothing = text.tokenize(task.bundle.conditioner, "").ids
+    tokens = torch.cat([task.load(draws(range(6), step))["condition"] for step in range(200)])
+    share = (tokens == torch.tensor(nothing)).all(dim=1).float().mean()
     assert float(share) == pytest.approx(0.25, abs=0.04)  # three standard deviations of 1,200 draws
 
 
@@ -205,7 +215,7 @@ def test_a_samples_latents_noise_timestep_and_caption_do_not_depend_on_its_batch
 ) -> None:
     task = task_of(pictures, unet_run / "export", tmp_path)
     together, alone = task.load(draws([3, 1, 4], 5)), task.load(draws([3, 1, 4], 5)[1:2])
-    assert together.keys() == alone.keys() == {"x_0", "eps", "t", "tokens"}
+    assert together.keys() == alone.keys() == {"x_0", "eps", "t", "condition"}
     for name in together:
         assert torch.equal(together[name][1:2], alone[name])
     later = task.load(draws([3, 1, 4], 6)[1:2])
@@ -228,7 +238,7 @@ def test_x_0_is_a_sample_of_the_posterior_of_diffusers_vae_scaled(
 ) -> None:
     task = task_of(pictures, unet_run / "export", tmp_path)
     theirs = StableDiffusionPipeline.from_pretrained(unet_run / "export", local_files_only=True).vae
-    pixels = data.load_pixels(data.find(pictures).samples[2], 16)
+    pixels = data.load_pixels(data.find(pictures).samples[2], (16, 16))
     posterior = theirs.encode(pixels).latent_dist
     draw = Draw(2, 5)
     generator = draw.generator()
@@ -238,21 +248,22 @@ def test_x_0_is_a_sample_of_the_posterior_of_diffusers_vae_scaled(
     assert float(torch.cat([task.load([Draw(i, 5 + i)])["x_0"] for i in range(6)]).std()) == pytest.approx(1.0, abs=0.1)
 
 
-@pytest.mark.parametrize("prediction", ["epsilon", "v"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
 def test_the_loss_is_that_of_diffusers_own_parts(
     pictures: Path, unet_run: Path, tmp_path: Path, prediction: str
 ) -> None:
-    task = task_of(pictures, unet_run / "export", tmp_path, prediction=prediction)
+    task = task_of(pictures, unet_run / "export", tmp_path, prediction=prediction, train_text_encoder=True)
     batch = task.load(draws(range(4), 0))
     loss = task.losses(task.model, batch, 0)["loss"]
     theirs = StableDiffusionPipeline.from_pretrained(unet_run / "export", local_files_only=True)
     noise = DDPMScheduler.from_config(theirs.scheduler.config)
     with torch.no_grad():
         x_t = noise.add_noise(batch["x_0"], batch["eps"], batch["t"])
-        context = theirs.text_encoder(batch["tokens"])[0]
+        context = theirs.text_encoder(batch["condition"])[0]
         guess = theirs.unet(x_t, batch["t"], context).sample
         v = noise.get_velocity(batch["x_0"], batch["eps"], batch["t"])
-        expected = (guess - (v if prediction == "v" else batch["eps"])).square().mean()
+        wanted = {"epsilon": batch["eps"], "v": v, "x0": batch["x_0"]}[prediction]
+        expected = (guess - wanted).square().mean()
     torch.testing.assert_close(loss.detach(), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -268,8 +279,8 @@ def test_the_vae_has_no_gradients_and_the_text_encoder_has_some_only_if_trained(
 
     assert gradients(task.bundle.vae) == {False}
     assert gradients(task.bundle.unet) == {True}
-    assert gradients(task.text.model) == {train_text_encoder}
-    trained = [task.bundle.unet, task.text.model] if train_text_encoder else [task.bundle.unet]
+    assert gradients(task.bundle.conditioner.model) == {train_text_encoder}
+    trained = [task.bundle.unet, task.bundle.conditioner.model] if train_text_encoder else [task.bundle.unet]
     assert {id(p) for p in task.model.parameters()} == {id(p) for module in trained for p in module.parameters()}
 
 
@@ -294,7 +305,7 @@ def test_the_export_is_the_moving_average(unet_run: Path) -> None:
     for key, value in weights_of(unet_run / "export", "unet").items():
         assert torch.equal(value, average[f"unet.{key}"])
     for key, value in weights_of(unet_run / "export", "text_encoder").items():
-        assert torch.equal(value, average[f"text_encoder.{key.removeprefix('text_model.')}"])
+        assert torch.equal(value, average[f"condition.model.{key.removeprefix('text_model.')}"])
 
 
 def test_the_vae_in_the_export_is_the_one_named(vae_run: Path, unet_run: Path) -> None:
@@ -353,11 +364,11 @@ def test_a_model_as_published_is_trained_further_and_keeps_its_configs(
 
 def test_a_prediction_type_that_cannot_be_trained_is_refused(pictures: Path, forks: Forks, tmp_path: Path) -> None:
     model = write_sd1(tmp_path / "model")
-    edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="sample")
+    edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="score")
     command = ("train-unet", "--data", pictures, "--model", model, "--run", tmp_path / "run", "--device", "cpu")
     ended = forks.sdcli(*command, "--steps", 1)
     assert ended.code == 3
-    assert "prediction_type: 'sample' cannot be trained" in ended.stderr
+    assert "prediction_type" in ended.stderr
 
 
 def test_weights_that_do_not_fit_float16_are_not_exported(

@@ -9,25 +9,30 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.autoencoders.vq_model import VQModel
 from safetensors.torch import load_file
-from torch.distributions import Normal, kl_divergence
+from torch import Tensor
 
+from sdcli.pipeline import features
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import load_vae
 from sdcli.specs import TrainVaeSpec
-from sdcli.training import checkpoint, data, start, vae
+from sdcli.training import checkpoint, data, parts, vae
 from sdcli.training.order import Draw
+from sdcli.training.vae import VaeTask
 from tests.forks import Forks
 from tests.runs import DAMAGES, final_files, metrics, names, newest_checkpoint, train_vae
 
 CPU = torch.device("cpu")
 
 
-def task_of(pictures: Path, **settings: object) -> vae._VaeTask:
+def task_of(pictures: Path, **settings: object) -> VaeTask:
     spec = TrainVaeSpec(data=pictures, init="tiny", device="cpu", **settings)  # type: ignore[arg-type]
-    model = start.vae(spec, CPU).model
-    return vae._VaeTask(model, spec, data.find(pictures), spec.resolution or int(model.config["sample_size"]))
+    model = parts.vae(spec, CPU).model
+    resolution = spec.resolution or int(model.config["sample_size"])
+    return VaeTask(model, spec, data.find(pictures), resolution, features.perceptual("builtin"), Accelerator(cpu=True))
 
 
 # Resuming
@@ -264,7 +269,7 @@ def test_a_wrong_option_is_one_line_and_nothing_is_written(
 
 
 def test_a_file_of_configs_is_part_of_what_makes_a_run_the_same(pictures: Path, forks: Forks, tmp_path: Path) -> None:
-    configs = json.loads((start.PRESETS / "tiny.json").read_text(encoding="utf-8"))
+    configs = json.loads((parts.PRESETS / "tiny.json").read_text(encoding="utf-8"))
     command = (*train_vae(pictures, tmp_path / "run"), "--init", tmp_path / "mine.json", "--stop-after", 1)
     (tmp_path / "mine.json").write_text(json.dumps(configs), encoding="utf-8")
     assert forks.sdcli(*command).code == 0
@@ -288,7 +293,7 @@ def test_the_export_is_the_moving_average_in_the_layout_of_diffusers(vae_run: Pa
 
 def test_the_exported_scaling_factor_gives_latents_a_std_of_1(pictures: Path, vae_run: Path) -> None:
     theirs = AutoencoderKL.from_pretrained(vae_run / "export" / "vae")
-    pixels = torch.cat([data.load_pixels(sample, 16) for sample in data.find(pictures).samples])
+    pixels = torch.cat([data.load_pixels(sample, (16, 16)) for sample in data.find(pictures).samples])
     torch.manual_seed(0)
     with torch.no_grad():
         latents = theirs.encode(pixels).latent_dist.sample() * theirs.config.scaling_factor
@@ -299,7 +304,7 @@ def test_the_exported_scaling_factor_gives_latents_a_std_of_1(pictures: Path, va
 
 def test_the_psnr_told_is_that_of_the_exported_vae(pictures: Path, vae_run: Path) -> None:
     theirs = AutoencoderKL.from_pretrained(vae_run / "export" / "vae")
-    pixels = torch.cat([data.load_pixels(sample, 16) for sample in data.find(pictures).samples])
+    pixels = torch.cat([data.load_pixels(sample, (16, 16)) for sample in data.find(pictures).samples])
     with torch.no_grad():
         back = theirs.decode(theirs.encode(pixels).latent_dist.mode()).sample
     unit, unit_back = (pixels + 1) / 2, ((back + 1) / 2).clamp(0, 1)
@@ -326,19 +331,8 @@ def test_a_model_trained_with_a_rate_of_0_keeps_its_vae(
         torch.testing.assert_close(after.state_dict()[key], value, rtol=1e-6, atol=0)
 
 
-def test_kl_is_0_for_a_standard_normal_posterior() -> None:
-    assert float(vae.kl_divergence(torch.zeros(2, 4, 8, 8), torch.zeros(2, 4, 8, 8))) == 0.0
-
-
-def test_kl_is_that_of_torch_distributions() -> None:
-    generator = torch.Generator().manual_seed(0)
-    mean, logvar = torch.randn((2, 3, 4, 5, 5), generator=generator)
-    expected = kl_divergence(Normal(mean, (logvar / 2).exp()), Normal(0.0, 1.0)).sum()
-    torch.testing.assert_close(vae.kl_divergence(mean, logvar), expected)
-
-
 def test_the_loss_is_the_weighted_sum_of_its_terms(pictures: Path) -> None:
-    task = task_of(pictures, l1_weight=0.25, l2_weight=3.0, kl_weight=0.01)
+    task = task_of(pictures, l1_weight=0.25, l2_weight=3.0, kl_weight=0.01, perceptual_weight=0.5)
     batch = task.load([Draw(0, 0), Draw(1, 1)])
     terms = task.losses(task.model, batch, 0)
     with torch.no_grad():
@@ -346,8 +340,127 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(pictures: Path) -> None:
         back = task.vae.decode(posterior.mean + posterior.std * batch["noise"]).sample
         l1, l2 = (back - batch["pixels"]).abs().mean(), (back - batch["pixels"]).square().mean()
         kl = posterior.kl().sum() / batch["pixels"].numel()
+        look = task.network(back, batch["pixels"]).mean()
     torch.testing.assert_close(terms["kl"].detach(), kl, rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(terms["loss"].detach(), 0.25 * l1 + 3.0 * l2 + 0.01 * kl, rtol=1e-4, atol=1e-6)
+    expected = 0.25 * l1 + 3.0 * l2 + 0.5 * look + 0.01 * kl
+    torch.testing.assert_close(terms["loss"].detach(), expected, rtol=1e-4, atol=1e-6)
+
+
+def gradients(module: torch.nn.Module) -> list[Tensor | None]:
+    return [None if p.grad is None else p.grad.clone() for p in module.parameters()]
+
+
+def test_the_perceptual_weight_changes_the_decoders_gradient(pictures: Path) -> None:
+    norms = []
+    for weight in (0.0, 1.0):
+        task = task_of(pictures, perceptual_weight=weight)
+        task.losses(task.model, task.load([Draw(0, 0), Draw(1, 1)]), 0)["loss"].backward()  # type: ignore[no-untyped-call]
+        norms.append(task.vae.decoder.conv_out.weight.grad.clone())
+    assert not torch.allclose(norms[0], norms[1], rtol=0.01)
+
+
+def adversarial_task(pictures: Path, **settings: object) -> VaeTask:
+    return task_of(pictures, disc_start=0, disc_layers=1, disc_width=16, **settings)
+
+
+def test_either_turn_gives_the_others_module_no_gradient(pictures: Path) -> None:
+    task = adversarial_task(pictures)
+    batch = task.load([Draw(0, 0), Draw(1, 1)])
+    task.losses(task.model, batch, 0)["loss"].backward()  # type: ignore[no-untyped-call]
+    assert {grad is None for grad in gradients(task.critic)} == {True}
+    before = gradients(task.model)
+    assert {grad is None for grad in before} == {False}
+    task.critic_losses(task.critic, batch, 0)["loss"].backward()  # type: ignore[no-untyped-call]
+    assert {grad is None for grad in gradients(task.critic)} == {False}
+    assert all(
+        torch.equal(a, b) for a, b in zip(before, gradients(task.model), strict=True) if a is not None and b is not None
+    )
+
+
+def test_a_step_of_the_discriminator_leaves_the_vae_bit_equal(pictures: Path, tmp_path: Path) -> None:
+    task = adversarial_task(pictures)
+    batch = task.load([Draw(0, 0), Draw(1, 1)])
+    task.losses(task.model, batch, 0)
+    before = {name: value.clone() for name, value in task.model.state_dict().items()}
+    optimizer = torch.optim.AdamW(task.critic.parameters(), lr=0.1)
+    task.critic_losses(task.critic, batch, 0)["loss"].backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_the_adversarial_weight_is_lambda_computed_apart_and_rises_in_the_warm_up(
+    pictures: Path, adaptive: bool
+) -> None:
+    task = adversarial_task(pictures, adaptive_weight=adaptive, disc_weight=0.7, disc_warmup=4)
+    batch = task.load([Draw(0, 0), Draw(1, 1)])
+    found = [float(task.losses(task.model, batch, step)["d_weight"]) for step in (0, 1, 3, 9)]
+    last = task.vae.decoder.conv_out.weight
+    mean, logvar = latent.moments(task.vae, batch["pixels"])
+    back = latent.decode(task.vae, latent.scale(task.vae, mean + (logvar / 2).exp() * batch["noise"]))
+    error = back - batch["pixels"]
+    rec = error.abs().mean() + 0.5 * error.square().mean() + task.network(back, batch["pixels"]).mean()
+    (pull,) = torch.autograd.grad(rec, last, retain_graph=True)
+    (push,) = torch.autograd.grad(-task.critic(back).mean(), last)
+    by_hand = float(pull.norm() / (push.norm() + 1e-4)) if adaptive else 1.0
+    assert found == pytest.approx([0.7 * by_hand * share for share in (0.25, 0.5, 1.0, 1.0)], rel=1e-4)
+
+
+def test_before_its_first_step_the_discriminator_is_no_part_of_the_loss(pictures: Path) -> None:
+    task = task_of(pictures, disc_start=3, steps=9, disc_layers=1, disc_width=16)
+    batch = task.load([Draw(0, 0), Draw(1, 1)])
+    assert "adversarial" not in task.losses(task.model, batch, 2)
+    assert {"adversarial", "d_weight"} <= task.losses(task.model, batch, 3).keys()
+    assert [turn.begin for turn in task.turns] == [0, 3]
+    assert len(task_of(pictures, disc_start=9, steps=9).turns) == 1
+
+
+def test_an_adversarial_run_in_parts_ends_as_a_straight_one(pictures: Path, forks: Forks, tmp_path: Path) -> None:
+    extra = ("--disc-start", 2, "--disc-layers", 1, "--disc-width", 16, "--learn-logvar", "--holdout", 0.2)
+    assert forks.sdcli(*train_vae(pictures, tmp_path / "straight"), *extra).code == 0
+    for stop in (3, 2):
+        assert forks.sdcli(*train_vae(pictures, tmp_path / "parts"), *extra, "--stop-after", stop).code == 0
+    assert forks.sdcli(*train_vae(pictures, tmp_path / "parts"), *extra).code == 0
+    assert final_files(tmp_path / "parts") == final_files(tmp_path / "straight")
+    row = [line for line in metrics(tmp_path / "parts") if "loss" in line][-1]
+    assert {"sdcli-perceptual", "logvar", "adversarial", "d_weight", "critic_loss", "critic_grad_norm"} <= row.keys()
+
+
+# The codebook
+
+
+def test_with_a_codebook_plain_diffusers_loads_the_result_and_decodes_the_same(
+    pictures: Path, forks: Forks, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    ended = forks.sdcli(*train_vae(pictures, run), "--regularizer", "vq", "--codebook-size", 16)
+    assert ended.code == 0, ended.stderr
+    theirs = VQModel.from_pretrained(run / "export" / "vae")
+    ours = load_vae(run / "export", device=CPU, dtype=torch.float32)
+    pixels = data.load_pixels(data.find(pictures).samples[0], (16, 16))
+    with torch.no_grad():
+        expected = theirs.decode(theirs.encode(pixels).latents).sample
+        found = latent.decode(ours, latent.encode(ours, pixels))
+    torch.testing.assert_close(found, expected)
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    assert 0 < summary["codes_used"] <= 1 < summary["perplexity"] <= 16
+    assert {"codebook", "perplexity", "codes_used"} <= metrics(run)[0].keys()
+
+
+def test_a_run_with_a_codebook_in_parts_ends_as_a_straight_one(pictures: Path, forks: Forks, tmp_path: Path) -> None:
+    extra = ("--regularizer", "vq", "--codebook-size", 16)
+    assert forks.sdcli(*train_vae(pictures, tmp_path / "straight"), *extra).code == 0
+    assert forks.sdcli(*train_vae(pictures, tmp_path / "parts"), *extra, "--stop-after", 4).code == 0
+    assert forks.sdcli(*train_vae(pictures, tmp_path / "parts"), *extra).code == 0
+    assert final_files(tmp_path / "parts") == final_files(tmp_path / "straight")
+
+
+def test_the_regularizer_of_a_model_is_not_another_one(
+    pictures: Path, vae_run: Path, sd1: Path, forks: Forks, tmp_path: Path
+) -> None:
+    command = ("train-vae", "--data", pictures, "--model", sd1, "--run", tmp_path / "run", "--device", "cpu")
+    ended = forks.sdcli(*command, "--regularizer", "vq")
+    assert (ended.code, "this model's VAE has kl" in ended.stderr) == (2, True)
 
 
 def test_a_fresh_posterior_begins_narrow_around_its_mean(pictures: Path) -> None:
@@ -374,5 +487,6 @@ def test_a_samples_noise_and_crop_do_not_depend_on_its_batch(pictures: Path, ran
 def test_metrics_hold_every_term_of_every_step(vae_run: Path) -> None:
     rows = metrics(vae_run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert all(row.keys() == {"step", "loss", "l1", "l2", "kl", "grad_norm", "lr"} for row in rows)
+    expected = {"step", "loss", "l1", "l2", "sdcli-perceptual", "kl", "grad_norm", "lr"}
+    assert all(row.keys() == expected for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]

@@ -1,0 +1,117 @@
+"""Steps of train-unet beside those of a plain loop, in one run: the ratio of their times, and the memory of both.
+
+The plain loop does in every step what diffusers' example does: it reads and encodes the picture, encodes the caption,
+noises, predicts, and moves weights and their average; same model, batch, resolution and optimizer.
+
+    python tests/benchmarks/training.py [--batch-size 8] [--steps 20] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+
+from sdcli import store
+from sdcli.pipeline import text
+from sdcli.pipeline.bundle import TextEncoder, load_bundle
+from sdcli.specs import TrainUnetSpec
+from sdcli.training import data, unet
+from sdcli.training.loop import StepDone
+
+PICTURES = 48
+SIDE = 64  # px, of the embedded model
+
+
+def draw(folder: Path) -> None:
+    """Pictures with captions."""
+    for i in range(PICTURES):
+        Image.effect_noise((96, 80), 60).convert("RGB").save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"picture number {i}", encoding="utf-8")
+
+
+def ours(folder: Path, batch_size: int, steps: int) -> Iterator[float]:
+    """Seconds of each step of train-unet; the caches are filled before the first."""
+    spec = TrainUnetSpec(
+        data=folder, run=folder / "run", batch_size=batch_size, steps=steps, device="cpu", save_every=10 * steps
+    )
+    for report in unet.run(spec):
+        if isinstance(report, StepDone):
+            yield batch_size / report.images_per_second
+
+
+def plain(folder: Path, batch_size: int, steps: int) -> Iterator[float]:
+    """Seconds of each step of the plain loop."""
+    bundle = load_bundle(store.BUILTIN_FOLDER, device=torch.device("cpu"), dtype=torch.float32)
+    encoder = bundle.conditioner
+    assert isinstance(encoder, TextEncoder)
+    model = bundle.unet.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    average = EMAModel(model.parameters())
+    noise = DDPMScheduler.from_config(bundle.scheduler_config)
+    samples = data.find(folder).samples
+    for step in range(steps):
+        began = time.perf_counter()
+        chosen = [samples[(step * batch_size + i) % len(samples)] for i in range(batch_size)]
+        pixels = torch.cat([data.load_pixels(sample, (SIDE, SIDE)) for sample in chosen])
+        with torch.no_grad():
+            x_0 = bundle.vae.encode(pixels).latent_dist.sample() * bundle.vae.config["scaling_factor"]
+            context = text.encode(encoder, [text.tokenize(encoder, sample.captions[0]) for sample in chosen])
+        eps, t = torch.randn_like(x_0), torch.randint(1000, (batch_size,))
+        prediction = model(noise.add_noise(x_0, eps, t), t, context).sample
+        (prediction - noise.get_velocity(x_0, eps, t)).square().mean().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        average.step(model.parameters())
+        yield time.perf_counter() - began
+
+
+def measure(kind: str, batch_size: int, steps: int) -> None:
+    """Print the median step in seconds and the peak memory in MiB of one loop, in this process."""
+    times = []
+    with tempfile.TemporaryDirectory() as name:
+        draw(Path(name))
+        for seconds in (ours if kind == "ours" else plain)(Path(name), batch_size, steps):
+            times.append(seconds)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the export, which plain has not
+    print(json.dumps({"seconds": statistics.median(times[2:]), "mib": peak}))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=("ours", "plain"))
+    given = parser.parse_args()
+    if given.only:
+        measure(given.only, given.batch_size, given.steps)
+        return
+    ratios, memory = [], []
+    for _ in range(given.rounds):
+        rows = {}
+        for kind in ("ours", "plain"):
+            sizes = ["--batch-size", str(given.batch_size), "--steps", str(given.steps)]
+            command = [sys.executable, __file__, "--only", kind, *sizes]
+            rows[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        ratios.append(rows["plain"]["seconds"] / rows["ours"]["seconds"])
+        memory.append(rows["ours"]["mib"] / rows["plain"]["mib"])
+        print(f"plain {rows['plain']}, ours {rows['ours']}: {ratios[-1]:.2f} times as fast", flush=True)
+    print(f"median {statistics.median(ratios):.2f} times as fast, memory {statistics.median(memory):.2f} times")
+
+
+if __name__ == "__main__":
+    main()
