@@ -230,7 +230,7 @@ def _figures(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any]
 
 def _settings(config: Mapping[str, Any], spec: type[TrainSpec]) -> tuple[list[Setting], list[Setting]]:
     """The settings of a run that differ from the defaults of its command, and those that do not."""
-    defaults = {field.name: field.default for field in dataclasses.fields(spec)}
+    defaults = {field.name: field.default for field in dataclasses.fields(spec)} | {"lr": spec.DEFAULT_LR}
     chosen: list[Setting] = []
     others: list[Setting] = []
     for name, value in config.items():

@@ -17,7 +17,7 @@ MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
 MAX_SIDE = 16384  # px
 IF_EXISTS = ("number", "skip", "overwrite", "error")
-LR, LORA_LR, EMBEDDING_LR = 1e-5, 1e-4, 5e-3
+LORA_LR = 1e-4
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -142,6 +142,7 @@ class TrainSpec:
     export: str = "last"
     export_dtype: str = "float32"
 
+    DEFAULT_LR: ClassVar[float] = 1e-5
     # What may differ between two calls that belong to one run.
     NOT_IDENTITY = frozenset(
         {"run", "save_every", "keep", "stop_after", "validate_every", "sample_every", "sample_prompt", "dry_run"}
@@ -176,7 +177,7 @@ class TrainSpec:
     @property
     def peak_lr(self) -> float:
         """The highest learning rate of the run."""
-        return self.lr if self.lr is not None else LR
+        return self.lr if self.lr is not None else self.DEFAULT_LR
 
     def identity(self) -> dict[str, object]:
         """The settings that make two calls the same run, as plain JSON values."""
@@ -281,7 +282,7 @@ class TrainUnetSpec(DenoisingSpec):
     @property
     def peak_lr(self) -> float:
         """The highest learning rate of the run; adapters start from nothing and bear more."""
-        return self.lr if self.lr is not None else (LORA_LR if self.lora_rank is not None else LR)
+        return LORA_LR if self.lr is None and self.lora_rank is not None else super().peak_lr
 
     @property
     def alpha(self) -> float:
@@ -306,6 +307,8 @@ class TrainUnetSpec(DenoisingSpec):
 class TrainEmbeddingSpec(DenoisingSpec):
     """`sdcli train-embedding`."""
 
+    DEFAULT_LR: ClassVar[float] = 5e-3  # a few vectors, of std about 0.01, bear and need much
+
     token: str = ""
     init_token: str = ""
     vectors: int = 1
@@ -320,11 +323,6 @@ class TrainEmbeddingSpec(DenoisingSpec):
             raise UsageError("--init: a word is learned by a trained model", "name one with --model")
         _between("vectors", self.vectors, 1, 75)
         _one_of("kind", self.kind, ("object", "style"))
-
-    @property
-    def peak_lr(self) -> float:
-        """The highest learning rate of the run; a few vectors, of std about 0.01, bear and need much."""
-        return self.lr if self.lr is not None else EMBEDDING_LR
 
 
 def _option(name: str) -> str:
