@@ -28,6 +28,7 @@ class _Mode:
     is_json: bool = False
     is_quiet: bool = False
     is_debug: bool = False
+    is_mute: bool = False
     warned: Counter[str] = field(default_factory=Counter)
 
 
@@ -43,6 +44,11 @@ def configure(*, json: bool, quiet: bool, debug: bool) -> None:
     warnings.showwarning = _show_warning
     for library in ("DIFFUSERS", "TRANSFORMERS"):  # read when they are imported; their notes are for programmers
         os.environ.setdefault(f"{library}_VERBOSITY", "warning" if debug else "error")
+
+
+def mute() -> None:
+    """From now on only errors: another process of the same command speaks for both."""
+    _mode.is_mute = True
 
 
 def result(text: str, record: Mapping[str, Any]) -> None:
@@ -77,14 +83,14 @@ def results_in_bytes(data: bytes) -> None:
 
 def note(text: str) -> None:
     """Something nice to know, on stderr; not with --quiet or --json."""
-    if not _mode.is_quiet and not _mode.is_json:
+    if not (_mode.is_quiet or _mode.is_json or _mode.is_mute):
         print(escape(text), file=sys.stderr, flush=True)
 
 
 def warning(text: str, cause: str = "") -> None:
     """Something the user should know, on stderr; at most five of one cause."""
     _mode.warned[cause or text] += 1
-    if _mode.warned[cause or text] <= WARNINGS_A_CAUSE:
+    if _mode.warned[cause or text] <= WARNINGS_A_CAUSE and not _mode.is_mute:
         print(f"sdcli: warning: {escape(text)}", file=sys.stderr, flush=True)
 
 
@@ -132,7 +138,7 @@ class Progress:
 @contextmanager
 def progress() -> Iterator[Progress]:
     """A progress display, silent where stderr is no terminal, or with --quiet or --json."""
-    if _mode.is_quiet or _mode.is_json or not sys.stderr.isatty():
+    if _mode.is_quiet or _mode.is_json or _mode.is_mute or not sys.stderr.isatty():
         yield Progress(None)
         return
     from rich.console import Console  # deferred: 0.05 s, and only a terminal needs it
@@ -178,6 +184,8 @@ def _stdout() -> Iterator[TextIO]:
 
 
 def _print(text: str) -> None:
+    if _mode.is_mute:
+        return
     with _stdout() as stream:
         print(text, file=stream, flush=True)
 

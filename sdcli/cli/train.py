@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -286,6 +287,8 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 def _show(reports: Iterator[Report]) -> None:
     from sdcli.training.loop import Finished, Paused, Planned, Preparing, Saved, StepDone, Validated
 
+    if os.environ.get("RANK", "0") != "0":  # of the processes that accelerate launched, the first one speaks
+        output.mute()
     stream = cast("Generator[Report, None, None]", reports)
     with output.progress() as bar, _deferred_signals() as stop:
         for report in stream:
@@ -299,7 +302,7 @@ def _show(reports: Iterator[Report]) -> None:
             elif isinstance(report, Validated):
                 output.note(f"step {report.step}, on held-out pictures: {_facts(report.terms)}")
             elif isinstance(report, Planned):
-                output.result("\n".join(f"{name}: {value}" for name, value in report.facts.items()), report.facts)
+                output.document(report.facts)
             elif isinstance(report, Paused):
                 text = f"stopped at step {report.step} of {report.steps}; the same command goes on"
                 output.result(text, {"step": report.step, "steps": report.steps, "export": None})

@@ -8,7 +8,7 @@ import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdcli.errors import NumericalError, OutputError, SdcliWarning, Stopped
+from sdcli.errors import NumericalError, OutputError, ResourceError, SdcliWarning, Stopped
 from sdcli.specs import TrainSpec
 from sdcli.training import checkpoint
-from sdcli.training.loop import Finished, Paused, Preparing, Report, Saved, StepDone, train
+from sdcli.training.loop import Finished, Paused, Preparing, Report, Saved, StepDone, Validated, train
 from sdcli.training.order import Draw, Order
 from sdcli.training.state import Batch, Turn, lr_at
 from tests.runs import DAMAGES, final_files, metrics, names, newest_checkpoint
@@ -396,3 +396,164 @@ def test_overflows_that_a_loss_scale_mends_are_no_bad_steps(tmp_path: Path) -> N
     assert scaler.get_scale() == 2.0 ** (20 - skipped)
     state = checkpoint.newest(tmp_path / "run", config_hash=HASH)
     assert state is not None and state.state["scaler"]["scale"] == scaler.get_scale()
+
+
+# Portions of a batch
+
+
+def test_accumulated_batches_are_one_large_one(tmp_path: Path) -> None:
+    for name, settings in (("whole", {"batch_size": 4}), ("parts", {"batch_size": 2, "accumulate": 2})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
+        spec = spec_of(**settings)
+        order = Order([range(COUNT)], batch_size=4, seed=0)
+        accelerator = Accelerator(cpu=True)
+        list(train(Line(), spec, tmp_path / name, accelerator=accelerator, order=order, config_hash=HASH))
+    torch.testing.assert_close(exported(tmp_path / "parts"), exported(tmp_path / "whole"))
+    assert [row["loss"] for row in metrics(tmp_path / "parts")] == pytest.approx(
+        [row["loss"] for row in metrics(tmp_path / "whole")]
+    )
+
+
+class Narrow(Line):
+    """A line whose memory has room for so many samples at once."""
+
+    room = 1
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        if len(batch["x"]) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().losses(model, batch, step)
+
+
+def test_where_memory_runs_out_the_batch_goes_in_halves_and_the_result_is_the_same(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    with pytest.warns(SdcliWarning, match="the batch goes in portions of") as said:
+        run(tmp_path / "parts", Narrow())
+    assert [str(one.message).split(" from ")[0][-1] for one in said] == ["2", "1"]
+    torch.testing.assert_close(exported(tmp_path / "parts"), exported(tmp_path / "whole"))
+
+
+def test_one_sample_that_is_too_large_ends_the_run(tmp_path: Path) -> None:
+    class Full(Narrow):
+        room = 0
+
+    with pytest.warns(SdcliWarning), pytest.raises(ResourceError, match="need more memory"):
+        run(tmp_path, Full())
+    assert not (tmp_path / "export").exists()
+
+
+# Two turns
+
+
+class Duel(Line):
+    """A line, and a second one that from step 3 on learns to tell the first one's answers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.judge = nn.Linear(1, 1)
+        self.turns.append(Turn("critic", self.judge, self.judge_losses, begin=3))
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        terms = super().losses(model, batch, step)
+        batch["answers"] = model(batch["x"]).detach()
+        return terms
+
+    def judge_losses(self, judge: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        return {"loss": (judge(batch["answers"]) - 1).square().mean()}
+
+
+def test_a_turn_begins_at_its_step_and_its_terms_carry_its_name(tmp_path: Path) -> None:
+    task = Duel()
+    before = task.judge.weight.detach().clone()
+    run(tmp_path, task, stop_after=3)
+    assert torch.equal(task.judge.weight, before)
+    run(tmp_path, task)
+    assert not torch.equal(task.judge.weight, before)
+    assert ["critic_loss" in row for row in metrics(tmp_path)] == [False] * 3 + [True] * 3
+    assert {"critic.safetensors", "critic-optimizer.safetensors"} <= set(names(newest_checkpoint(tmp_path)))
+
+
+@pytest.mark.parametrize("stop", range(1, 12))
+def test_stopped_at_any_of_twelve_steps_a_run_of_two_turns_ends_as_a_straight_one(tmp_path: Path, stop: int) -> None:
+    run(tmp_path / "straight", Duel(dropout=0.5), steps=12)
+    run(tmp_path / "parts", Duel(dropout=0.5), steps=12, stop_after=stop)
+    run(tmp_path / "parts", Duel(dropout=0.5), steps=12)
+    assert final_files(tmp_path / "parts") == final_files(tmp_path / "straight")
+
+
+# Validation and samples
+
+
+class Watched(Line):
+    """A line that is validated: the losses said of the steps."""
+
+    said: ClassVar[dict[int, float]] = {2: 0.5, 4: 0.1, 6: 0.3, 8: 0.2}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.asked = 0
+        self.step = 0
+
+    def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        self.step = step + 1
+        return super().losses(model, batch, step)
+
+    def validate(self) -> Generator[Preparing, None, dict[str, float]]:
+        yield Preparing("validating", 1, 1)
+        self.asked += 1
+        return {"loss": self.said[self.step]}
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last_ones(tmp_path: Path) -> None:
+    reports = run(tmp_path, Watched(), steps=8)
+    assert [(r.step, r.terms["loss"]) for r in reports if isinstance(r, Validated)] == list(Watched.said.items())
+    assert saved_steps(tmp_path) == [4, 8]
+    assert isinstance(reports[-1], Finished) and reports[-1].summary["best_step"] == 4
+    assert [row for row in metrics(tmp_path) if "validation" in row] == [
+        {"step": step, "validation": {"loss": loss}} for step, loss in Watched.said.items()
+    ]
+
+
+def test_the_best_can_be_exported_and_the_last_again(tmp_path: Path) -> None:
+    run(tmp_path, Watched(), steps=8)
+    last = exported(tmp_path)
+    run(tmp_path, Watched(), steps=8, export="best")
+    average = load_file(tmp_path / "checkpoints" / "checkpoint-00000004" / "ema.safetensors")
+    torch.testing.assert_close(exported(tmp_path), average, rtol=0, atol=0)
+    run(tmp_path, Watched(), steps=8, export="last")
+    torch.testing.assert_close(exported(tmp_path), last, rtol=0, atol=0)
+
+
+def test_left_between_a_save_and_its_validation_a_run_makes_up_for_it(tmp_path: Path) -> None:
+    run(tmp_path / "straight", Watched(), steps=8)
+    stream = start(tmp_path / "left", Watched(), steps=8)
+    for report in stream:
+        if isinstance(report, Saved) and report.step == 4:
+            break
+    stream.close()
+    task = Watched()
+    task.step = 4
+    run(tmp_path / "left", task, steps=8)
+    assert final_files(tmp_path / "left") == final_files(tmp_path / "straight")
+
+
+def test_samples_are_drawn_when_asked_for_and_at_the_end(tmp_path: Path) -> None:
+    run(tmp_path, sample_every=4)
+    assert names(tmp_path / "samples") == [
+        "step-00000004",
+        "step-00000004/line.txt",
+        "step-00000006",
+        "step-00000006/line.txt",
+    ]
+
+
+def test_samples_show_the_average_and_leave_the_weights_that_train(tmp_path: Path) -> None:
+    run(tmp_path, sample_every=6)
+    average = load_file(newest_checkpoint(tmp_path) / "ema.safetensors")
+    said = (tmp_path / "samples" / "step-00000006" / "line.txt").read_text(encoding="utf-8")
+    with_samples = load_file(newest_checkpoint(tmp_path) / "model.safetensors")
+    assert f"{float(average['1.bias']):.4f}"[:6] in said
+    run(tmp_path / "without")
+    without = load_file(newest_checkpoint(tmp_path / "without") / "model.safetensors")
+    assert all(torch.equal(value, without[name]) for name, value in with_samples.items())
