@@ -33,13 +33,15 @@ PATIENCE = timedelta(days=1)  # of the other processes, while the first one read
 def accelerator_for(spec: TrainSpec) -> Accelerator:
     """The device, the precision and the processes of a run, as `accelerate launch` set them up.
 
-    Raises UsageError where the device cannot do the precision, and as `pick_device`.
+    Raises UsageError where the device cannot do the precision or a package is missing, and as `pick_device`.
     """
     device = pick_device(spec.device)
     if device.type == "cpu" and spec.mixed_precision == "fp16":
         raise UsageError("--mixed-precision fp16: a CPU cannot train in it", "use bf16 or no")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+    if spec.optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
+        raise UsageError("--optimizer adamw8bit: needs bitsandbytes", "pip install bitsandbytes, or use adamw")
     if spec.tracker is not None and find_spec(spec.tracker) is None:
         raise UsageError(f"--tracker {spec.tracker}: is not installed", f"pip install {spec.tracker}, or leave it out")
     patience = InitProcessGroupKwargs(timeout=PATIENCE)

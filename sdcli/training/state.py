@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from sdcli.errors import NumericalError, ResourceError, SdcliWarning, UsageError
+from sdcli.errors import NumericalError, ResourceError, SdcliWarning
 from sdcli.specs import TrainSpec
 from sdcli.training import checkpoint
 from sdcli.training.order import mixed_seed
@@ -285,12 +285,8 @@ def _adamw(parameters: list[Tensor], spec: TrainSpec) -> torch.optim.Optimizer:
 
 
 def _adamw8bit(parameters: list[Tensor], spec: TrainSpec) -> torch.optim.Optimizer:
-    try:
-        import bitsandbytes  # deferred: an extra of few users
-    except ImportError as error:
-        raise UsageError(
-            "--optimizer adamw8bit: needs bitsandbytes", "pip install bitsandbytes, or use --optimizer adamw"
-        ) from error
+    import bitsandbytes  # deferred: few have it, and `start.accelerator_for` has asked
+
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
         parameters, lr=spec.peak_lr, weight_decay=spec.weight_decay
     )

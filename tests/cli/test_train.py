@@ -1,0 +1,190 @@
+"""The trainers' command lines: settings from a file, dry runs, held-out pictures, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.forks import Forks
+from tests.runs import metrics, names, train_unet, train_vae
+
+
+def test_settings_come_from_a_file_and_those_of_the_command_line_win(
+    pictures: Path, forks: Forks, tmp_path: Path
+) -> None:
+    file = tmp_path / "train.toml"
+    file.write_text('init = "tiny"\nsteps = 1\nlr = 0.002\nbatch-size = 2\ndevice = "cpu"\n', encoding="utf-8")
+    command = ("train-vae", "--config", file, "--run", tmp_path / "run", "--data", pictures, "--lr", 0.001)
+    ended = forks.sdcli(*command)
+    assert ended.code == 0, ended.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert (config["steps"], config["batch_size"], config["lr"], config["init"]) == (1, 2, 0.001, "tiny")
+
+
+def test_a_file_may_say_where_the_data_lie(pictures: Path, forks: Forks, tmp_path: Path) -> None:
+    file = tmp_path / "train.toml"
+    rows = {"data": str(pictures), "run": str(tmp_path / "run"), "init": "tiny", "device": "cpu"}
+    text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in rows.items())
+    file.write_text(text + "steps = 1\nadaptive-weight = false\n", encoding="utf-8")
+    ended = forks.sdcli("train-vae", "--config", file)
+    assert ended.code == 0, ended.stderr
+    config = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))
+    assert config["adaptive_weight"] is False
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "said"),
+    [
+        ("batchsize = 2", 2, "train.toml: batchsize: is no option of train-vae; did you mean batch-size?"),
+        ("config = 'other.toml'", 2, "config: is no option"),
+        ("steps = 'many'", 2, "invalid value for '--steps'"),
+        ("steps = 0", 2, "--steps 0: out of range"),
+        ("steps =", 3, "train.toml: is no TOML"),
+        ("\udcff".encode("utf-8", "surrogateescape").decode("latin-1") + "=", 3, "is no TOML"),
+        (None, 3, "train.toml"),
+    ],
+)
+def test_a_file_of_settings_that_is_wrong_is_refused_with_its_line(
+    pictures: Path, forks: Forks, tmp_path: Path, text: str | None, code: int, said: str
+) -> None:
+    file = tmp_path / "train.toml"
+    if text is not None:
+        file.write_text(text, encoding="utf-8")
+    ended = forks.sdcli("train-vae", "--config", file, *train_vae(pictures, tmp_path / "run")[1:5])
+    assert (ended.code, said in ended.stderr) == (code, True), ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(pictures: Path, forks: Forks, tmp_path: Path) -> None:
+    command = train_vae(pictures, tmp_path / "run")
+    ended = forks.sdcli(*command, "--dry-run", "--holdout", 0.2, "--accumulate", 2, "--json")
+    assert (ended.code, ended.stderr) == (0, "")
+    facts = json.loads(ended.stdout)
+    assert facts["run"] == str(tmp_path / "run")
+    assert (facts["pictures"], facts["samples"], facts["held_out"]) == (6, 5, 1)
+    assert (facts["pictures_a_step"], facts["steps"], facts["epochs"]) == (8, 6, 9.6)
+    assert facts["resumes_from"] == 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_says_where_a_run_would_go_on(pictures: Path, vae_run: Path, forks: Forks) -> None:
+    before = names(vae_run)
+    ended = forks.sdcli(*train_vae(pictures, vae_run), "--dry-run")
+    assert "resumes_from: 6" in ended.stdout.splitlines()
+    assert names(vae_run) == before
+
+
+def test_a_dry_run_names_a_picture_that_cannot_be_read(own_pictures: Path, forks: Forks, tmp_path: Path) -> None:
+    (own_pictures / "dot.png").write_bytes(b"")
+    ended = forks.sdcli(*train_vae(own_pictures, tmp_path / "run"), "--dry-run")
+    assert (ended.code, "dot.png" in ended.stderr) == (3, True)
+
+
+def test_held_out_pictures_validate_and_never_train(
+    pictures: Path, vae_run: Path, forks: Forks, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    extra = ("--holdout", 0.3, "--validate-every", 3, "--sample-every", 3)
+    ended = forks.sdcli(*train_unet(pictures, run, vae_run), *extra)
+    assert ended.code == 0, ended.stderr
+    validated = {row["step"]: row["validation"] for row in metrics(run) if "validation" in row}
+    assert sorted(validated) == [3, 6]
+    assert {"loss", "loss_t0", "loss_t1", "loss_t2", "loss_t3"} == validated[6].keys()
+    assert "on held-out pictures: loss" in ended.stderr
+    assert sorted(p.name for p in (run / "samples").iterdir()) == ["step-00000003", "step-00000006"]
+    assert len(list((run / "samples" / "step-00000006").glob("*.png"))) == 4
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "UNet training" in page and "data:image" in page
+
+
+def test_what_is_drawn_on_the_way_can_be_said(pictures: Path, vae_run: Path, forks: Forks, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    prompts = ("--sample-prompt", "a dot", "--sample-prompt", "../../etc")
+    ended = forks.sdcli(*train_unet(pictures, run, vae_run), "--sample-every", 6, *prompts)
+    assert ended.code == 0, ended.stderr
+    assert names(run / "samples") == ["step-00000006", "step-00000006/1-a-dot.png", "step-00000006/2-etc.png"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--holdout", 1), "--holdout 1.0: out of range"),
+        (("--accumulate", 0), "--accumulate 0: out of range"),
+        (("--validate-every", 0), "--validate-every 0: out of range"),
+        (("--sample-every", 0), "--sample-every 0: out of range"),
+        (("--optimizer", "sgd"), "--optimizer sgd: unknown"),
+        (("--optimizer", "adamw8bit"), "needs bitsandbytes"),
+        (("--export", "first"), "--export first: unknown"),
+        (("--tracker", "mlflow"), "--tracker mlflow: unknown"),
+        (("--tracker", "wandb"), "--tracker wandb: is not installed; pip install wandb"),
+        (("--disc-width", 20), "--disc-width 20: out of range"),
+        (("--disc-start", 0, "--disc-layers", 4), "pictures of 16 px are too small"),
+        (("--regularizer", "gan"), "--regularizer gan: unknown"),
+        (("--perceptual-network", "missing.pth"), "missing.pth"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(
+    pictures: Path, forks: Forks, tmp_path: Path, flags: tuple[object, ...], said: str
+) -> None:
+    ended = forks.sdcli(*train_vae(pictures, tmp_path / "run"), *flags)
+    assert ended.code == (3 if "missing" in said else 2), ended.stderr
+    assert said in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (("--condition", "class"), 3, "has no classes; sort the pictures into one folder a class"),
+        (("--zero-terminal-snr",), 2, "this model predicts epsilon; use --prediction v"),
+        (("--zero-terminal-snr", "--prediction", "epsilon"), 2, "pure noise says nothing of x_0"),
+        (("--loss", "huber"), 2, "--loss huber: unknown"),
+        (("--snr-gamma", 0), 2, "--snr-gamma 0.0: out of range"),
+        (("--condition", "none", "--train-text-encoder"), 2, "--train-text-encoder: this model has none"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    pictures: Path, vae_run: Path, forks: Forks, tmp_path: Path, flags: tuple[object, ...], code: int, said: str
+) -> None:
+    command = [one for one in train_unet(pictures, tmp_path / "run", vae_run) if one != "--train-text-encoder"]
+    ended = forks.sdcli(*command, *flags)
+    assert (ended.code, said in ended.stderr) == (code, True), ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--condition", "none", "--loss", "min-snr"),
+        ("--buckets", "--offset-noise", 0.1, "--gradient-checkpointing"),
+        ("--prediction", "v", "--zero-terminal-snr", "--accumulate", 2),
+        ("--prediction", "x0", "--loss", "hybrid"),
+    ],
+    ids=lambda flags: " ".join(map(str, flags)),
+)
+def test_what_is_trained_so_draws(
+    pictures: Path, vae_run: Path, forks: Forks, tmp_path: Path, flags: tuple[object, ...]
+) -> None:
+    run = tmp_path / "run"
+    command = [one for one in train_unet(pictures, run, vae_run) if one != "--train-text-encoder"]
+    ended = forks.sdcli(*command, *flags)
+    assert ended.code == 0, ended.stderr
+    prompt, guidance = ([], 1) if "none" in flags else (["a dot"], 2)
+    common = ("--model", run / "export", "--steps", 3, "--guidance", guidance, "--seed", 1, "--device", "cpu")
+    for scheduler in ("ddim", "ddpm"):
+        picture = tmp_path / f"{scheduler}.png"
+        ended = forks.sdcli("generate", *prompt, *common, "--scheduler", scheduler, "--output", picture)
+        assert (ended.code, picture.exists()) == (0, True), ended.stderr
+
+
+def test_a_scheduler_that_cannot_sample_zero_terminal_snr_refuses_by_name(
+    pictures: Path, vae_run: Path, forks: Forks, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert forks.sdcli(*train_unet(pictures, run, vae_run), "--prediction", "v", "--zero-terminal-snr").code == 0
+    ended = forks.sdcli("generate", "a dot", "--model", run / "export", "--scheduler", "lms", "--device", "cpu")
+    assert ended.code == 2
+    assert "lms" in ended.stderr and "zero" in ended.stderr.lower()
