@@ -116,7 +116,7 @@ def train(
     """
     state = State(task.turns, spec, folder, accelerator, config_hash)
     state.restore()
-    if state.step == spec.steps and (folder / "export").is_dir():
+    if state.step == spec.steps and (folder / "export").is_dir() and (folder / "summary.json").exists():
         summary = read_json(folder / "summary.json")
         if (summary.pop("dtype", None), summary.pop("of", None)) == (spec.export_dtype, spec.export):
             yield Finished(folder / "export", summary)
@@ -203,7 +203,11 @@ def _agreed(stop: Stopped | None, accelerator: Accelerator) -> Stopped | None:
 
 
 def _export(task: Task, folder: Path, spec: TrainSpec, best: int | None) -> Iterator[Report]:
-    """Put the trained model in its place, `export/`, instead of one of another type or step that may lie there."""
+    """Put the trained model in its place, `export/`, instead of one of another type or step that may lie there.
+
+    summary.json says that it lies there and what it is: it goes before the one and comes after the other.
+    """
+    (folder / "summary.json").unlink(missing_ok=True)
     summary = yield from _placed(folder / "export", task.export)
     if best is not None:
         summary["best_step"] = best

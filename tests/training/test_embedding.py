@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sdcli.pipeline import text
+from sdcli.pipeline import features, text
 from sdcli.pipeline.adapters import read_embedding
 from sdcli.pipeline.bundle import TextEncoder, load_text
+from sdcli.pipeline.images import to_pixels
 from sdcli.specs import TrainEmbeddingSpec
 from sdcli.training import data, embedding, parts
 from tests.forks import Forks
@@ -153,3 +156,34 @@ def test_captions_that_name_the_word_are_kept_and_templates_stand_for_the_others
     captions = {s.path.stem: s.captions for s in embedding._named(data.find(own_pictures), spec).samples}
     assert captions["dot"] == (f"{WORD} on white",)
     assert captions["bar"] == tuple(one.format(WORD) for one in embedding.TEMPLATES["style"])
+
+
+@pytest.mark.slow
+def test_a_word_learned_from_four_pictures_draws_what_they_show(forks: Forks, tmp_path: Path) -> None:
+    """A dog that is blue: four pictures of the embedded model's own, in other colours."""
+    common = ("--device", "cpu", "--no-metadata")
+    ended = forks.sdcli("generate", "a picture of a dog face", "--seed", 1, "-n", 8, *common, "-o", tmp_path / "plain")
+    assert ended.code == 0, ended.stderr
+    plain = sorted((tmp_path / "plain").iterdir())
+    (tmp_path / "blue").mkdir()
+    for path in plain[:4]:
+        hue, saturation, value = Image.open(path).convert("HSV").split()
+        turned = Image.merge("HSV", (hue.point(lambda h: (h + 140) % 256), saturation, value))
+        turned.convert("RGB").save(tmp_path / "blue" / path.name)
+    word = ("--token", "<blue-dog>", "--init-token", "dog face", "--vectors", 2, "--steps", 150, "--save-every", 150)
+    command = ("train-embedding", "--data", tmp_path / "blue", *word, "--device", "cpu", "--run", tmp_path / "run")
+    ended = forks.sdcli(*command)
+    assert ended.code == 0, ended.stderr
+    file = tmp_path / "run" / "export" / "blue-dog.safetensors"
+    prompt = ("generate", "a picture of <blue-dog>", "--embedding", file, "--seed", 5, "-n", 4)
+    assert forks.sdcli(*prompt, *common, "-o", tmp_path / "learned").code == 0
+    network = features.perceptual("builtin")
+
+    def pixels(paths: Iterable[Path]) -> Tensor:
+        return torch.cat([to_pixels(Image.open(path)) for path in paths])
+
+    def distance(paths: Iterable[Path]) -> float:
+        shown, wanted = pixels(paths), pixels(sorted((tmp_path / "blue").iterdir()))
+        return float(torch.stack([network(shown, one.expand_as(shown)).mean() for one in wanted]).mean())
+
+    assert distance(sorted((tmp_path / "learned").iterdir())) < 0.8 * distance(plain[4:])
