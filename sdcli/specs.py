@@ -161,6 +161,8 @@ class TrainSpec:
         _between("holdout", self.holdout, 0.0, 0.9)
         _one_of("optimizer", self.optimizer, ("adamw", "adamw8bit"))
         _one_of("export", self.export, ("last", "best"))
+        if self.export == "best" and self.holdout == 0:
+            raise UsageError("--export best: nothing says which step is best", "hold pictures out with --holdout")
         if self.tracker is not None:
             _one_of("tracker", self.tracker, ("tensorboard", "wandb"))
         if self.resolution is not None:

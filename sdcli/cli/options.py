@@ -115,7 +115,7 @@ Run = Annotated[
     typer.Option(
         "--run",
         metavar="DIR",
-        help="Run folder; the same command again resumes. Default: ./runs/<hash of the settings>.",
+        help="Run folder; the same command again resumes. Default: ./runs/<what>-<hash of the settings>.",
     ),
 ]
 Caption = Annotated[
@@ -127,17 +127,23 @@ Resolution = Annotated[
         "--resolution", metavar="PX", help="Side of the training pictures in pixels. Default: the model's own."
     ),
 ]
-BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Pictures a step, 1 or more.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", "-b", help="Pictures at once in each process, 1 or more.")]
 Accumulate = Annotated[
-    int, typer.Option("--accumulate", help="Batches whose gradients make one step, 1 or more; a step sees all of them.")
+    int,
+    typer.Option(
+        "--accumulate", help="Batches whose gradients make one step, 1 or more; an adaptive weight is each one's own."
+    ),
 ]
 Steps = Annotated[int, typer.Option("--steps", "-s", help="Optimizer steps of the whole run, 1 or more.")]
 Optimizer = Annotated[str, typer.Option("--optimizer", help="adamw, or adamw8bit (needs bitsandbytes and CUDA).")]
-Lr = Annotated[float | None, typer.Option("--lr", help="Peak learning rate, 0 to 1. Default: 1e-5; for a LoRA 1e-4.")]
+Lr = Annotated[
+    float | None,
+    typer.Option("--lr", help="Peak learning rate, 0 to 1. Default: 1e-5; for a LoRA 1e-4, for an embedding 5e-3."),
+]
 LrSchedule = Annotated[str, typer.Option("--lr-schedule", help="constant, linear or cosine (both fall to 0).")]
 LrWarmup = Annotated[int, typer.Option("--lr-warmup", help="Steps of linear warm-up, 0 or more.")]
 WeightDecay = Annotated[float, typer.Option("--weight-decay", help="Weight decay of AdamW, 0 to 1.")]
-ClipNorm = Annotated[float, typer.Option("--clip-norm", help="Clip the gradient to this norm; 0 never clips.")]
+ClipNorm = Annotated[float, typer.Option("--clip-norm", help="Clip the gradient to this norm, 0 (never) or more.")]
 Ema = Annotated[float, typer.Option("--ema", help="Decay of the moving average that is exported, 0 (none) to below 1.")]
 MixedPrecision = Annotated[str, typer.Option("--mixed-precision", help="no, bf16 or fp16.")]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of all chance in the run, 0 to 2^64-1.")]

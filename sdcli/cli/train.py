@@ -41,10 +41,10 @@ def train_vae(
         int, typer.Option("--codebook-size", help="Codes of vq, 2 to 2^20.")
     ] = TrainVaeSpec.codebook_size,
     l1_weight: Annotated[
-        float, typer.Option("--l1-weight", help="Weight of the mean absolute error.")
+        float, typer.Option("--l1-weight", help="Weight of the mean absolute error, 0 or more.")
     ] = TrainVaeSpec.l1_weight,
     l2_weight: Annotated[
-        float, typer.Option("--l2-weight", help="Weight of the mean squared error.")
+        float, typer.Option("--l2-weight", help="Weight of the mean squared error, 0 or more.")
     ] = TrainVaeSpec.l2_weight,
     learn_logvar: Annotated[
         bool, typer.Option("--learn-logvar", help="Learn the scale of the reconstruction error along, as one number.")
@@ -61,7 +61,7 @@ def train_vae(
         ),
     ] = TrainVaeSpec.perceptual_network,
     kl_weight: Annotated[
-        float, typer.Option("--kl-weight", help="Weight of the KL divergence to N(0, I), a pixel value.")
+        float, typer.Option("--kl-weight", help="Weight of the KL divergence to N(0, I), a pixel value; 0 or more.")
     ] = TrainVaeSpec.kl_weight,
     codebook_weight: Annotated[
         float, typer.Option("--codebook-weight", help="Weight of the codebook loss of vq, 0 or more.")
@@ -73,7 +73,10 @@ def train_vae(
         str, typer.Option("--disc-loss", help="Loss of the discriminator: hinge or vanilla.")
     ] = TrainVaeSpec.disc_loss,
     disc_start: Annotated[
-        int, typer.Option("--disc-start", help="The step the discriminator begins with, 0 or more.")
+        int,
+        typer.Option(
+            "--disc-start", help="The step the discriminator begins with, 0 or more; it never does beyond --steps."
+        ),
     ] = TrainVaeSpec.disc_start,
     disc_warmup: Annotated[
         int, typer.Option("--disc-warmup", help="Steps in which the adversarial term rises to its weight, 0 or more.")
@@ -171,7 +174,7 @@ def train_unet(
         typer.Option("--lora-rank", metavar="N", help="Train a LoRA of this rank, 1 to 1024, instead of the model."),
     ] = TrainUnetSpec.lora_rank,
     lora_alpha: Annotated[
-        float | None, typer.Option("--lora-alpha", help="It counts alpha / rank. Default: the rank.")
+        float | None, typer.Option("--lora-alpha", help="It counts alpha / rank, above 0. Default: the rank.")
     ] = TrainUnetSpec.lora_alpha,
     batch_size: options.BatchSize = TrainUnetSpec.batch_size,
     accumulate: options.Accumulate = TrainUnetSpec.accumulate,

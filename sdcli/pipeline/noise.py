@@ -35,8 +35,7 @@ def q_sample(x_0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
 
     x_0, eps: (B, C, h, w); t: (B,) int64; alpha_bar: (T,) from `alpha_bars`. Returns (B, C, h, w).
     """
-    a = _at(alpha_bar, t, x_0)
-    return a.sqrt() * x_0 + (1.0 - a).sqrt() * eps
+    return _at(alpha_bar.sqrt(), t, x_0) * x_0 + _at((1.0 - alpha_bar).sqrt(), t, x_0) * eps
 
 
 def target(x_0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor, *, prediction_type: str) -> Tensor:
@@ -50,8 +49,7 @@ def target(x_0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor, *, prediction
     if prediction_type == "sample":
         return x_0
     if prediction_type == "v_prediction":
-        a = _at(alpha_bar, t, x_0)
-        return a.sqrt() * eps - (1.0 - a).sqrt() * x_0
+        return _at(alpha_bar.sqrt(), t, x_0) * eps - _at((1.0 - alpha_bar).sqrt(), t, x_0) * x_0
     raise InputError(f"prediction_type: {prediction_type!r} is unknown", "use epsilon, v_prediction or sample")
 
 

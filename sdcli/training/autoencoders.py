@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from sdcli.pipeline import vae as latent
 from sdcli.training.losses import kl_divergence
 from sdcli.training.order import mixed_seed
+from sdcli.training.state import Batch
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vq_model import VQModel
@@ -26,8 +28,8 @@ RESTART_EVERY = 20  # steps
 class Autoencoder(nn.Module):
     """What train-vae trains: the VAE, and the scale of its errors where that is learned.
 
-    Called with (B, 3, H, W) pixels, (B, C, h, w) standard normal noise and the step, it gives the reconstruction and
-    the bottleneck's own terms, means over all values.
+    Called with (B, 3, H, W) pixels and (B, C, h, w) standard normal noise, it gives the reconstruction, the terms of
+    the bottleneck, means over all values, and what it leaves in the batch, one row a sample.
     """
 
     def __init__(self, vae: Vae, *, learn_logvar: bool) -> None:
@@ -39,12 +41,12 @@ class Autoencoder(nn.Module):
 class KlAutoencoder(Autoencoder):
     """With a sample of the posterior between encoder and decoder; its term is `kl`."""
 
-    def forward(self, pixels: Tensor, noise: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         mean, logvar = latent.moments(self.vae, pixels)
         z = mean + (0.5 * logvar).exp() * noise
         wide = torch.promote_types(mean.dtype, torch.float32)
         kl = kl_divergence(mean.to(wide), logvar.to(wide)) / pixels.numel()  # a pixel value: the same at any size
-        return latent.decode(self.vae, latent.scale(self.vae, z)), {"kl": kl}
+        return latent.decode(self.vae, latent.scale(self.vae, z)), {"kl": kl}, {}
 
 
 class VqAutoencoder(Autoencoder):
@@ -63,59 +65,59 @@ class VqAutoencoder(Autoencoder):
         self.register_buffer("use", torch.full((count,), 1.0 / count))
         self.register_buffer("hits", torch.zeros(count), persistent=False)
 
-    def forward(self, pixels: Tensor, noise: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         z, _ = latent.moments(self.vae, pixels)
-        if self.training and step % RESTART_EVERY == 0:
-            self._restart_dead(z.detach(), step)
         z_q, indices = latent.quantized(cast("VQModel", self.vae), z)
-        shares = self._count(indices)
+        counts = self._counts(indices)
+        if not self.training:
+            self.hits += counts
         codebook = (z_q - z.detach()).square().mean() + COMMITMENT * (z - z_q.detach()).square().mean()  # eq. 3
         straight = z + (z_q - z).detach()
-        entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
-        terms = {
-            "codebook": codebook,
-            "perplexity": entropy.exp(),
-            "codes_used": (~self._dead()).float().mean(),
-        }
-        return latent.decode_quantized(self.vae, straight), terms
+        terms = {"codebook": codebook, "perplexity": _perplexity(counts), "codes_used": (~self._dead()).float().mean()}
+        return latent.decode_quantized(self.vae, straight), terms, {"vectors": z.detach(), "indices": indices}
+
+    @torch.no_grad()
+    def settle(self, portions: Sequence[Batch], step: int, optimizer: torch.optim.Optimizer) -> None:
+        """After a step: count which codes stand for something, and now and then restart those that do not.
+
+        A dead code goes onto a vector of this step, drawn by the seed and the step; at the first step all codes do.
+        """
+        counts = sum((self._counts(portion["indices"]) for portion in portions), torch.zeros_like(self.use))
+        counts = self.accelerator.reduce(counts, "sum")
+        self.use.lerp_(counts / counts.sum(), 1.0 - USE_DECAY)
+        dead = self._dead() | (step == 0)
+        if step % RESTART_EVERY or not dead.any():
+            return
+        own = torch.cat([portion["vectors"] for portion in portions]).movedim(1, -1).flatten(0, -2)
+        vectors = self.accelerator.gather(own.contiguous())  # (vectors of all processes, C)
+        chance = torch.Generator().manual_seed(mixed_seed(self.seed, "codes", step))
+        count = int(dead.sum())
+        picked = torch.randint(len(vectors), (count,), generator=chance).to(vectors.device)
+        spread = 0.01 * vectors.std() * torch.randn((count, vectors.shape[1]), generator=chance).to(vectors)
+        codes = cast("VQModel", self.vae).quantize.embedding.weight
+        codes[dead] = (vectors[picked] + spread).to(codes.dtype)
+        for name in ("exp_avg", "exp_avg_sq"):  # what AdamW remembers is of the dead code
+            if name in optimizer.state.get(codes, {}):
+                optimizer.state[codes][name][dead] = 0.0
+        self.use[dead] = 1.0 / len(self.use)
 
     def codebook_use(self) -> dict[str, float]:
         """Over all that was seen since training stopped: share of codes hit, and perplexity."""
-        shares = self.hits / self.hits.sum()
-        entropy = -(shares * shares.clamp(min=1e-12).log()).sum()
-        return {"codes_used": float((self.hits > 0).float().mean()), "perplexity": float(entropy.exp())}
+        return {"codes_used": float((self.hits > 0).float().mean()), "perplexity": float(_perplexity(self.hits))}
 
     def train(self, mode: bool = True) -> VqAutoencoder:
         self.hits.zero_()
         super().train(mode)
         return self
 
-    @torch.no_grad()
-    def _count(self, indices: Tensor) -> Tensor:
-        """Shares of the batch's vectors, over all processes, that each code stands for."""
-        counts = torch.bincount(indices.flatten(), minlength=len(self.use)).to(self.use.dtype)
-        self.hits += counts
-        if not self.training:
-            return counts / counts.sum()
-        counts = self.accelerator.reduce(counts, "sum")
-        shares: Tensor = counts / counts.sum()
-        self.use.lerp_(shares, 1.0 - USE_DECAY)
-        return shares
+    def _counts(self, indices: Tensor) -> Tensor:
+        return torch.bincount(indices.flatten(), minlength=len(self.use)).to(self.use.dtype)
 
     def _dead(self) -> Tensor:
         return self.use < DEAD_BELOW / len(self.use)
 
-    @torch.no_grad()
-    def _restart_dead(self, z: Tensor, step: int) -> None:
-        """Put codes that stand for next to nothing onto vectors of this batch; at first, all of them."""
-        vectors = self.accelerator.gather(z.movedim(1, -1).flatten(0, -2).contiguous())  # (vectors of all, C)
-        dead = self._dead() | (step == 0)
-        count = int(dead.sum())
-        if count == 0:
-            return
-        chance = torch.Generator().manual_seed(mixed_seed(self.seed, "codes", step))
-        picked = torch.randint(len(vectors), (count,), generator=chance).to(vectors.device)
-        spread = 0.01 * vectors.std() * torch.randn((count, vectors.shape[1]), generator=chance).to(vectors)
-        codes = cast("VQModel", self.vae).quantize.embedding.weight
-        codes[dead] = (vectors[picked] + spread).to(codes.dtype)
-        self.use[dead] = 1.0 / len(self.use)
+
+def _perplexity(counts: Tensor) -> Tensor:
+    """How many codes, equally often used, would say as much."""
+    shares = counts / counts.sum()
+    return (-(shares * shares.clamp(min=1e-12).log()).sum()).exp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from sdcli.errors import InputError
+from sdcli.errors import InputError, SdcliWarning
 from sdcli.pipeline import text
 from sdcli.pipeline.bundle import TextEncoder
 from sdcli.pipeline.classes import ClassEmbedder
@@ -106,6 +107,14 @@ def check_classes(names: Sequence[str], samples: Sequence[Sample]) -> None:
                 f"{sample.place}: is of class {sample.label!r}, the model knows {len(names)} others",
                 "train another with --init",
             )
+
+
+def warn_of_cut(encoder: TextEncoder, captions: Sequence[str]) -> None:
+    """Warn once of captions that are longer than the text encoder reads."""
+    long = sum(text.tokenize(encoder, caption).cut > 0 for caption in captions)
+    if long:
+        what = f"{long} of {len(captions)} captions are too long for the text encoder: their ends are not used"
+        warnings.warn(what, SdcliWarning, stacklevel=2)
 
 
 def captions(samples: Sequence[Sample]) -> list[str]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -35,12 +36,12 @@ class Dataset:
         """Whether any sample says what it shows."""
         return any(sample.captions for sample in self.samples)
 
-    @property
+    @cached_property
     def pictures(self) -> tuple[Sample, ...]:
         """Every picture once, however often an epoch shows it."""
         return tuple({sample.place: sample for sample in self.samples}.values())
 
-    @property
+    @cached_property
     def classes(self) -> tuple[str, ...]:
         """The names of the classes, each at its index; none where no sample has one."""
         return class_names(self.samples)
@@ -113,8 +114,11 @@ def split(dataset: Dataset, share: float, seed: int) -> tuple[list[int], list[in
     """The samples that train and those held out, every picture on one side alone, however often it is shown.
 
     share: of the pictures to hold out; above 0 it is at least one of them, and one is always left to train on.
+    Raises InputError where there is one picture alone.
     """
     pictures = [sample.place for sample in dataset.pictures]
+    if share > 0 and len(pictures) < 2:
+        raise InputError(f"{dataset.root}: holds one picture, and --holdout needs another", "leave it out")
     count = min(max(round(share * len(pictures)), 1), len(pictures) - 1) if share > 0 else 0
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(mixed_seed(seed, "holdout")))
     held_out = {pictures[i] for i in order[:count].tolist()}

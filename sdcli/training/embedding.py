@@ -5,6 +5,7 @@ Source: Gal et al. 2022, arXiv:2208.01618, section 4.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding as look_up
 
-from sdcli.errors import UsageError
+from sdcli.errors import SdcliWarning, UsageError
 from sdcli.pipeline import text
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.adapters import Embedding, check_token, write_embedding
@@ -109,6 +110,12 @@ def _table(encoder: TextEncoder) -> Tensor:
 
 def _named(dataset: data.Dataset, spec: TrainEmbeddingSpec) -> data.Dataset:
     """The dataset with captions that name the new word: the pictures' own where they do, else the templates."""
+    if spec.caption is not None and spec.token not in spec.caption:
+        raise UsageError(f"--caption {spec.caption!r}: does not name {spec.token}", "name it, or leave the option out")
+    without = sum(bool(s.captions) and not any(spec.token in c for c in s.captions) for s in dataset.samples)
+    if without:
+        text = f"the captions of {without} of {len(dataset.samples)} pictures do not name {spec.token}: templates stand"
+        warnings.warn(f"{text} for them", SdcliWarning, stacklevel=2)
     templates = tuple(template.format(spec.token) for template in TEMPLATES[spec.kind])
     samples = [
         replace(sample, captions=tuple(c for c in sample.captions if spec.token in c) or templates)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -20,7 +20,9 @@ METRICS = "metrics.jsonl"
 class Journal:
     """What is measured while training. Only the first process writes."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator, step: int, tracker: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, step: int, tracker: str | None = None, offline: bool = False
+    ) -> None:
         """Open the journal of a run that stands at `step`; lines after it are dropped, for they will come again.
 
         tracker: `tensorboard` or `wandb`, whose package must be there.
@@ -29,17 +31,16 @@ class Journal:
         self._tracker: GeneralTracker | None = None
         self.validated: dict[int, float] = {}  # step -> validation loss
         self._stream: IO[bytes] | None = None
-        kept = [row for row in rows(self.path) if row["step"] <= step]
-        for row in kept:
-            if "validation" in row:
-                self._note(row)
+        for row in self._rows(step):
+            self._note(row)
+        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             if self.path.exists():
-                with atomic_write(self.path) as part:
-                    part.write_bytes(b"".join(_line(row) for row in kept))
+                with atomic_write(self.path) as part, part.open("wb") as stream:
+                    stream.writelines(_line(row) for row in self._rows(step))
             self._stream = self.path.open("ab", buffering=0)
             if tracker is not None:
-                self._tracker = _TRACKERS[tracker](folder)
+                self._tracker = _TRACKERS[tracker](folder, step, offline)
                 self._tracker.start()
 
     def __enter__(self) -> Journal:
@@ -56,8 +57,7 @@ class Journal:
     def add(self, step: int, terms: dict[str, Any]) -> None:
         """Log the terms of a step; numbers that are not finite become null. Raises OutputError."""
         row = {"step": step, **{name: _finite(value) for name, value in terms.items()}}
-        if "validation" in row:
-            self._note(row)
+        self._note(row)
         if self._stream is None:
             return
         try:
@@ -73,29 +73,36 @@ class Journal:
         return min(known, key=lambda step: self.validated[step], default=None)
 
     def _note(self, row: dict[str, Any]) -> None:
-        loss = row["validation"].get("loss")
-        if loss is not None:
+        validation = row.get("validation")
+        loss = validation.get("loss") if isinstance(validation, dict) else None
+        if isinstance(loss, float):
             self.validated[row["step"]] = loss
 
+    def _rows(self, step: int) -> Iterator[dict[str, Any]]:
+        """The lines up to `step`, and up to the half line of a killed process."""
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as stream:
+            for line in stream:
+                try:
+                    row = json.loads(line)
+                    number = row["step"]
+                except (ValueError, KeyError, TypeError):
+                    return
+                if isinstance(number, int) and number <= step:
+                    yield row
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """The lines of a journal, up to the half line of a killed process."""
-    found: list[dict[str, Any]] = []
-    if not path.exists():
-        return found
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-            found += [row] if isinstance(row["step"], int) else []
-        except (ValueError, KeyError, TypeError):
-            break
-    return found
+
+def _tensorboard(folder: Path, step: int, offline: bool) -> GeneralTracker:
+    return TensorBoardTracker("sdcli", folder / "tracker", purge_step=step + 1)
 
 
-_TRACKERS: dict[str, Callable[[Path], GeneralTracker]] = {
-    "tensorboard": lambda folder: TensorBoardTracker("sdcli", folder / "tracker"),
-    "wandb": lambda folder: WandBTracker("sdcli", name=folder.name, dir=folder),
-}
+def _wandb(folder: Path, step: int, offline: bool) -> GeneralTracker:
+    mode = "offline" if offline else "online"
+    return WandBTracker("sdcli", name=folder.name, dir=folder, mode=mode, id=folder.name, resume="allow")
+
+
+_TRACKERS: dict[str, Callable[[Path, int, bool], GeneralTracker]] = {"tensorboard": _tensorboard, "wandb": _wandb}
 
 
 def _line(row: dict[str, Any]) -> bytes:

@@ -128,7 +128,7 @@ def train(
         return task.load(draws[accelerator.process_index * share :][:share])
 
     last = spec.steps if spec.stop_after is None else min(spec.steps, state.step + spec.stop_after)
-    with ThreadPoolExecutor(1) as pool, Journal(folder, accelerator, state.step, spec.tracker) as journal:
+    with ThreadPoolExecutor(1) as pool, Journal(folder, accelerator, state.step, spec.tracker, spec.offline) as journal:
         yield from _look(task, spec, state, journal)  # what a kill left undone, as the next line does
         state.prune(journal.best(state.saved_steps))
         upcoming = pool.submit(load, state.step)
@@ -172,7 +172,8 @@ def _look(task: Task, spec: TrainSpec, state: State, journal: Journal) -> Iterat
     if step == 0:
         return
     validate_every = spec.validate_every if spec.validate_every is not None else spec.save_every
-    if (step % validate_every == 0 or step == spec.steps) and step not in journal.validated:
+    is_due = spec.holdout > 0 and (step % validate_every == 0 or step == spec.steps)
+    if is_due and step not in journal.validated:
         with state.averaged():
             terms = yield from task.validate()
         if terms:
@@ -210,7 +211,7 @@ def _export(task: Task, folder: Path, spec: TrainSpec, best: int | None) -> Iter
     (folder / "summary.json").unlink(missing_ok=True)
     summary = yield from _placed(folder / "export", task.export)
     if best is not None:
-        summary["best_step"] = best
+        summary["best_validated_step"] = best
     write_json(folder / "summary.json", {**summary, "dtype": spec.export_dtype, "of": spec.export})
     pages.write_report(folder)
     yield Finished(folder / "export", summary)

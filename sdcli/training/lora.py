@@ -65,7 +65,8 @@ def write(
 
 def _adapters(module: nn.Module, dtype: torch.dtype) -> list[tuple[str, Tensor, Tensor]]:
     """Every adapted layer's name with its A (rank, in) and B (out, rank)."""
-    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in module.named_parameters()}
+    learned = {name: value for name, value in module.named_parameters() if ".lora_" in name}
+    weights = {name: value.detach().to("cpu", dtype).contiguous() for name, value in learned.items()}
     ending = ".lora_A.default.weight"
     names = [name.removesuffix(ending) for name in weights if name.endswith(ending)]
     return [(name, weights[name + ending], weights[f"{name}.lora_B.default.weight"]) for name in names]

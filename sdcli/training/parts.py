@@ -73,7 +73,8 @@ def preset(name: str) -> Config:
     if not path.is_file():
         raise UsageError(f"--init {name}: no such preset or file", f"use {', '.join(known)}, or a JSON file of configs")
     configs = read_json(path)
-    missing = {"vae", "unet", "text_encoder", "scheduler"} - configs.keys()
+    parts = {name for name, config in configs.items() if isinstance(config, dict)}
+    missing = {"vae", "unet", "text_encoder", "scheduler"} - parts
     if missing:
         raise InputError(f"{path}: has no {min(missing)!r}", f"write it as in the presets {', '.join(known)}")
     return configs
@@ -98,6 +99,8 @@ def vae(spec: TrainVaeSpec, device: torch.device) -> VaePart:
 
 def _with_codebook(config: Config, spec: TrainVaeSpec) -> Config:
     """The config of a VAE with a posterior, as that of one with a codebook and the same layers."""
+    if not isinstance(config.get("latent_channels"), int):
+        raise InputError("vae: latent_channels is no number", "mend the configs")
     kept = {key: value for key, value in config.items() if key in VQ_KEYS}
     codes = {"num_vq_embeddings": spec.codebook_size, "vq_embed_dim": config["latent_channels"]}
     return {"_class_name": "VQModel", **kept, **codes}
@@ -110,12 +113,18 @@ def model(spec: TrainUnetSpec, device: torch.device, dataset: data.Dataset) -> M
     """
     parts = _from_scratch(spec, device, dataset) if spec.init is not None else _from_model(spec, device)
     config = parts.bundle.scheduler_config
+    own = dict(config)
     if spec.prediction is not None:
         config["prediction_type"] = PREDICTION_TYPES[spec.prediction]
     if spec.zero_terminal_snr:  # arXiv:2305.08891, sections 3.1 and 3.3
         config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if has_zero_terminal_snr(config) and prediction_type(config) == "epsilon":
         raise UsageError("--zero-terminal-snr: this model predicts epsilon", "use --prediction v")
+    if spec.lora_rank is not None and _noising(config) != _noising(own):
+        raise UsageError(
+            "--lora-rank with another --prediction or --zero-terminal-snr than the model's: an adapter cannot carry it",
+            "leave it out",
+        )
     if spec.loss == "hybrid":
         config["variance_type"] = "learned_range"
         _with_variances(parts.bundle.unet)
@@ -148,6 +157,7 @@ def condition(
     bundle.conditioner.model.requires_grad_(spec.train_text_encoder)
     texts = conditions.Texts(bundle.conditioner, spec.caption_dropout, is_trained=spec.train_text_encoder)
     captions = conditions.captions(dataset.samples)
+    conditions.warn_of_cut(bundle.conditioner, captions)
     is_cached = caches.context_bytes(bundle.conditioner, len(captions)) <= caches.MAX_CONTEXT_BYTES
     if is_cached and not spec.train_text_encoder and accelerator.is_main_process:
         yield from texts.cache(cache, captions, spec.batch_size)
@@ -219,6 +229,10 @@ def _from_scratch(spec: TrainUnetSpec, device: torch.device, dataset: data.Datas
     tokenizer = store.TOKENIZER_FOLDER if isinstance(conditioner, TextEncoder) else None
     origin = f"{_origin(spec.init, configs)} {weights_hash(vae)}"
     return ModelParts(bundle, tokenizer, configs.get("settings", {}), origin)
+
+
+def _noising(config: Config) -> tuple[str, bool]:
+    return prediction_type(config), has_zero_terminal_snr(config)
 
 
 def _kind(conditioner: Conditioner) -> str:

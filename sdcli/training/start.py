@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from torch import nn
 
 from sdcli.errors import UsageError
@@ -27,6 +27,7 @@ from sdcli.training.loop import Planned, Preparing, Report
 from sdcli.training.order import Order
 
 HASH_LENGTH = 12
+WAYS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)  # of working together
 PATIENCE = timedelta(days=1)  # of the other processes, while the first one reads pictures and fills caches
 
 
@@ -45,7 +46,15 @@ def accelerator_for(spec: TrainSpec) -> Accelerator:
     if spec.tracker is not None and find_spec(spec.tracker) is None:
         raise UsageError(f"--tracker {spec.tracker}: is not installed", f"pip install {spec.tracker}, or leave it out")
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(mixed_precision=spec.mixed_precision, cpu=device.type == "cpu", kwargs_handlers=[patience])
+    accelerator = Accelerator(
+        mixed_precision=spec.mixed_precision, cpu=device.type == "cpu", kwargs_handlers=[patience]
+    )
+    if accelerator.distributed_type not in WAYS:
+        raise UsageError(
+            f"accelerate is set up for {accelerator.distributed_type.value}, which splits the model itself",
+            "launch with --multi_gpu: every process holds the whole model",
+        )
+    return accelerator
 
 
 def resolution(spec: TrainSpec, native: object, factor: int) -> int:

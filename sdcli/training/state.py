@@ -31,12 +31,14 @@ class Turn:
     losses: (module, perhaps wrapped; batch; step from 0) -> every term, with what is minimised under `loss`. A term is
     a mean over the batch, or one value a sample, (B,), NaN where it says nothing of one.
     begin: the first step, from 0, in which it takes part.
+    after: called after every step that was good, with the portions of its batch, the step and the optimizer.
     """
 
     name: str
     module: nn.Module
     losses: Callable[[nn.Module, Batch, int], dict[str, Tensor]]
     begin: int = 0
+    after: Callable[[Sequence[Batch], int, torch.optim.Optimizer], None] | None = None
 
 
 class State:
@@ -57,7 +59,7 @@ class State:
     def advance(self, batch: Batch) -> dict[str, float | None]:
         """One step of every optimizer; where anything is not finite, none moves. Returns the terms to log."""
         rate = lr_at(self.step, self.spec)
-        tallies = self._gradients(batch)
+        tallies, portions = self._gradients(batch)
         self.accelerator.unscale_gradients()
         limit = self.spec.clip_norm if self.spec.clip_norm > 0 else math.inf
         norms = {
@@ -70,12 +72,15 @@ class State:
         is_good = is_loss_good and all(map(math.isfinite, norms.values()))
         scaler = self.accelerator.scaler
         is_overflow = scaler is not None and is_loss_good and scaler.get_scale() > 1
-        if is_good or scaler is not None:  # a scaler skips the bad step itself, and needs to, to lower its scale
+        if is_good:
             for player in self._playing():
                 player.step(rate, scaler)
-            if scaler is not None:
-                scaler.update()  # once a step, whatever the number of optimizers
+        if scaler is not None:
+            scaler.update()  # once a step, whatever the number of optimizers; a bad one lowers the scale
         if is_good:
+            for player in self._playing():
+                if player.turn.after is not None:
+                    player.turn.after(portions, self.step, player.optimizer.optimizer)
             if self.ema is not None:
                 self.ema.update(self.players[0].trained)
             self.bad_steps = 0
@@ -139,7 +144,7 @@ class State:
     def _playing(self) -> list[_Player]:
         return [player for player in self.players if player.turn.begin <= self.step]
 
-    def _gradients(self, batch: Batch) -> dict[str, Tensor]:
+    def _gradients(self, batch: Batch) -> tuple[dict[str, Tensor], list[Batch]]:
         """Gradients of every turn, in smaller portions from now on where the memory does not do for one."""
         while True:
             try:
@@ -159,8 +164,11 @@ class State:
                 stacklevel=2,
             )
 
-    def _backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Accumulate the gradients of every turn over the portions of a batch. Returns (sum, count) of every term."""
+    def _backward(self, batch: Batch) -> tuple[dict[str, Tensor], list[Batch]]:
+        """Accumulate the gradients of every turn over the portions of a batch.
+
+        Returns (sum, count) of every term, and the portions with what the turns left in them.
+        """
         count = len(next(iter(batch.values())))
         portions = [
             {name: rows[first : first + self.micro_size].to(self.accelerator.device) for name, rows in batch.items()}
@@ -179,7 +187,7 @@ class State:
                 for name, value in losses.items():
                     tally = _tally(value.detach().float(), size)
                     tallies[player.prefix + name] = tallies.get(player.prefix + name, 0) + tally
-        return tallies
+        return tallies, portions
 
     def _means(self, tallies: dict[str, Tensor]) -> dict[str, float | None]:
         """The mean of every term over all samples of all processes; None of what says nothing about any."""

@@ -52,8 +52,8 @@ def _prepare(spec: TrainUnetSpec, model: ModelParts, condition: Condition) -> nn
     conditioner = model.bundle.conditioner
     encoder = conditioner.model if isinstance(conditioner, TextEncoder) and condition.module is not None else None
     model.bundle.unet.requires_grad_(True)
-    if condition.module is not None:
-        condition.module.requires_grad_(True)
+    if condition.module is not None:  # an adapter has no place for a table of classes
+        condition.module.requires_grad_(spec.lora_rank is None)
     if spec.lora_rank is not None:
         for module, targets in ((model.bundle.unet, lora.UNET_TARGETS), (encoder, lora.TEXT_TARGETS)):
             if module is not None:

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sdcli.errors import UsageError
 from sdcli.pipeline import features, measures
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import save_part
@@ -39,6 +40,11 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
     if spec.is_adversarial:
         losses.check_patches(spec.disc_layers, resolution)
     network = features.perceptual(spec.perceptual_network)
+    if resolution < network.least_side:
+        raise UsageError(
+            f"--resolution {resolution}: {network.name} cannot compare pictures so small",
+            f"use {network.least_side} or more",
+        )
     origin = f"{part.origin} {network.name}" if spec.perceptual_weight > 0 else part.origin
     plan = start.plan(spec, "vae", dataset, origin, accelerator)
     if spec.dry_run:
@@ -79,7 +85,8 @@ class VaeTask:
             if latent.is_vq(vae)
             else KlAutoencoder(vae, learn_logvar=spec.learn_logvar)
         )
-        self.turns = [Turn("model", self.model, self.losses)]
+        settle = self.model.settle if isinstance(self.model, VqAutoencoder) else None
+        self.turns = [Turn("model", self.model, self.losses, after=settle)]
         if spec.is_adversarial:
             torch.manual_seed(spec.seed)
             self.critic = losses.PatchDiscriminator(spec.disc_layers, spec.disc_width)
@@ -92,7 +99,8 @@ class VaeTask:
     def losses(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         """The autoencoder's objective; leaves the reconstruction in the batch, for the discriminator's turn."""
         pixels, spec = batch["pixels"], self.spec
-        reconstruction, regularizers = model(pixels, batch["noise"], step)
+        reconstruction, regularizers, left = model(pixels, batch["noise"])
+        batch |= left
         reconstruction = reconstruction.to(pixels.dtype)
         terms = self._reconstruction_terms(reconstruction, pixels)
         rec = spec.l1_weight * terms["l1"] + spec.l2_weight * terms["l2"]
@@ -193,11 +201,12 @@ class VaeTask:
         self.model.eval()
         for rows, done in self._batches(samples):
             pixels = rows["pixels"]
-            back, regularizers = self.model(pixels, torch.zeros_like(rows["noise"]), 0)
+            back, regularizers, _ = self.model(pixels, torch.zeros_like(rows["noise"]))
             clamped = back.clamp(-1, 1).to(pixels.dtype)
-            terms = self._reconstruction_terms(back.to(pixels.dtype), pixels) | regularizers
+            terms = self._reconstruction_terms(clamped, pixels) | regularizers
             terms |= {"psnr": measures.psnr(clamped, pixels).mean(), "ssim": measures.ssim(clamped, pixels).mean()}
-            terms[self.network.name] = self.network(clamped, pixels).mean()
+            if self.network.name not in terms:
+                terms[self.network.name] = self.network(clamped, pixels).mean()
             if with_frechet:
                 for side, pictures in zip(sides, (pixels, clamped), strict=True):
                     side.add(self.network.features(pictures))

@@ -124,6 +124,8 @@ def test_what_is_drawn_on_the_way_can_be_said(pictures: Path, vae_run: Path, for
         (("--disc-start", 0, "--disc-layers", 4), "pictures of 16 px are too small"),
         (("--regularizer", "gan"), "--regularizer gan: unknown"),
         (("--perceptual-network", "missing.pth"), "missing.pth"),
+        (("--export", "best"), "--export best: nothing says which step is best"),
+        (("--resolution", 8), "--resolution 8: sdcli-perceptual cannot compare pictures so small; use 16 or more"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_written(
@@ -188,3 +190,39 @@ def test_a_scheduler_that_cannot_sample_zero_terminal_snr_refuses_by_name(
     ended = forks.sdcli("generate", "a dot", "--model", run / "export", "--scheduler", "lms", "--device", "cpu")
     assert ended.code == 2
     assert "lms" in ended.stderr and "zero" in ended.stderr.lower()
+
+
+def test_one_picture_alone_cannot_be_held_out(own_pictures: Path, forks: Forks, tmp_path: Path) -> None:
+    for path in own_pictures.iterdir():
+        if path.stem != "dot":
+            path.unlink()
+    ended = forks.sdcli(*train_vae(own_pictures, tmp_path / "run"), "--holdout", 0.5)
+    assert (ended.code, "holds one picture" in ended.stderr) == (3, True)
+
+
+def test_captions_that_are_cut_are_said_once(own_pictures: Path, vae_run: Path, forks: Forks, tmp_path: Path) -> None:
+    (own_pictures / "dot.txt").write_text("dot " * 120, encoding="utf-8")
+    ended = forks.sdcli(*train_unet(own_pictures, tmp_path / "run", vae_run), "--steps", 1)
+    said = "1 of 7 captions are too long for the text encoder: their ends are not used"
+    assert (ended.code, ended.stderr.count(said)) == (0, 1), ended.stderr
+
+
+@pytest.mark.parametrize(
+    "content", ['{"vae": 5}', '{"vae": {}, "unet": {}, "text_encoder": {}, "scheduler": {}}', "[]"]
+)
+def test_configs_that_are_none_are_refused(pictures: Path, forks: Forks, tmp_path: Path, content: str) -> None:
+    (tmp_path / "own.json").write_text(content, encoding="utf-8")
+    command = ("train-vae", "--data", pictures, "--init", tmp_path / "own.json", "--run", tmp_path / "run")
+    for regularizer in ("kl", "vq"):
+        ended = forks.sdcli(*command, "--regularizer", regularizer, "--device", "cpu")
+        assert ended.code == 3, ended.stderr
+
+
+def test_a_journal_with_a_damaged_line_is_cut_there(pictures: Path, forks: Forks, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert forks.sdcli(*train_vae(pictures, run), "--stop-after", 4).code == 0
+    lines = (run / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_bytes(lines[0] + b"\xff\n" + b"".join(lines[1:]))
+    ended = forks.sdcli(*train_vae(pictures, run))
+    assert ended.code == 0, ended.stderr
+    assert [row["step"] for row in metrics(run)] == [1, 5, 6]

@@ -48,7 +48,7 @@ def test_every_vector_becomes_its_nearest_code() -> None:
 
 def test_gradients_go_straight_through_to_the_encoder_and_the_codes_learn_by_their_own_term() -> None:
     model = model_of()
-    reconstruction, terms = model(pixels_of(), torch.zeros(0), 1)
+    reconstruction, terms, _ = model(pixels_of(), torch.zeros(0))
     last = cast("VQModel", model.vae).encoder.conv_out.weight
     (grad,) = torch.autograd.grad(reconstruction.square().sum(), last, retain_graph=True)
     assert float(grad.abs().sum()) > 0
@@ -60,17 +60,28 @@ def test_gradients_go_straight_through_to_the_encoder_and_the_codes_learn_by_the
 
 def test_the_codebook_term_is_the_distance_both_ways_the_encoders_by_beta() -> None:
     model = model_of().eval()
-    _, terms = model(pixels_of(), torch.zeros(0), 1)
+    _, terms, _ = model(pixels_of(), torch.zeros(0))
     z, _ = latent.moments(model.vae, pixels_of())
     z_q, _ = latent.quantized(cast("VQModel", model.vae), z)
     expected = (1 + COMMITMENT) * (z - z_q).square().mean()
     torch.testing.assert_close(terms["codebook"].detach(), expected.detach())
 
 
-def test_at_the_first_step_every_code_stands_on_a_vector_of_the_batch() -> None:
+def settled(model: VqAutoencoder, step: int) -> torch.optim.Optimizer:
+    """The codebook after a step, and AdamW with moments of 1 for every code."""
+    optimizer = torch.optim.AdamW([codes(model)])
+    ones = torch.ones_like(codes(model))
+    optimizer.state[codes(model)] = {"step": torch.tensor(1.0), "exp_avg": ones.clone(), "exp_avg_sq": ones.clone()}
+    _, _, left = model(pixels_of(), torch.zeros(0))
+    halves = [{name: rows[part] for name, rows in left.items()} for part in (slice(0, 1), slice(1, 3))]
+    model.settle(halves, step, optimizer)
+    return optimizer
+
+
+def test_after_the_first_step_every_code_stands_on_a_vector_of_its_batch() -> None:
     model = model_of()
     before = codes(model).detach().clone()
-    model(pixels_of(), torch.zeros(0), 0)
+    settled(model, 0)
     z, _ = latent.moments(model.vae, pixels_of())
     vectors = z.detach().movedim(1, -1).flatten(0, -2)
     apart = torch.cdist(codes(model).detach(), vectors).min(dim=1).values
@@ -78,17 +89,31 @@ def test_at_the_first_step_every_code_stands_on_a_vector_of_the_batch() -> None:
     assert float(apart.max()) < 0.1 * float(vectors.std()) * vectors.shape[1] ** 0.5
 
 
-def test_dead_codes_are_restarted_and_living_ones_stay() -> None:
+def test_dead_codes_are_restarted_with_nothing_remembered_and_living_ones_stay() -> None:
     model = model_of()
+    model(pixels_of(), torch.zeros(0))
     model.use.copy_(torch.tensor([0.5, 0.5] + [0.0] * (CODES - 2)))
+    with torch.no_grad():
+        codes(model)[2:] = 100.0  # far from every vector
     before = codes(model).detach().clone()
-    model(pixels_of(), torch.zeros(0), 20)
+    optimizer = settled(model, 20)
     assert torch.equal(codes(model)[:2], before[:2])
-    assert not (codes(model)[2:] == before[2:]).any()
+    assert float(codes(model)[2:].max()) < 50
+    moments = optimizer.state[codes(model)]["exp_avg"]
+    assert (moments[:2] == 1).all() and (moments[2:] == 0).all()
     model.use.copy_(torch.tensor([0.5, 0.5] + [0.0] * (CODES - 2)))
     again = codes(model).detach().clone()
-    model(pixels_of(), torch.zeros(0), 21)  # between two restarts
+    settled(model, 21)  # between two restarts
     assert torch.equal(codes(model), again)
+
+
+def test_the_running_use_moves_towards_the_shares_of_the_step() -> None:
+    model = model_of()
+    _, _, left = model(pixels_of(), torch.zeros(0))
+    shares = torch.bincount(left["indices"].flatten(), minlength=CODES) / left["indices"].numel()
+    expected = 0.99 / CODES + 0.01 * shares
+    settled(model, 1)
+    torch.testing.assert_close(model.use, expected)
 
 
 def test_use_and_perplexity_count_what_was_hit() -> None:
@@ -97,9 +122,9 @@ def test_use_and_perplexity_count_what_was_hit() -> None:
     _, indices = latent.quantized(cast("VQModel", model.vae), z)
     shares = torch.bincount(indices.flatten(), minlength=CODES) / indices.numel()
     perplexity = float(torch.distributions.Categorical(shares).entropy().exp())
-    _, terms = model(pixels_of(), torch.zeros(0), 1)
+    _, terms, _ = model(pixels_of(), torch.zeros(0))
     assert float(terms["perplexity"]) == pytest.approx(perplexity, rel=1e-5)
-    model(pixels_of(), torch.zeros(0), 2)
+    model(pixels_of(), torch.zeros(0))
     found = model.codebook_use()
     assert found["codes_used"] == float((shares > 0).float().mean())
     assert found["perplexity"] == pytest.approx(perplexity, rel=1e-5)

@@ -133,6 +133,7 @@ def test_a_run_in_parts_ends_as_a_straight_one(
         (("--vectors", 0), 2, "--vectors 0: out of range"),
         (("--vectors", 76), 2, "--vectors 76: out of range"),
         (("--kind", "mood"), 2, "--kind mood: unknown"),
+        (("--caption", "a dog"), 2, "--caption 'a dog': does not name <my-disc>"),
     ],
 )
 def test_what_makes_no_word_is_refused(

@@ -506,35 +506,35 @@ class Watched(Line):
 
 
 def test_the_best_checkpoint_is_kept_beside_the_last_ones(tmp_path: Path) -> None:
-    reports = run(tmp_path, Watched(), steps=8)
+    reports = run(tmp_path, Watched(), steps=8, holdout=0.5)
     assert [(r.step, r.terms["loss"]) for r in reports if isinstance(r, Validated)] == list(Watched.said.items())
     assert saved_steps(tmp_path) == [4, 8]
-    assert isinstance(reports[-1], Finished) and reports[-1].summary["best_step"] == 4
+    assert isinstance(reports[-1], Finished) and reports[-1].summary["best_validated_step"] == 4
     assert [row for row in metrics(tmp_path) if "validation" in row] == [
         {"step": step, "validation": {"loss": loss}} for step, loss in Watched.said.items()
     ]
 
 
 def test_the_best_can_be_exported_and_the_last_again(tmp_path: Path) -> None:
-    run(tmp_path, Watched(), steps=8)
+    run(tmp_path, Watched(), steps=8, holdout=0.5)
     last = exported(tmp_path)
-    run(tmp_path, Watched(), steps=8, export="best")
+    run(tmp_path, Watched(), steps=8, holdout=0.5, export="best")
     average = load_file(tmp_path / "checkpoints" / "checkpoint-00000004" / "ema.safetensors")
     torch.testing.assert_close(exported(tmp_path), average, rtol=0, atol=0)
-    run(tmp_path, Watched(), steps=8, export="last")
+    run(tmp_path, Watched(), steps=8, holdout=0.5, export="last")
     torch.testing.assert_close(exported(tmp_path), last, rtol=0, atol=0)
 
 
 def test_left_between_a_save_and_its_validation_a_run_makes_up_for_it(tmp_path: Path) -> None:
-    run(tmp_path / "straight", Watched(), steps=8)
-    stream = start(tmp_path / "left", Watched(), steps=8)
+    run(tmp_path / "straight", Watched(), steps=8, holdout=0.5)
+    stream = start(tmp_path / "left", Watched(), steps=8, holdout=0.5)
     for report in stream:
         if isinstance(report, Saved) and report.step == 4:
             break
     stream.close()
     task = Watched()
     task.step = 4
-    run(tmp_path / "left", task, steps=8)
+    run(tmp_path / "left", task, steps=8, holdout=0.5)
     assert final_files(tmp_path / "left") == final_files(tmp_path / "straight")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,8 @@ def test_its_default_rate_is_its_own(pictures: Path, unet_run: Path, forks: Fork
         (("--lora-rank", 2, "--lora-alpha", 0), 2, "--lora-alpha 0.0: out of range"),
         (("--lora-rank", 2, "--loss", "hybrid"), 2, "adapters add no channels"),
         (("--lora-rank", 2, "--init", "tiny", "--vae", "builtin"), 2, "an adapter needs a trained model"),
+        (("--lora-rank", 2, "--prediction", "epsilon"), 2, "an adapter cannot carry it"),
+        (("--lora-rank", 2, "--zero-terminal-snr"), 2, "an adapter cannot carry it"),
     ],
 )
 def test_what_makes_no_adapter_is_refused(
@@ -122,3 +125,20 @@ def test_what_makes_no_adapter_is_refused(
     ended = forks.sdcli("train-unet", "--data", pictures, "--run", tmp_path / "run", *flags)
     assert (ended.code, said in ended.stderr) == (code, True), ended.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_beside_an_adapter_the_table_of_classes_stays_as_it_is(
+    own_pictures: Path, classed: Path, forks: Forks, tmp_path: Path
+) -> None:
+    names = json.loads((classed / "class_embedder" / "config.json").read_text(encoding="utf-8"))["names"]
+    for number, path in enumerate(sorted(own_pictures.glob("*.png"))):
+        folder = own_pictures / names[number % 2]
+        folder.mkdir(exist_ok=True)
+        path.rename(folder / path.name)
+    for path in own_pictures.glob("*.txt"):
+        path.unlink()
+    run = tmp_path / "run"
+    ended = forks.sdcli(*train_lora(own_pictures, classed, run))
+    assert ended.code == 0, ended.stderr
+    weights = load_file(newest_checkpoint(run) / "model.safetensors")
+    assert weights and all(".lora_" in name for name in weights)
