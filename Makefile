@@ -39,8 +39,9 @@ fix: .venv/.dev ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.dev ## time start-up and a whole picture, beside a one-option program and plain diffusers
+bench: .venv/.dev ## time start-up, a whole picture and a training step, beside what is plain
 	@$(BIN)/python tests/benchmarks/startup.py
+	@$(BIN)/python tests/benchmarks/training.py
 
 quality: .venv/.dev ## measure the embedded model: what its VAE keeps, and which concepts it draws
 	@$(BIN)/python tests/quality/quality.py

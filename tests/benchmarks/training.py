@@ -1,9 +1,11 @@
 """Steps of train-unet beside those of a plain loop, in one run: the ratio of their times, and the memory of both.
 
 The plain loop does in every step what diffusers' example does: it reads and encodes the picture, encodes the caption,
-noises, predicts, and moves weights and their average; same model, batch, resolution and optimizer.
+noises, predicts, and moves weights and their average; same model, batch, resolution and optimizer. The model has the
+proportions of Stable Diffusion 1.5 at a quarter of its width and half its side (256 px), and random weights; with
+--embedded it is the embedded one, whose VAE and text encoder are small beside its UNet.
 
-    python tests/benchmarks/training.py [--batch-size 8] [--steps 20] [--rounds 5]
+    python tests/benchmarks/training.py [--embedded] [--batch-size 2] [--steps 8] [--rounds 5]
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from diffusers import DDPMScheduler
@@ -26,38 +29,61 @@ from PIL import Image
 
 from sdcli import store
 from sdcli.pipeline import text
-from sdcli.pipeline.bundle import TextEncoder, load_bundle
+from sdcli.pipeline import vae as latent
+from sdcli.pipeline.bundle import ModelBundle, TextEncoder, build, load_bundle, load_tokenizer, save_bundle
+from sdcli.scheduler_config import prediction_type
 from sdcli.specs import TrainUnetSpec
-from sdcli.training import data, unet
+from sdcli.training import data, parts, unet
 from sdcli.training.loop import StepDone
 
-PICTURES = 48
-SIDE = 64  # px, of the embedded model
+PICTURES = 24
+QUARTER = {"norm_num_groups": 16, "block_out_channels": [80, 160, 320, 320], "cross_attention_dim": 192}
 
 
 def draw(folder: Path) -> None:
     """Pictures with captions."""
     for i in range(PICTURES):
-        Image.effect_noise((96, 80), 60).convert("RGB").save(folder / f"{i}.png")
+        Image.effect_noise((288, 256), 60).convert("RGB").save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"picture number {i}", encoding="utf-8")
 
 
-def ours(folder: Path, batch_size: int, steps: int) -> Iterator[float]:
+def build_quarter(folder: Path) -> None:
+    """A model of the shape of Stable Diffusion 1.5 at a quarter of its width, with random weights."""
+    configs = parts.preset("sd15")
+    torch.manual_seed(0)
+    vae = build(configs["vae"] | {"norm_num_groups": 16, "block_out_channels": [32, 64, 128, 128]})
+    unet_part = build(configs["unet"] | QUARTER | {"sample_size": 32})
+    width = {"hidden_size": 192, "intermediate_size": 768, "projection_dim": 192}
+    encoder = TextEncoder(load_tokenizer(store.TOKENIZER_FOLDER), cast("Any", build(configs["text_encoder"] | width)))
+    cpu, kept = torch.device("cpu"), torch.float32
+    bundle = ModelBundle(cast("Any", vae), cast("Any", unet_part), encoder, configs["scheduler"], cpu, kept)
+    save_bundle(folder, bundle, store.TOKENIZER_FOLDER, {})
+
+
+def ours(folder: Path, model: Path, batch_size: int, steps: int) -> Iterator[float]:
     """Seconds of each step of train-unet; the caches are filled before the first."""
     spec = TrainUnetSpec(
-        data=folder, run=folder / "run", batch_size=batch_size, steps=steps, device="cpu", save_every=10 * steps
+        data=folder,
+        model=str(model),
+        run=folder / "run",
+        batch_size=batch_size,
+        steps=steps,
+        device="cpu",
+        save_every=10 * steps,
     )
     for report in unet.run(spec):
         if isinstance(report, StepDone):
             yield batch_size / report.images_per_second
 
 
-def plain(folder: Path, batch_size: int, steps: int) -> Iterator[float]:
+def plain(folder: Path, model_folder: Path, batch_size: int, steps: int) -> Iterator[float]:
     """Seconds of each step of the plain loop."""
-    bundle = load_bundle(store.BUILTIN_FOLDER, device=torch.device("cpu"), dtype=torch.float32)
+    bundle = load_bundle(model_folder, device=torch.device("cpu"), dtype=torch.float32)
     encoder = bundle.conditioner
     assert isinstance(encoder, TextEncoder)
     model = bundle.unet.requires_grad_(True).train()
+    side = int(model.config["sample_size"]) * latent.factor(bundle.vae)
+    wanted = prediction_type(bundle.scheduler_config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     average = EMAModel(model.parameters())
     noise = DDPMScheduler.from_config(bundle.scheduler_config)
@@ -65,13 +91,14 @@ def plain(folder: Path, batch_size: int, steps: int) -> Iterator[float]:
     for step in range(steps):
         began = time.perf_counter()
         chosen = [samples[(step * batch_size + i) % len(samples)] for i in range(batch_size)]
-        pixels = torch.cat([data.load_pixels(sample, (SIDE, SIDE)) for sample in chosen])
+        pixels = torch.cat([data.load_pixels(sample, (side, side)) for sample in chosen])
         with torch.no_grad():
             x_0 = bundle.vae.encode(pixels).latent_dist.sample() * bundle.vae.config["scaling_factor"]
             context = text.encode(encoder, [text.tokenize(encoder, sample.captions[0]) for sample in chosen])
         eps, t = torch.randn_like(x_0), torch.randint(1000, (batch_size,))
         prediction = model(noise.add_noise(x_0, eps, t), t, context).sample
-        (prediction - noise.get_velocity(x_0, eps, t)).square().mean().backward()
+        target = eps if wanted == "epsilon" else noise.get_velocity(x_0, eps, t)
+        (prediction - target).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -79,12 +106,18 @@ def plain(folder: Path, batch_size: int, steps: int) -> Iterator[float]:
         yield time.perf_counter() - began
 
 
-def measure(kind: str, batch_size: int, steps: int) -> None:
+def measure(kind: str, batch_size: int, steps: int, *, is_embedded: bool) -> None:
     """Print the median step in seconds and the peak memory in MiB of one loop, in this process."""
     times = []
     with tempfile.TemporaryDirectory() as name:
-        draw(Path(name))
-        for seconds in (ours if kind == "ours" else plain)(Path(name), batch_size, steps):
+        pictures, model = Path(name) / "pictures", store.BUILTIN_FOLDER
+        pictures.mkdir()
+        draw(pictures)
+        if not is_embedded:
+            model = Path(name) / "model"
+            model.mkdir()
+            build_quarter(model)
+        for seconds in (ours if kind == "ours" else plain)(pictures, model, batch_size, steps):
             times.append(seconds)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # before the export, which plain has not
     print(json.dumps({"seconds": statistics.median(times[2:]), "mib": peak}))
@@ -92,19 +125,21 @@ def measure(kind: str, batch_size: int, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--embedded", action="store_true")
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=("ours", "plain"))
     given = parser.parse_args()
     if given.only:
-        measure(given.only, given.batch_size, given.steps)
+        measure(given.only, given.batch_size, given.steps, is_embedded=given.embedded)
         return
     ratios, memory = [], []
     for _ in range(given.rounds):
         rows = {}
         for kind in ("ours", "plain"):
             sizes = ["--batch-size", str(given.batch_size), "--steps", str(given.steps)]
+            sizes += ["--embedded"] if given.embedded else []
             command = [sys.executable, __file__, "--only", kind, *sizes]
             rows[kind] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         ratios.append(rows["plain"]["seconds"] / rows["ours"]["seconds"])
