@@ -17,7 +17,7 @@ from torch import Tensor
 from sdcli import store
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.files import check_writable, is_folder, open_regular, place, reason, remove_dead_parts
-from sdcli.layout import with_sorted_header
+from sdcli.layout import read_json, with_sorted_header
 from sdcli.pipeline import images, sampling, vae
 from sdcli.pipeline.bundle import load_vae
 from sdcli.pipeline.device import pick_device, pick_dtype
@@ -52,6 +52,8 @@ def encode(spec: CodecSpec) -> Iterator[CodecRecord]:
     targets = _targets(spec, sources, LATENTS_SUFFIX)
     model = store.resolve(spec.model, offline=spec.offline)
     factor = vae_factor(model.folder)
+    if spec.sample and read_json(model.folder / "vae" / "config.json").get("_class_name") == "VQModel":
+        raise UsageError("--sample: this model's VAE has a codebook and no posterior to draw from", "leave it out")
     if spec.size is not None:
         check_multiple(parse_size(spec.size), factor)
     with warnings.catch_warnings():

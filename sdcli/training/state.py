@@ -273,10 +273,17 @@ class _Player:
         self.prefix = "" if turn.name == "model" else f"{turn.name}_"  # of its terms in the log
         turn.module.to(accelerator.device).train()
         self.trained = {name: p for name, p in turn.module.named_parameters() if p.requires_grad}
-        frozen = {name for name, p in turn.module.named_parameters() if not p.requires_grad}
-        self.kept = {name: tensor for name, tensor in turn.module.state_dict().items() if name not in frozen}
         optimizer = _OPTIMIZERS[spec.optimizer](list(self.trained.values()), spec)
         self.module, self.optimizer = accelerator.prepare(turn.module, optimizer)
+
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """What a checkpoint holds of the module: what is trained, and its buffers.
+
+        Asked for anew each time: wrapping the module for several processes gives its parameters other storage.
+        """
+        frozen = {name for name, p in self.turn.module.named_parameters() if not p.requires_grad}
+        return {name: tensor for name, tensor in self.turn.module.state_dict().items() if name not in frozen}
 
     def step(self, rate: float, scaler: torch.amp.GradScaler | None) -> None:
         optimizer = self.optimizer.optimizer  # accelerate's own step would update the scaler, too

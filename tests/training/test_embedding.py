@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sdcli.errors import SdcliWarning
 from sdcli.pipeline import features, text
 from sdcli.pipeline.adapters import read_embedding
 from sdcli.pipeline.bundle import TextEncoder, load_text
@@ -154,37 +154,34 @@ def test_a_model_without_a_text_encoder_learns_no_word(
 def test_captions_that_name_the_word_are_kept_and_templates_stand_for_the_others(own_pictures: Path) -> None:
     (own_pictures / "dot.txt").write_text(f"{WORD} on white", encoding="utf-8")
     spec = TrainEmbeddingSpec(token=WORD, init_token="disc", kind="style")
-    captions = {s.path.stem: s.captions for s in embedding._named(data.find(own_pictures), spec).samples}
+    with pytest.warns(SdcliWarning, match="the captions of 5 of 6 pictures do not name <my-disc>: templates stand"):
+        samples = embedding._named(data.find(own_pictures), spec).samples
+    captions = {sample.path.stem: sample.captions for sample in samples}
     assert captions["dot"] == (f"{WORD} on white",)
     assert captions["bar"] == tuple(one.format(WORD) for one in embedding.TEMPLATES["style"])
 
 
 @pytest.mark.slow
 def test_a_word_learned_from_four_pictures_draws_what_they_show(forks: Forks, tmp_path: Path) -> None:
-    """A dog that is blue: four pictures of the embedded model's own, in other colours."""
-    common = ("--device", "cpu", "--no-metadata")
-    ended = forks.sdcli("generate", "a picture of a dog face", "--seed", 1, "-n", 8, *common, "-o", tmp_path / "plain")
-    assert ended.code == 0, ended.stderr
-    plain = sorted((tmp_path / "plain").iterdir())
-    (tmp_path / "blue").mkdir()
-    for path in plain[:4]:
-        hue, saturation, value = Image.open(path).convert("HSV").split()
-        turned = Image.merge("HSV", (hue.point(lambda h: (h + 140) % 256), saturation, value))
-        turned.convert("RGB").save(tmp_path / "blue" / path.name)
-    word = ("--token", "<blue-dog>", "--init-token", "dog face", "--vectors", 2, "--steps", 150, "--save-every", 150)
-    command = ("train-embedding", "--data", tmp_path / "blue", *word, "--device", "cpu", "--run", tmp_path / "run")
+    """Four penguins of the embedded model's own, learned by a word that begins as a dog."""
+    common = ("--device", "cpu", "--no-metadata", "-n", 4)
+    for prompt, folder in (("a picture of a penguin", "penguins"), ("a picture of a dog face", "dogs")):
+        ended = forks.sdcli("generate", prompt, "--seed", 1, *common, "-o", f"{tmp_path / folder}/")
+        assert ended.code == 0, ended.stderr
+    word = ("--token", "<x>", "--init-token", "dog face", "--vectors", 2, "--steps", 150, "--save-every", 150)
+    command = ("train-embedding", "--data", tmp_path / "penguins", *word, "--device", "cpu", "--run", tmp_path / "run")
     ended = forks.sdcli(*command)
     assert ended.code == 0, ended.stderr
-    file = tmp_path / "run" / "export" / "blue-dog.safetensors"
-    prompt = ("generate", "a picture of <blue-dog>", "--embedding", file, "--seed", 5, "-n", 4)
-    assert forks.sdcli(*prompt, *common, "-o", tmp_path / "learned").code == 0
+    file = tmp_path / "run" / "export" / "x.safetensors"
+    prompt = ("generate", "a picture of <x>", "--embedding", file, "--seed", 5)
+    assert forks.sdcli(*prompt, *common, "-o", f"{tmp_path / 'learned'}/").code == 0
     network = features.perceptual("builtin")
 
-    def pixels(paths: Iterable[Path]) -> Tensor:
-        return torch.cat([to_pixels(Image.open(path)) for path in paths])
+    def pixels(folder: str) -> Tensor:
+        return torch.cat([to_pixels(Image.open(path)) for path in sorted((tmp_path / folder).iterdir())])
 
-    def distance(paths: Iterable[Path]) -> float:
-        shown, wanted = pixels(paths), pixels(sorted((tmp_path / "blue").iterdir()))
+    def distance(folder: str) -> float:
+        shown, wanted = pixels(folder), pixels("penguins")
         return float(torch.stack([network(shown, one.expand_as(shown)).mean() for one in wanted]).mean())
 
-    assert distance(sorted((tmp_path / "learned").iterdir())) < 0.8 * distance(plain[4:])
+    assert distance("learned") < 0.8 * distance("dogs")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.runs import metrics
 from tests.training import pair
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,7 @@ def two_processes(pictures: Path, unet_run: Path, tmp_path_factory: pytest.TempP
     return out
 
 
+@pytest.mark.filterwarnings("ignore:the captions of 6 of 6 pictures")
 @pytest.mark.parametrize("kind", pair.TASKS)
 def test_two_processes_at_half_the_batch_are_one_at_the_whole(
     kind: str, pictures: Path, unet_run: Path, two_processes: Path
@@ -66,3 +68,32 @@ def test_two_processes_at_half_the_batch_are_one_at_the_whole(
             assert apart <= 1e-8, name
     if kind == "vae":
         assert any(name.startswith("weight.critic.") for name in alone)
+
+
+@pytest.mark.slow
+def test_a_command_run_by_two_processes_speaks_once_resumes_and_belongs_to_two(
+    pictures: Path, unet_run: Path, tmp_path: Path
+) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    common = ["--model", str(unet_run / "export"), "--resolution", "16", "--device", "cpu", "--save-every", "3"]
+    common += ["--steps", "6", "--holdout", "0.3", "--sample-every", "6", "--data", str(pictures)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    def train(launcher: list[str], run: Path, batch_size: int, *more: str) -> subprocess.CompletedProcess[str]:
+        command = ["sdcli", "train-unet", *common, "--run", str(run), "--batch-size", str(batch_size), *more]
+        prefix = [*launcher, "-m", "--"] if launcher else [sys.executable, "-m"]
+        return subprocess.run([*prefix, *command], env=environment, capture_output=True, text=True, check=False)
+
+    two, one = tmp_path / "two", tmp_path / "one"
+    assert train(launch, two, 2, "--stop-after", "2").returncode == 0
+    ended = train(launch, two, 2)
+    assert (ended.returncode, ended.stdout) == (0, f"{two / 'export'}\n"), ended.stderr
+    assert train([], one, 4).returncode == 0
+    alone, together = ([row["validation"] for row in metrics(run) if "validation" in row] for run in (one, two))
+    assert len(together) == 2
+    for a, b in zip(alone, together, strict=True):
+        assert b == pytest.approx(a, rel=1e-4)  # in float32; the test above has the figures
+    steps = [row["step"] for row in metrics(two) if "validation" not in row]
+    assert steps == [1, 2, 3, 4, 5, 6]
+    refused = train([], two, 2)
+    assert (refused.returncode, "processes was 2 and is 1 now" in refused.stderr) == (3, True)

@@ -492,3 +492,19 @@ def test_metrics_hold_every_term_of_every_step(vae_run: Path) -> None:
     expected = {"step", "loss", "l1", "l2", "sdcli-perceptual", "kl", "grad_norm", "lr"}
     assert all(row.keys() == expected for row in rows)
     assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_a_model_with_a_codebook_encodes_and_decodes_and_has_nothing_to_sample(
+    pictures: Path, unet_run: Path, forks: Forks, tmp_path: Path
+) -> None:
+    extra = ("--regularizer", "vq", "--codebook-size", 16)
+    assert forks.sdcli(*train_vae(pictures, tmp_path / "run"), *extra).code == 0
+    model = Path(shutil.copytree(unet_run / "export", tmp_path / "model"))
+    shutil.rmtree(model / "vae")
+    shutil.copytree(tmp_path / "run" / "export" / "vae", model / "vae")
+    common = ("--model", model, "--device", "cpu")
+    picture, latents = pictures / "dot.png", tmp_path / "dot.safetensors"
+    assert forks.sdcli("encode", picture, *common, "-o", latents).code == 0
+    assert forks.sdcli("decode", latents, *common, "-o", tmp_path / "back.png").code == 0
+    ended = forks.sdcli("encode", picture, *common, "--sample", "-o", tmp_path / "other.safetensors")
+    assert (ended.code, "no posterior" in ended.stderr) == (2, True)
