@@ -99,7 +99,8 @@ ConfigFile = Annotated[
     ),
 ]
 Data = Annotated[
-    Path, typer.Option("--data", metavar="DIR", help="Folder of pictures, with captions beside them or metadata.jsonl.")
+    Path,
+    typer.Option("--data", metavar="DIR", help="Folder of pictures, in any layout that sdcli dataset check reads."),
 ]
 TrainModel = Annotated[
     str | None, typer.Option("--model", "-m", metavar="REF", help="Start from this model (default: builtin).")
@@ -138,7 +139,7 @@ Steps = Annotated[int, typer.Option("--steps", "-s", help="Optimizer steps of th
 Optimizer = Annotated[str, typer.Option("--optimizer", help="adamw, or adamw8bit (needs bitsandbytes and CUDA).")]
 Lr = Annotated[
     float | None,
-    typer.Option("--lr", help="Peak learning rate, 0 to 1. Default: 1e-5; for a LoRA 1e-4, for an embedding 5e-3."),
+    typer.Option("--lr", help="Peak learning rate, 0 to 1. Default: 1e-5 (LoRA 1e-4, embedding 5e-3)."),
 ]
 LrSchedule = Annotated[str, typer.Option("--lr-schedule", help="constant, linear or cosine (both fall to 0).")]
 LrWarmup = Annotated[int, typer.Option("--lr-warmup", help="Steps of linear warm-up, 0 or more.")]

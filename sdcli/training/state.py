@@ -212,12 +212,10 @@ class State:
             self.ema.steps = snapshot.state["averaged_steps"]
         if self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(snapshot.state["scaler"])
-        rank = self.accelerator.process_index
-        torch.set_rng_state(snapshot.tensors["rng"][f"cpu{rank}"])
-        if (
-            f"cuda{rank}" in snapshot.tensors["rng"] and torch.cuda.is_available()
-        ):  # it may have begun on another machine
-            torch.cuda.set_rng_state(snapshot.tensors["rng"][f"cuda{rank}"], self.accelerator.device)
+        rank, rng = self.accelerator.process_index, snapshot.tensors["rng"]
+        torch.set_rng_state(rng[f"cpu{rank}"])
+        if f"cuda{rank}" in rng and torch.cuda.is_available():  # the run may have begun on another machine
+            torch.cuda.set_rng_state(rng[f"cuda{rank}"], self.accelerator.device)
         self.step, self.bad_steps = snapshot.step, snapshot.state["bad_steps"]
 
     def _count_bad_step(self) -> None:
