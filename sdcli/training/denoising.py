@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from sdcli import schedulers
@@ -18,10 +19,10 @@ from sdcli.pipeline.bundle import TextEncoder
 from sdcli.pipeline.images import to_images
 from sdcli.scheduler_config import prediction_type
 from sdcli.specs import DenoisingSpec
-from sdcli.training import caches, data
+from sdcli.training import buckets, caches, data, parts, start
 from sdcli.training.caches import Moments
 from sdcli.training.conditions import Condition
-from sdcli.training.loop import Preparing
+from sdcli.training.loop import Preparing, Report, train
 from sdcli.training.order import Draw, fixed, mixed_seed
 from sdcli.training.parts import ModelParts
 from sdcli.training.state import Batch, Turn
@@ -32,6 +33,40 @@ if TYPE_CHECKING:
 BANDS = 4  # equal shares of the timesteps, whose losses are logged apart
 SAMPLES = 4  # pictures drawn on the way, unless prompts say how many
 SAMPLE_SETTINGS = {"scheduler": "dpm", "steps": 25, "guidance": 7.5}
+
+
+Prepare = Callable[[Path], Generator[Preparing, None, tuple[Condition, Callable[[Path], None]]]]
+
+
+def run(
+    spec: DenoisingSpec,
+    kind: str,
+    dataset: data.Dataset,
+    model: ModelParts,
+    accelerator: Accelerator,
+    *,
+    learned: nn.Module,
+    prepare: Prepare,
+) -> Iterator[Report]:
+    """Train what learns by the denoising loss, or with `--dry-run` tell what it would be.
+
+    learned: what has the parameters. prepare: given the folder of the run's caches, says what learns and gives the
+    condition of the samples, and what writes the result into an empty folder.
+    """
+    unet, vae, size = model.bundle.unet, model.bundle.vae, start.size(spec, model.bundle)
+    plan = start.plan(spec, kind, dataset, model.origin, accelerator)
+    if spec.dry_run:
+        yield from start.planned(plan, spec, dataset, accelerator, learned)
+        return
+    with start.opened(plan, accelerator):
+        yield from start.checked(dataset, spec, accelerator)
+        cache = plan.folder / "cache"
+        sizes = buckets.sizes(dataset, size, latent.factor(vae) * parts.deepest(unet), are_buckets=spec.buckets)
+        moments = yield from caches.moments(cache, vae, dataset, sizes, spec, accelerator)
+        condition, write = yield from prepare(cache)
+        task = DenoisingTask(model, spec, dataset, moments, condition, size=size, write=write)
+        order = start.order(spec, accelerator, moments.groups(task.training))
+        yield from train(task, spec, plan.folder, accelerator=accelerator, order=order, config_hash=plan.config_hash)
 
 
 class Denoiser(nn.Module):

@@ -6,7 +6,7 @@ Source: Gal et al. 2022, arXiv:2208.01618, section 4.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -17,14 +17,12 @@ from torch.nn.functional import embedding as look_up
 
 from sdcli.errors import SdcliWarning, UsageError
 from sdcli.pipeline import text
-from sdcli.pipeline import vae as latent
 from sdcli.pipeline.adapters import Embedding, check_token, write_embedding
 from sdcli.pipeline.bundle import TextEncoder
 from sdcli.specs import TrainEmbeddingSpec
-from sdcli.training import buckets, caches, data, parts, start
-from sdcli.training.conditions import Texts
-from sdcli.training.denoising import DenoisingTask
-from sdcli.training.loop import Report, train
+from sdcli.training import data, denoising, parts, start
+from sdcli.training.conditions import Condition, Texts
+from sdcli.training.loop import Preparing, Report
 from sdcli.training.parts import ModelParts
 
 TEMPLATES = {  # what is said of a picture that has no caption with the new word in it
@@ -39,23 +37,12 @@ def run(spec: TrainEmbeddingSpec) -> Iterator[Report]:
     accelerator = start.accelerator_for(spec)
     dataset = _named(data.find(spec.data, spec.caption), spec)
     model, rows, condition = prepare(spec, parts.model_as_it_is(spec, accelerator.device))
-    unet, vae = model.bundle.unet, model.bundle.vae
-    size = start.size(spec, model.bundle)
-    plan = start.plan(spec, "embedding", dataset, model.origin, accelerator)
-    if spec.dry_run:
-        yield from start.planned(plan, spec, dataset, accelerator, rows)
-        return
-    with start.opened(plan, accelerator):
-        yield from start.checked(dataset, spec, accelerator)
-        sizes = buckets.sizes(dataset, size, latent.factor(vae) * parts.deepest(unet), are_buckets=spec.buckets)
-        moments = yield from caches.moments(plan.folder / "cache", vae, dataset, sizes, spec, accelerator)
 
-        def write(folder: Path) -> None:
-            write_embedding(folder, Embedding(spec.token, rows.vectors), step=spec.steps)
+    def ready(cache: Path) -> Generator[Preparing, None, tuple[Condition, Callable[[Path], None]]]:
+        yield from ()
+        return condition, lambda folder: _write(folder, spec, rows)
 
-        task = DenoisingTask(model, spec, dataset, moments, condition, size=size, write=write)
-        order = start.order(spec, accelerator, moments.groups(task.training))
-        yield from train(task, spec, plan.folder, accelerator=accelerator, order=order, config_hash=plan.config_hash)
+    yield from denoising.run(spec, "embedding", dataset, model, accelerator, learned=rows, prepare=ready)
 
 
 def prepare(spec: TrainEmbeddingSpec, model: ModelParts) -> tuple[ModelParts, LearnedRows, Texts]:
@@ -102,6 +89,10 @@ def first_vectors(encoder: TextEncoder, spec: TrainEmbeddingSpec) -> Tensor:
         raise UsageError(f"--init-token {spec.init_token!r}: says nothing", "name a word, such as cat")
     rows = [pieces[i % len(pieces)] for i in range(spec.vectors)]
     return _table(encoder)[rows].float().cpu()
+
+
+def _write(folder: Path, spec: TrainEmbeddingSpec, rows: LearnedRows) -> None:
+    write_embedding(folder, Embedding(spec.token, rows.vectors), step=spec.steps)
 
 
 def _table(encoder: TextEncoder) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,11 +12,10 @@ from torch import nn
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import TextEncoder, save_bundle
 from sdcli.specs import TrainUnetSpec
-from sdcli.training import buckets, caches, data, lora, parts, start
+from sdcli.training import data, denoising, lora, parts, start
 from sdcli.training.caches import Size
 from sdcli.training.conditions import Condition
-from sdcli.training.denoising import DenoisingTask
-from sdcli.training.loop import Report, train
+from sdcli.training.loop import Preparing, Report
 from sdcli.training.parts import ModelParts
 
 
@@ -25,26 +24,16 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
     accelerator = start.accelerator_for(spec)
     dataset = data.find(spec.data, spec.caption)
     model = parts.model(spec, accelerator.device, dataset)
-    unet, vae = model.bundle.unet, model.bundle.vae
-    size = start.size(spec, model.bundle)
-    plan = start.plan(spec, "unet", dataset, model.origin, accelerator)
-    if spec.dry_run:
-        yield from start.planned(plan, spec, dataset, accelerator, unet)
-        return
-    with start.opened(plan, accelerator):
-        yield from start.checked(dataset, spec, accelerator)
-        sizes = buckets.sizes(dataset, size, latent.factor(vae) * parts.deepest(unet), are_buckets=spec.buckets)
-        moments = yield from caches.moments(plan.folder / "cache", vae, dataset, sizes, spec, accelerator)
-        condition = yield from parts.condition(spec, model.bundle, dataset, plan.folder / "cache", accelerator)
+    size, factor = start.size(spec, model.bundle), latent.factor(model.bundle.vae)
+
+    def prepare(cache: Path) -> Generator[Preparing, None, tuple[Condition, Callable[[Path], None]]]:
+        condition = yield from parts.condition(spec, model.bundle, dataset, cache, accelerator)
         encoder = _prepare(spec, model, condition)
-        unet.register_to_config(sample_size=size[0] // latent.factor(vae))
+        model.bundle.unet.register_to_config(sample_size=size[0] // factor)
+        return condition, lambda folder: _write(folder, spec, model, encoder, size)
 
-        def write(folder: Path) -> None:
-            _write(folder, spec, model, encoder, size)
-
-        task = DenoisingTask(model, spec, dataset, moments, condition, size=size, write=write)
-        order = start.order(spec, accelerator, moments.groups(task.training))
-        yield from train(task, spec, plan.folder, accelerator=accelerator, order=order, config_hash=plan.config_hash)
+    learned = model.bundle.unet
+    yield from denoising.run(spec, "unet", dataset, model, accelerator, learned=learned, prepare=prepare)
 
 
 def _prepare(spec: TrainUnetSpec, model: ModelParts, condition: Condition) -> nn.Module | None:
