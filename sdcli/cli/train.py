@@ -19,6 +19,105 @@ from sdcli.specs import TrainEmbeddingSpec, TrainUnetSpec, TrainVaeSpec
 if TYPE_CHECKING:
     from sdcli.training.loop import Report
 
+# Options of one trainer alone; those of several are in options.py.
+RandomCrop = Annotated[
+    bool,
+    typer.Option("--random-crop", help="Train on random squares at the pictures' own scale, not on whole pictures."),
+]
+Regularizer = Annotated[
+    str | None,
+    typer.Option("--regularizer", help="kl (a posterior) or vq (a codebook). Default: the model's own, else kl."),
+]
+CodebookSize = Annotated[int, typer.Option("--codebook-size", help="Codes of vq, 2 to 2^20.")]
+L1Weight = Annotated[float, typer.Option("--l1-weight", help="Weight of the mean absolute error, 0 or more.")]
+L2Weight = Annotated[float, typer.Option("--l2-weight", help="Weight of the mean squared error, 0 or more.")]
+LearnLogvar = Annotated[
+    bool, typer.Option("--learn-logvar", help="Learn the scale of the reconstruction error along, as one number.")
+]
+PerceptualWeight = Annotated[
+    float, typer.Option("--perceptual-weight", help="Weight of how different the pictures look, 0 or more.")
+]
+PerceptualNetwork = Annotated[
+    str,
+    typer.Option(
+        "--perceptual-network",
+        metavar="FILE",
+        help="What looks: LPIPS with a file of VGG16 weights, builtin, or auto: LPIPS if torch.hub has the file.",
+    ),
+]
+KlWeight = Annotated[
+    float, typer.Option("--kl-weight", help="Weight of the KL divergence to N(0, I), a pixel value; 0 or more.")
+]
+CodebookWeight = Annotated[
+    float, typer.Option("--codebook-weight", help="Weight of the codebook loss of vq, 0 or more.")
+]
+DiscWeight = Annotated[
+    float, typer.Option("--disc-weight", help="Weight of the adversarial term, 0 (no discriminator) or more.")
+]
+DiscLoss = Annotated[str, typer.Option("--disc-loss", help="Loss of the discriminator: hinge or vanilla.")]
+DiscStart = Annotated[
+    int,
+    typer.Option(
+        "--disc-start", help="The step the discriminator begins with, 0 or more; it never does beyond --steps."
+    ),
+]
+DiscWarmup = Annotated[
+    int, typer.Option("--disc-warmup", help="Steps in which the adversarial term rises to its weight, 0 or more.")
+]
+DiscLayers = Annotated[
+    int, typer.Option("--disc-layers", help="Halvings in the discriminator, 1 to 8; more judge larger patches.")
+]
+DiscWidth = Annotated[
+    int, typer.Option("--disc-width", help="Channels of its first layer, a multiple of 16 up to 1024.")
+]
+AdaptiveWeight = Annotated[
+    bool,
+    typer.Option(
+        "--adaptive-weight/--no-adaptive-weight",
+        help="Scale the adversarial term so that its gradient is as large as that of the reconstruction.",
+    ),
+]
+Vae = Annotated[
+    str | None, typer.Option("--vae", metavar="REF", help="The VAE to stand on: a folder with vae/, or a model.")
+]
+Condition = Annotated[
+    str | None,
+    typer.Option("--condition", help="With --init: text, class (one folder of pictures a class) or none."),
+]
+Prediction = Annotated[
+    str | None,
+    typer.Option("--prediction", help="What the UNet predicts: epsilon, v or x0. Default: as the model does."),
+]
+Loss = Annotated[
+    str,
+    typer.Option("--loss", help="simple, min-snr, or hybrid: simple and the variational bound of the variance."),
+]
+ZeroTerminalSnr = Annotated[
+    bool,
+    typer.Option("--zero-terminal-snr", help="Let the last timestep be pure noise; needs --prediction v or x0."),
+]
+TrainTextEncoder = Annotated[
+    bool, typer.Option("--train-text-encoder", help="Train the text encoder along; otherwise it is frozen.")
+]
+LoraRank = Annotated[
+    int | None,
+    typer.Option("--lora-rank", metavar="N", help="Train a LoRA of this rank, 1 to 1024, instead of the model."),
+]
+LoraAlpha = Annotated[
+    float | None, typer.Option("--lora-alpha", help="It counts alpha / rank, above 0. Default: the rank.")
+]
+Token = Annotated[
+    str, typer.Option("--token", metavar="WORD", help="What prompts shall call what the pictures show: '<my-cat>'.")
+]
+InitToken = Annotated[str, typer.Option("--init-token", metavar="TEXT", help="What the new word begins as: cat.")]
+Vectors = Annotated[
+    int, typer.Option("--vectors", help="Vectors that stand for the word, 1 to 75: tokens it takes of a prompt.")
+]
+Kind = Annotated[
+    str, typer.Option("--kind", help="What the word names, for pictures without a caption: object or style.")
+]
+EmbeddingLoss = Annotated[str, typer.Option("--loss", help="simple or min-snr.")]
+
 
 def train_vae(
     data: options.Data,
@@ -27,73 +126,23 @@ def train_vae(
     run: options.Run = TrainVaeSpec.run,
     caption: options.Caption = TrainVaeSpec.caption,
     resolution: options.Resolution = TrainVaeSpec.resolution,
-    random_crop: Annotated[
-        bool,
-        typer.Option(
-            "--random-crop", help="Train on random squares at the pictures' own scale, not on whole pictures."
-        ),
-    ] = TrainVaeSpec.random_crop,
-    regularizer: Annotated[
-        str | None,
-        typer.Option("--regularizer", help="kl (a posterior) or vq (a codebook). Default: the model's own, else kl."),
-    ] = TrainVaeSpec.regularizer,
-    codebook_size: Annotated[
-        int, typer.Option("--codebook-size", help="Codes of vq, 2 to 2^20.")
-    ] = TrainVaeSpec.codebook_size,
-    l1_weight: Annotated[
-        float, typer.Option("--l1-weight", help="Weight of the mean absolute error, 0 or more.")
-    ] = TrainVaeSpec.l1_weight,
-    l2_weight: Annotated[
-        float, typer.Option("--l2-weight", help="Weight of the mean squared error, 0 or more.")
-    ] = TrainVaeSpec.l2_weight,
-    learn_logvar: Annotated[
-        bool, typer.Option("--learn-logvar", help="Learn the scale of the reconstruction error along, as one number.")
-    ] = TrainVaeSpec.learn_logvar,
-    perceptual_weight: Annotated[
-        float, typer.Option("--perceptual-weight", help="Weight of how different the pictures look, 0 or more.")
-    ] = TrainVaeSpec.perceptual_weight,
-    perceptual_network: Annotated[
-        str,
-        typer.Option(
-            "--perceptual-network",
-            metavar="FILE",
-            help="What looks: LPIPS with a file of VGG16 weights, builtin, or auto: LPIPS if torch.hub has the file.",
-        ),
-    ] = TrainVaeSpec.perceptual_network,
-    kl_weight: Annotated[
-        float, typer.Option("--kl-weight", help="Weight of the KL divergence to N(0, I), a pixel value; 0 or more.")
-    ] = TrainVaeSpec.kl_weight,
-    codebook_weight: Annotated[
-        float, typer.Option("--codebook-weight", help="Weight of the codebook loss of vq, 0 or more.")
-    ] = TrainVaeSpec.codebook_weight,
-    disc_weight: Annotated[
-        float, typer.Option("--disc-weight", help="Weight of the adversarial term, 0 (no discriminator) or more.")
-    ] = TrainVaeSpec.disc_weight,
-    disc_loss: Annotated[
-        str, typer.Option("--disc-loss", help="Loss of the discriminator: hinge or vanilla.")
-    ] = TrainVaeSpec.disc_loss,
-    disc_start: Annotated[
-        int,
-        typer.Option(
-            "--disc-start", help="The step the discriminator begins with, 0 or more; it never does beyond --steps."
-        ),
-    ] = TrainVaeSpec.disc_start,
-    disc_warmup: Annotated[
-        int, typer.Option("--disc-warmup", help="Steps in which the adversarial term rises to its weight, 0 or more.")
-    ] = TrainVaeSpec.disc_warmup,
-    disc_layers: Annotated[
-        int, typer.Option("--disc-layers", help="Halvings in the discriminator, 1 to 8; more judge larger patches.")
-    ] = TrainVaeSpec.disc_layers,
-    disc_width: Annotated[
-        int, typer.Option("--disc-width", help="Channels of its first layer, a multiple of 16 up to 1024.")
-    ] = TrainVaeSpec.disc_width,
-    adaptive_weight: Annotated[
-        bool,
-        typer.Option(
-            "--adaptive-weight/--no-adaptive-weight",
-            help="Scale the adversarial term so that its gradient is as large as that of the reconstruction.",
-        ),
-    ] = TrainVaeSpec.adaptive_weight,
+    random_crop: RandomCrop = TrainVaeSpec.random_crop,
+    regularizer: Regularizer = TrainVaeSpec.regularizer,
+    codebook_size: CodebookSize = TrainVaeSpec.codebook_size,
+    l1_weight: L1Weight = TrainVaeSpec.l1_weight,
+    l2_weight: L2Weight = TrainVaeSpec.l2_weight,
+    learn_logvar: LearnLogvar = TrainVaeSpec.learn_logvar,
+    perceptual_weight: PerceptualWeight = TrainVaeSpec.perceptual_weight,
+    perceptual_network: PerceptualNetwork = TrainVaeSpec.perceptual_network,
+    kl_weight: KlWeight = TrainVaeSpec.kl_weight,
+    codebook_weight: CodebookWeight = TrainVaeSpec.codebook_weight,
+    disc_weight: DiscWeight = TrainVaeSpec.disc_weight,
+    disc_loss: DiscLoss = TrainVaeSpec.disc_loss,
+    disc_start: DiscStart = TrainVaeSpec.disc_start,
+    disc_warmup: DiscWarmup = TrainVaeSpec.disc_warmup,
+    disc_layers: DiscLayers = TrainVaeSpec.disc_layers,
+    disc_width: DiscWidth = TrainVaeSpec.disc_width,
+    adaptive_weight: AdaptiveWeight = TrainVaeSpec.adaptive_weight,
     batch_size: options.BatchSize = TrainVaeSpec.batch_size,
     accumulate: options.Accumulate = TrainVaeSpec.accumulate,
     steps: options.Steps = TrainVaeSpec.steps,
@@ -139,43 +188,22 @@ def train_unet(
     data: options.Data,
     model: options.TrainModel = TrainUnetSpec.model,
     init: options.Init = TrainUnetSpec.init,
-    vae: Annotated[
-        str | None, typer.Option("--vae", metavar="REF", help="The VAE to stand on: a folder with vae/, or a model.")
-    ] = TrainUnetSpec.vae,
+    vae: Vae = TrainUnetSpec.vae,
     run: options.Run = TrainUnetSpec.run,
     caption: options.Caption = TrainUnetSpec.caption,
     resolution: options.Resolution = TrainUnetSpec.resolution,
     buckets: options.Buckets = TrainUnetSpec.buckets,
-    condition: Annotated[
-        str | None,
-        typer.Option("--condition", help="With --init: text, class (one folder of pictures a class) or none."),
-    ] = TrainUnetSpec.condition,
-    prediction: Annotated[
-        str | None,
-        typer.Option("--prediction", help="What the UNet predicts: epsilon, v or x0. Default: as the model does."),
-    ] = TrainUnetSpec.prediction,
-    loss: Annotated[
-        str,
-        typer.Option("--loss", help="simple, min-snr, or hybrid: simple and the variational bound of the variance."),
-    ] = TrainUnetSpec.loss,
+    condition: Condition = TrainUnetSpec.condition,
+    prediction: Prediction = TrainUnetSpec.prediction,
+    loss: Loss = TrainUnetSpec.loss,
     snr_gamma: options.SnrGamma = TrainUnetSpec.snr_gamma,
     vlb_weight: options.VlbWeight = TrainUnetSpec.vlb_weight,
     offset_noise: options.OffsetNoise = TrainUnetSpec.offset_noise,
-    zero_terminal_snr: Annotated[
-        bool,
-        typer.Option("--zero-terminal-snr", help="Let the last timestep be pure noise; needs --prediction v or x0."),
-    ] = TrainUnetSpec.zero_terminal_snr,
+    zero_terminal_snr: ZeroTerminalSnr = TrainUnetSpec.zero_terminal_snr,
     caption_dropout: options.CaptionDropout = TrainUnetSpec.caption_dropout,
-    train_text_encoder: Annotated[
-        bool, typer.Option("--train-text-encoder", help="Train the text encoder along; otherwise it is frozen.")
-    ] = TrainUnetSpec.train_text_encoder,
-    lora_rank: Annotated[
-        int | None,
-        typer.Option("--lora-rank", metavar="N", help="Train a LoRA of this rank, 1 to 1024, instead of the model."),
-    ] = TrainUnetSpec.lora_rank,
-    lora_alpha: Annotated[
-        float | None, typer.Option("--lora-alpha", help="It counts alpha / rank, above 0. Default: the rank.")
-    ] = TrainUnetSpec.lora_alpha,
+    train_text_encoder: TrainTextEncoder = TrainUnetSpec.train_text_encoder,
+    lora_rank: LoraRank = TrainUnetSpec.lora_rank,
+    lora_alpha: LoraAlpha = TrainUnetSpec.lora_alpha,
     batch_size: options.BatchSize = TrainUnetSpec.batch_size,
     accumulate: options.Accumulate = TrainUnetSpec.accumulate,
     steps: options.Steps = TrainUnetSpec.steps,
@@ -220,22 +248,16 @@ def train_unet(
 
 def train_embedding(
     data: options.Data,
-    token: Annotated[
-        str, typer.Option("--token", metavar="WORD", help="What prompts shall call what the pictures show: '<my-cat>'.")
-    ],
-    init_token: Annotated[str, typer.Option("--init-token", metavar="TEXT", help="What the new word begins as: cat.")],
+    token: Token,
+    init_token: InitToken,
     model: options.TrainModel = TrainEmbeddingSpec.model,
-    vectors: Annotated[
-        int, typer.Option("--vectors", help="Vectors that stand for the word, 1 to 75: tokens it takes of a prompt.")
-    ] = TrainEmbeddingSpec.vectors,
-    kind: Annotated[
-        str, typer.Option("--kind", help="What the word names, for pictures without a caption: object or style.")
-    ] = TrainEmbeddingSpec.kind,
+    vectors: Vectors = TrainEmbeddingSpec.vectors,
+    kind: Kind = TrainEmbeddingSpec.kind,
     run: options.Run = TrainEmbeddingSpec.run,
     caption: options.Caption = TrainEmbeddingSpec.caption,
     resolution: options.Resolution = TrainEmbeddingSpec.resolution,
     buckets: options.Buckets = TrainEmbeddingSpec.buckets,
-    loss: Annotated[str, typer.Option("--loss", help="simple or min-snr.")] = TrainEmbeddingSpec.loss,
+    loss: EmbeddingLoss = TrainEmbeddingSpec.loss,
     snr_gamma: options.SnrGamma = TrainEmbeddingSpec.snr_gamma,
     offset_noise: options.OffsetNoise = TrainEmbeddingSpec.offset_noise,
     caption_dropout: options.CaptionDropout = TrainEmbeddingSpec.caption_dropout,
