@@ -16,68 +16,57 @@ from sdcli.specs import GenerateSpec
 MAX_PROMPT_BYTES = 1 << 20
 
 
+# Options of this command alone; those of several are in options.py.
+Prompt = Annotated[str, typer.Argument(help="What to draw; - reads it from stdin.", show_default=False)]
+Negative = Annotated[str, typer.Option("--negative", "-N", help="What to keep away from.")]
+ClassName = Annotated[
+    str | None,
+    typer.Option(
+        "--class",
+        metavar="NAME|INDEX",
+        help="What to draw, for a model of classes: the exact name; else, if all digits, the index from 0.",
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="0 to 2^64-1; image i uses seed + i. Default: drawn and reported.")
+]
+Count = Annotated[int, typer.Option("--count", "-n", help="Images to draw, 1 or more.")]
+Width = Annotated[int | None, typer.Option("--width", metavar="PX", help="Width alone, in pixels.")]
+Height = Annotated[int | None, typer.Option("--height", metavar="PX", help="Height alone, in pixels.")]
+Embedding = Annotated[
+    list[str],  # what Typer takes for repeatable
+    typer.Option(
+        "--embedding",
+        metavar="FILE[:TOKEN]",
+        help="Textual inversion: prompts may name its token, or TOKEN in its place. Repeatable.",
+    ),
+]
+Out = Annotated[
+    Path, typer.Option("--output", "-o", metavar="PATH", help="A .png file, a folder, or - for PNG bytes on stdout.")
+]
+NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Write nothing about the making into the picture.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")]
+
+
 def generate(
-    prompt: Annotated[
-        str, typer.Argument(help="What to draw; - reads it from stdin.", show_default=False)
-    ] = GenerateSpec.prompt,
-    negative: Annotated[str, typer.Option("--negative", "-N", help="What to keep away from.")] = GenerateSpec.negative,
-    class_name: Annotated[
-        str | None,
-        typer.Option(
-            "--class",
-            metavar="NAME|INDEX",
-            help="What to draw, for a model of classes: the exact name; else, if all digits, the index from 0.",
-        ),
-    ] = GenerateSpec.class_name,
+    prompt: Prompt = GenerateSpec.prompt,
+    negative: Negative = GenerateSpec.negative,
+    class_name: ClassName = GenerateSpec.class_name,
     model: options.Model = GenerateSpec.model,
-    steps: Annotated[
-        int | None, typer.Option("--steps", "-s", help="Denoising steps, 1 to 1000. Default: the model's own, else 25.")
-    ] = GenerateSpec.steps,
+    steps: options.DrawingSteps = GenerateSpec.steps,
     scheduler: options.Scheduler = GenerateSpec.scheduler,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            "--guidance",
-            "-g",
-            help="How strongly the prompt or class steers, from 1 (off). Default: the model's own, else 7.5.",
-        ),
-    ] = GenerateSpec.guidance,
-    seed: Annotated[
-        int | None, typer.Option("--seed", help="0 to 2^64-1; image i uses seed + i. Default: drawn and reported.")
-    ] = GenerateSpec.seed,
-    count: Annotated[int, typer.Option("--count", "-n", help="Images to draw, 1 or more.")] = GenerateSpec.count,
-    size: Annotated[
-        str | None,
-        typer.Option("--size", metavar="WxH", help="Pixels, multiples of the VAE factor. Default: the model's own."),
-    ] = GenerateSpec.size,
-    width: Annotated[
-        int | None, typer.Option("--width", metavar="PX", help="Width alone, in pixels.")
-    ] = GenerateSpec.width,
-    height: Annotated[
-        int | None, typer.Option("--height", metavar="PX", help="Height alone, in pixels.")
-    ] = GenerateSpec.height,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", "-b", help="Images denoised together, 1 or more. Default: by size.")
-    ] = GenerateSpec.batch_size,
-    embedding: Annotated[
-        list[str],  # what Typer takes for repeatable
-        typer.Option(
-            "--embedding",
-            metavar="FILE[:TOKEN]",
-            help="Textual inversion: prompts may name its token, or TOKEN in its place. Repeatable.",
-        ),
-    ] = GenerateSpec.embedding,  # type: ignore[assignment]
-    out: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="PATH", help="A .png file, a folder, or - for PNG bytes on stdout."),
-    ] = GenerateSpec.output,
+    guidance: options.Guidance = GenerateSpec.guidance,
+    seed: Seed = GenerateSpec.seed,
+    count: Count = GenerateSpec.count,
+    size: options.Size = GenerateSpec.size,
+    width: Width = GenerateSpec.width,
+    height: Height = GenerateSpec.height,
+    batch_size: options.DrawingBatchSize = GenerateSpec.batch_size,
+    embedding: Embedding = GenerateSpec.embedding,  # type: ignore[assignment]
+    out: Out = GenerateSpec.output,
     if_exists: options.IfExists = GenerateSpec.if_exists,
-    no_metadata: Annotated[
-        bool, typer.Option("--no-metadata", help="Write nothing about the making into the picture.")
-    ] = GenerateSpec.no_metadata,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")
-    ] = False,
+    no_metadata: NoMetadata = GenerateSpec.no_metadata,
+    dry_run: DryRun = False,
     device: options.Device = GenerateSpec.device,
     dtype: options.Dtype = GenerateSpec.dtype,
     offline: options.Offline = GenerateSpec.offline,

@@ -56,6 +56,24 @@ Scheduler = Annotated[
         autocompletion=_scheduler_names,
     ),
 ]
+DrawingSteps = Annotated[
+    int | None, typer.Option("--steps", "-s", help="Denoising steps, 1 to 1000. Default: the model's own, else 25.")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance",
+        "-g",
+        help="How strongly the prompt or class steers, from 1 (off). Default: the model's own, else 7.5.",
+    ),
+]
+Size = Annotated[
+    str | None,
+    typer.Option("--size", metavar="WxH", help="Pixels, multiples of the VAE factor. Default: the model's own."),
+]
+DrawingBatchSize = Annotated[
+    int | None, typer.Option("--batch-size", "-b", help="Images denoised together, 1 or more. Default: by size.")
+]
 IfExists = Annotated[
     str, typer.Option("--if-exists", help="For a file that is there: number (puppy-2.png), skip, overwrite or error.")
 ]
