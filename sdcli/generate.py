@@ -104,6 +104,9 @@ def draw(
         negative=contexts(bundle.conditioner, [negative] * len(conditions)) if plan.guidance > 1 else None,
         guidance=plan.guidance,
         sources=sources,
+        interval=plan.guidance_interval,
+        rescale=plan.guidance_rescale,
+        step_arguments=plan.scheduler.step_arguments,
     )
 
 
@@ -177,9 +180,11 @@ def _shared_facts(
         "width": plan.width,
         "height": plan.height,
         "scheduler": plan.scheduler.name,
+        **plan.scheduler.choices,
         "steps": plan.steps,
         "evaluations": 0,
         "guidance": plan.guidance,
+        **plan.guidance_facts(),
         "seconds": 0.0,
         "tokens": {"kept": tokens.kept, "cut": tokens.cut},
         "sdcli": __version__,

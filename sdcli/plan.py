@@ -14,7 +14,7 @@ from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, OutputError, UsageError
 from sdcli.files import check_writable, exists, is_folder, open_regular
 from sdcli.scheduler_config import has_learned_variance
-from sdcli.specs import MAX_SEED, GenerateSpec, parse_size
+from sdcli.specs import MAX_SEED, GenerateSpec, parse_interval, parse_size
 
 DEFAULT_STEPS = 25
 DEFAULT_SCHEDULER = "dpm"
@@ -57,12 +57,23 @@ class Plan:
     scheduler_config: dict[str, Any]
     steps: int
     guidance: float
+    guidance_interval: tuple[float, float]  # shares of the steps
+    guidance_rescale: float
     label: Label | None  # the class to draw; None where a prompt says what, or nothing does
     width: int  # px
     height: int  # px
     seeds: tuple[int, ...]
     targets: tuple[Path, ...]  # where each image goes; `-` is stdout
     embeddings: tuple[EmbeddingFile, ...] = ()
+
+    def guidance_facts(self) -> dict[str, Any]:
+        """What a record says of guidance besides its scale, by the options' names; nothing where it is as usual."""
+        facts: dict[str, Any] = {}
+        if self.guidance_interval != (0.0, 1.0):
+            facts["guidance_interval"] = "{:g}:{:g}".format(*self.guidance_interval)
+        if self.guidance_rescale > 0:
+            facts["guidance_rescale"] = self.guidance_rescale
+        return facts
 
     def describe(self) -> dict[str, Any]:
         """The decisions as plain values, for --dry-run."""
@@ -72,9 +83,11 @@ class Plan:
             "scheduler": self.scheduler.name,
             "class": self.scheduler.class_name,
             "overrides": dict(self.scheduler.overrides),
+            **({"step_arguments": dict(self.scheduler.step_arguments)} if self.scheduler.step_arguments else {}),
             "steps": self.steps,
             "evaluations": self.scheduler.evaluations(self.steps),
             "guidance": self.guidance,
+            **self.guidance_facts(),
             **({"label": asdict(self.label)} if self.label is not None else {}),
             "size": f"{self.width}x{self.height}",
             "seeds": list(self.seeds),
@@ -94,7 +107,7 @@ def plan(spec: GenerateSpec) -> Plan:
     for text in (spec.prompt, spec.negative):
         _check_text(text)
     if spec.scheduler is not None:
-        schedulers.find(spec.scheduler)  # a wrong name is told before a wrong model
+        _chosen(spec.scheduler, spec)  # a wrong name is told before a wrong model
     embeddings = tuple(embedding_file(text) for text in spec.embedding)
     model = store.resolve(spec.model, offline=spec.offline)
     classes = layout.classes(model.folder)
@@ -102,7 +115,7 @@ def plan(spec: GenerateSpec) -> Plan:
     if embeddings and classes is not None:
         raise UsageError("--embedding: this model reads no prompts", "leave it out, or name another model")
     own = _own_settings(model)
-    scheduler = schedulers.find(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER))
+    scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
     config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
@@ -115,6 +128,8 @@ def plan(spec: GenerateSpec) -> Plan:
         scheduler_config=config,
         steps=steps,
         guidance=1.0 if classes == () else float(guidance),  # of an unconditional model there is nothing to guide
+        guidance_interval=parse_interval(spec.guidance_interval),
+        guidance_rescale=spec.guidance_rescale,
         label=label,
         width=width,
         height=height,
@@ -222,6 +237,18 @@ def _check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8 arrive as lone surrogates
         raise UsageError(f"the prompt {text!r} is no valid text", "write it in UTF-8") from error
+
+
+def _chosen(name: str, spec: GenerateSpec) -> schedulers.Scheduler:
+    """The scheduler of this name with the options given for it. Raises UsageError for one it does not take."""
+    return schedulers.choose(
+        schedulers.find(name),
+        sigmas=spec.sigmas,
+        order=spec.order,
+        eta=spec.eta,
+        timestep_spacing=spec.timestep_spacing,
+        variance=spec.variance,
+    )
 
 
 def _own_settings(model: store.Model) -> dict[str, Any]:

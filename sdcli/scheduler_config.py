@@ -116,7 +116,7 @@ FLAG: Rule = (lambda value: isinstance(value, bool), "true or false")
 OFF: Rule = (lambda value: value is False, "false: flow matching is no Stable Diffusion 1.x or 2.x")
 NOTHING: Rule = (lambda value: value is None, "null")
 
-# `_class_name` and every argument of the nine built-in classes; a test compares with diffusers' own signatures.
+# `_class_name` and every argument of the built-in classes; a test compares with diffusers' own signatures.
 RULES: dict[str, Rule] = {
     "_class_name": (
         lambda value: value in VARIANCE_PRESERVING,
@@ -133,6 +133,8 @@ RULES: dict[str, Rule] = {
     "rescale_betas_zero_snr": FLAG,
     "set_alpha_to_one": FLAG,
     "skip_prk_steps": FLAG,
+    "original_inference_steps": _integer(1, 100_000),
+    "timestep_scaling": _number_between(0, inf),
     "clip_sample": FLAG,
     "clip_sample_range": _number_between(0, inf),
     "thresholding": FLAG,

@@ -10,9 +10,10 @@ from sdcli.errors import UsageError
 from sdcli.scheduler_config import steps_offset, train_timesteps
 
 if TYPE_CHECKING:
-    from sdcli.schedulers import Scheduler
+    from sdcli.scheduler_table import Scheduler
 
 LARGEST_SHARE_LEFT_OUT = 0.1  # of the timesteps; measured: more leaves noise of std 0.1 and above in the result
+DISTILLED_STEPS = 50  # of LCM and TCD where the config is silent, as in diffusers
 SMALLEST_FIRST_TIMESTEP = 0.25  # of all; a start below it takes pure noise for a nearly finished picture
 
 
@@ -28,8 +29,9 @@ def check_count(scheduler: Scheduler, steps: int, config: Mapping[str, object]) 
         advice = f"the nearest it can do are {below} and {above}"
     else:
         advice = f"it can do {lowest} to {highest}"
-    spacing = config.get("timestep_spacing", scheduler.default_spacing)
-    raise UsageError(f"scheduler {scheduler.name} cannot do {_steps(steps)} with {spacing} spacing: {problem}", advice)
+    raise UsageError(
+        f"scheduler {scheduler.name} cannot do {_steps(steps)}{_spaced(scheduler, config)}: {problem}", advice
+    )
 
 
 def step_limits(scheduler: Scheduler, config: Mapping[str, object]) -> tuple[int, int]:
@@ -52,6 +54,8 @@ def _step_problem(scheduler: Scheduler, steps: int, config: Mapping[str, object]
     total = train_timesteps(config)
     if steps < 1:
         return "one is the least"
+    if steps < scheduler.least_steps:
+        return f"its start takes {scheduler.least_steps}"
     if steps > total:
         return f"the model has {total} timesteps"
     first, last, problem = _timestep_range(scheduler, steps, config)
@@ -71,7 +75,9 @@ def _step_problem(scheduler: Scheduler, steps: int, config: Mapping[str, object]
 def _timestep_range(scheduler: Scheduler, steps: int, config: Mapping[str, object]) -> tuple[int, int, str]:
     """First and last timestep as diffusers' set_timesteps places them, and what is wrong with those between."""
     total = train_timesteps(config)
-    spacing = config.get("timestep_spacing", scheduler.default_spacing)
+    if not scheduler.spacings:
+        return _distilled_range(steps, config)
+    spacing = _spacing(scheduler, config)
     points = steps + 1 if scheduler.has_spare_interval else steps
     repeated = "some of its timesteps would be the same"
     if spacing == "leading":
@@ -87,6 +93,25 @@ def _timestep_range(scheduler: Scheduler, steps: int, config: Mapping[str, objec
     # numpy.arange(total, 0, -gap) has this many values: rounding adds one for some counts, and timestep -1 with it.
     is_exact = math.ceil(total / gap) == steps
     return total - 1, round(gap) - 1, "" if is_exact else "rounding would add a timestep below 0"
+
+
+def _distilled_range(steps: int, config: Mapping[str, object]) -> tuple[int, int, str]:
+    """The same on the ladder of timesteps that a consistency model was distilled on: some of its rungs."""
+    total, rungs = train_timesteps(config), int(str(config.get("original_inference_steps", DISTILLED_STEPS)))
+    if steps > rungs or rungs > total:
+        return 0, 0, f"a model for it was distilled on {rungs} timesteps"
+    stride, skipped = total // rungs, (steps - 1) * rungs // steps
+    return stride * rungs - 1, stride * (rungs - skipped) - 1, ""
+
+
+def _spacing(scheduler: Scheduler, config: Mapping[str, object]) -> str:
+    """How the timesteps lie: as the config says, where the class listens to it."""
+    asked = str(config.get("timestep_spacing", scheduler.default_spacing))
+    return asked if asked in scheduler.spacings else scheduler.default_spacing
+
+
+def _spaced(scheduler: Scheduler, config: Mapping[str, object]) -> str:
+    return f" with {_spacing(scheduler, config)} spacing" if scheduler.spacings else ""
 
 
 def _steps(count: int) -> str:

@@ -18,19 +18,21 @@ import importlib
 import inspect
 import reprlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from sdcli.errors import UsageError
 from sdcli.scheduler_config import (
-    PREDICTIONS,
-    SPACINGS,
+    LEARNED_VARIANCES,
+    SIGMA_KEYS,
     check_config,
     has_learned_variance,
     has_zero_terminal_snr,
     prediction_type,
 )
 from sdcli.scheduler_steps import check_count, step_limits
+from sdcli.scheduler_table import BUILT_IN, ENDINGS, ORDERED, SIGMAS, VARIANCES
+from sdcli.scheduler_table import Scheduler as Scheduler  # packages of others name it from here
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -46,38 +48,6 @@ LATENT_DEFAULTS: Mapping[str, object] = {"clip_sample": False}
 
 
 @dataclass(frozen=True)
-class Scheduler:
-    """A way to walk from noise to a picture: how it is called, where its class lives, what it costs and what it can do.
-
-    evaluations: calls of the UNet made for a number of steps.
-    order: of convergence on the probability-flow ODE once the history is there; 1 for those that draw fresh noise.
-    overrides: arguments that win over the model's own scheduler config.
-    predictions, zero_snr_predictions: what the UNet may predict, in general and when the last timestep is pure noise.
-    default_spacing: of the class, where the config names none.
-    has_spare_interval: splits the timesteps into steps + 1 intervals, so that the last one ends before timestep 0.
-    uses_learned_variance: draws its noise with the variances that a UNet of twice the channels predicts.
-    has_fixed_stride: steps by a whole number of timesteps, whatever the spacing says.
-    """
-
-    name: str
-    summary: str
-    source: str
-    module: str
-    class_name: str
-    evaluations: Callable[[int], int]
-    order: int
-    aliases: tuple[str, ...] = ()
-    is_stochastic: bool = False
-    overrides: Mapping[str, object] = field(default_factory=dict)
-    predictions: tuple[str, ...] = PREDICTIONS
-    zero_snr_predictions: tuple[str, ...] = PREDICTIONS
-    default_spacing: str = "linspace"
-    has_spare_interval: bool = False
-    uses_learned_variance: bool = False
-    has_fixed_stride: bool = False
-
-
-@dataclass(frozen=True)
 class Listing:
     """All schedulers there are, and one sentence for each plug-in that does not load."""
 
@@ -90,6 +60,7 @@ class Description:
     """One row of `sdcli schedulers`.
 
     target: the class behind the name.
+    sigmas, orders, eta, timestep_spacings, variances: what the options of these names may be; none where it takes none.
     limits: for each spacing, the fewest and the most steps, with SD 1.5's 1000 timesteps and offset 1.
     """
 
@@ -102,152 +73,32 @@ class Description:
     is_stochastic: bool
     predictions: tuple[str, ...]
     zero_snr_predictions: tuple[str, ...]
+    sigmas: tuple[str, ...]
+    orders: tuple[int, ...]
+    eta: tuple[float, float] | None
+    timestep_spacings: tuple[str, ...]
+    variances: tuple[str, ...]
     overrides: dict[str, object]
-    evaluations: dict[int, int]
+    choices: dict[str, object]
+    evaluations: dict[int, int | None]
     limits: dict[str, tuple[int, int]]
 
 
-def _one_per_step(steps: int) -> int:
-    return steps
-
-
-def _plms_evaluations(steps: int) -> int:
-    return steps if steps == 1 else steps + 1  # the first step is taken twice, where there is a second timestep
-
-
-def _heun_evaluations(steps: int) -> int:
-    return 2 * steps - 1  # the last step, to sigma 0, is an Euler step
-
-
-BUILT_IN: tuple[Scheduler, ...] = (
-    Scheduler(
-        name="ddim",
-        summary="first order, deterministic; robust at any guidance",
-        source="Song et al. 2021, arXiv:2010.02502",
-        module="diffusers.schedulers.scheduling_ddim",
-        class_name="DDIMScheduler",
-        evaluations=_one_per_step,
-        order=1,
-        zero_snr_predictions=("v_prediction", "sample"),
-        default_spacing="leading",
-        has_fixed_stride=True,
-    ),
-    Scheduler(
-        name="pndm",
-        summary="linear multistep of order 4 in the noise (PLMS), Stable Diffusion's first default",
-        source="Liu et al. 2022, arXiv:2202.09778",
-        module="diffusers.schedulers.scheduling_pndm",
-        class_name="PNDMScheduler",
-        evaluations=_plms_evaluations,
-        order=4,
-        aliases=("plms",),
-        overrides={"skip_prk_steps": True},
-        predictions=("epsilon", "v_prediction"),
-        zero_snr_predictions=(),
-        default_spacing="leading",
-        has_fixed_stride=True,
-    ),
-    Scheduler(
-        name="lms",
-        summary="linear multistep of order 4 in sigma",
-        source="Crowson 2022, k-diffusion",
-        module="diffusers.schedulers.scheduling_lms_discrete",
-        class_name="LMSDiscreteScheduler",
-        evaluations=_one_per_step,
-        order=4,
-        aliases=("k-lms",),
-        zero_snr_predictions=(),
-    ),
-    Scheduler(
-        name="heun",
-        summary="second order, two evaluations a step",
-        source="Karras et al. 2022, arXiv:2206.00364, algorithm 1",
-        module="diffusers.schedulers.scheduling_heun_discrete",
-        class_name="HeunDiscreteScheduler",
-        evaluations=_heun_evaluations,
-        order=2,
-        aliases=("k-heun",),
-        zero_snr_predictions=(),
-    ),
-    Scheduler(
-        name="dpm",
-        summary="DPM-Solver++ 2M: second order at one evaluation a step; the default",
-        source="Lu et al. 2022, arXiv:2211.01095",
-        module="diffusers.schedulers.scheduling_dpmsolver_multistep",
-        class_name="DPMSolverMultistepScheduler",
-        evaluations=_one_per_step,
-        order=2,
-        aliases=("dpm++2m", "dpm++-2m", "dpmpp-2m", "dpmsolver++", "dpm-solver++"),
-        overrides={
-            "algorithm_type": "dpmsolver++",
-            "solver_order": 2,
-            "solver_type": "midpoint",
-            "lower_order_final": True,
-        },
-        has_spare_interval=True,
-    ),
-    Scheduler(
-        name="ddpm",
-        summary="the model's own reverse process: fresh noise at every step, many steps needed",
-        source="Ho et al. 2020, arXiv:2006.11239",
-        module="diffusers.schedulers.scheduling_ddpm",
-        class_name="DDPMScheduler",
-        evaluations=_one_per_step,
-        order=1,
-        is_stochastic=True,
-        zero_snr_predictions=("v_prediction", "sample"),
-        default_spacing="leading",
-        uses_learned_variance=True,
-    ),
-    Scheduler(
-        name="euler",
-        summary="first order in sigma, deterministic",
-        source="Karras et al. 2022, arXiv:2206.00364, algorithm 2 without churn",
-        module="diffusers.schedulers.scheduling_euler_discrete",
-        class_name="EulerDiscreteScheduler",
-        evaluations=_one_per_step,
-        order=1,
-        aliases=("k-euler",),
-    ),
-    Scheduler(
-        name="euler-a",
-        summary="Euler with fresh noise at every step (ancestral): never settles as the steps grow",
-        source="Crowson 2022, k-diffusion",
-        module="diffusers.schedulers.scheduling_euler_ancestral_discrete",
-        class_name="EulerAncestralDiscreteScheduler",
-        evaluations=_one_per_step,
-        order=1,
-        aliases=("euler-ancestral", "k-euler-a", "k-euler-ancestral"),
-        is_stochastic=True,
-        predictions=("epsilon", "v_prediction"),
-        zero_snr_predictions=("epsilon", "v_prediction"),
-    ),
-    Scheduler(
-        name="unipc",
-        summary="predictor of order 2 with a corrector, at one evaluation a step; good at few steps",
-        source="Zhao et al. 2023, arXiv:2302.04867",
-        module="diffusers.schedulers.scheduling_unipc_multistep",
-        class_name="UniPCMultistepScheduler",
-        evaluations=_one_per_step,
-        order=3,
-        aliases=("uni-pc",),
-        has_spare_interval=True,
-    ),
-)
-
-
 def find(name: str) -> Scheduler:
-    """The scheduler of this name or alias; upper and lower case, '_', '-' and ' ' are the same.
+    """The scheduler of this name or alias; case does not matter, nor '_', '-' or ' ', nor `++` or `pp`.
 
+    Names of other programs may say more, as `DPM++ 2M Karras` and `dpmpp_3m_k` do: it is then chosen.
     Raises UsageError, with the closest names, when there is none or its plug-in does not load.
     """
     key = _normalized(name)
-    for scheduler in BUILT_IN:
-        if key == scheduler.name or key in scheduler.aliases:
-            return scheduler
+    scheduler = _named(key)
+    if scheduler is not None:
+        return scheduler
+    for ending, (sigmas, spacing) in ENDINGS.items():
+        scheduler = _named(key.removesuffix(ending)) if key.endswith(ending) else None
+        if scheduler is not None:
+            return choose(scheduler, sigmas=sigmas, timestep_spacing=spacing)
     plugins = _plugins()
-    if key in plugins:
-        return _load(plugins[key])
     known = [*_built_in_keys(), *plugins]
     close = difflib.get_close_matches(key, known, n=3)
     advice = f"did you mean {' or '.join(close)}? " if close else ""
@@ -270,9 +121,54 @@ def listing() -> Listing:
     return Listing(tuple(found), tuple(warnings))
 
 
+def choose(
+    scheduler: Scheduler,
+    *,
+    sigmas: str | None = None,
+    order: int | None = None,
+    eta: float | None = None,
+    timestep_spacing: str | None = None,
+    variance: str | None = None,
+) -> Scheduler:
+    """The scheduler with what the user chose in place of its own and the model's settings; None leaves one as it is.
+
+    sigmas: where the noise levels lie (`model`: at the timesteps); order: of the method; eta: share of fresh noise, 0
+    to 1; timestep_spacing: as in Lin et al. 2023, arXiv:2305.08891, table 2; variance: of the noise `ddpm` draws.
+    Raises UsageError for what this scheduler does not take.
+    """
+    asked = {"sigmas": sigmas, "order": order, "eta": eta, "timestep_spacing": timestep_spacing, "variance": variance}
+    chosen = {name: value for name, value in asked.items() if value is not None}
+    for name, value in chosen.items():
+        _check_choice(scheduler, name, value)
+    overrides, of_steps = dict(scheduler.overrides), dict(scheduler.step_arguments)
+    if sigmas is not None:
+        overrides |= {key: key == f"use_{sigmas}_sigmas" for key in SIGMA_KEYS} | {"use_lu_lambdas": False}
+    if order is not None and scheduler.has_order_by_step:
+        of_steps["order"] = order
+    elif order is not None:
+        overrides["solver_order"] = order
+    if eta is not None:
+        of_steps["eta"] = eta
+    if timestep_spacing is not None:
+        overrides["timestep_spacing"] = timestep_spacing
+    if variance is not None:
+        overrides["variance_type"] = variance.replace("-", "_")
+    return replace(
+        scheduler,
+        order=order if order is not None and not scheduler.is_stochastic else scheduler.order,
+        is_stochastic=eta > 0 if eta is not None else scheduler.is_stochastic,
+        overrides=overrides,
+        step_arguments=of_steps,
+        choices={**scheduler.choices, **chosen},
+    )
+
+
 def describe(scheduler: Scheduler, step_counts: tuple[int, ...] = STEP_COUNTS) -> Description:
     """What `sdcli schedulers` shows of one scheduler; needs no tensor."""
-    configs = {spacing: {"timestep_spacing": spacing, "steps_offset": 1} for spacing in SPACINGS}
+    spacings = scheduler.spacings or ("distilled",)
+    configs = {spacing: {"timestep_spacing": spacing, "steps_offset": 1} for spacing in spacings}
+    limits = {spacing: step_limits(scheduler, config) for spacing, config in configs.items()}
+    fewest, most = min(low for low, _ in limits.values()), max(high for _, high in limits.values())
     return Description(
         name=scheduler.name,
         aliases=scheduler.aliases,
@@ -283,9 +179,15 @@ def describe(scheduler: Scheduler, step_counts: tuple[int, ...] = STEP_COUNTS) -
         is_stochastic=scheduler.is_stochastic,
         predictions=scheduler.predictions,
         zero_snr_predictions=scheduler.zero_snr_predictions,
+        sigmas=SIGMAS if scheduler.takes_sigmas else (),
+        orders=scheduler.orders,
+        eta=(0.0, 1.0) if scheduler.default_eta is not None else None,
+        timestep_spacings=scheduler.spacings,
+        variances=VARIANCES if scheduler.takes_variance else (),
         overrides=dict(scheduler.overrides),
-        evaluations={steps: scheduler.evaluations(steps) for steps in step_counts},
-        limits={spacing: step_limits(scheduler, config) for spacing, config in configs.items()},
+        choices=dict(scheduler.choices),
+        evaluations={n: scheduler.evaluations(n) if fewest <= n <= most else None for n in step_counts},
+        limits=limits,
     )
 
 
@@ -296,7 +198,8 @@ def check_steps(scheduler: Scheduler, steps: int, config: Mapping[str, object]) 
     """
     check_config(config)
     _check_prediction(scheduler, config)
-    check_count(scheduler, steps, config)
+    _check_variance(scheduler, config)
+    check_count(scheduler, steps, {**config, **scheduler.overrides})
 
 
 def create(
@@ -348,16 +251,59 @@ def _check_prediction(scheduler: Scheduler, config: Mapping[str, object]) -> Non
     )
 
 
+def _check_variance(scheduler: Scheduler, config: Mapping[str, object]) -> None:
+    if scheduler.overrides.get("variance_type") in LEARNED_VARIANCES and not has_learned_variance(config):
+        raise UsageError(
+            f"--variance {scheduler.choices.get('variance')}: this model has learned no variance",
+            "leave it out, or choose fixed-small or fixed-large",
+        )
+
+
+def _check_choice(scheduler: Scheduler, name: str, value: object) -> None:
+    """Raise UsageError unless this scheduler takes the option, and the value is one of those it takes."""
+    allowed: Mapping[str, tuple[object, ...]] = {
+        "sigmas": SIGMAS if scheduler.takes_sigmas else (),
+        "order": scheduler.orders,
+        "timestep_spacing": scheduler.spacings,
+        "variance": VARIANCES if scheduler.takes_variance else (),
+    }
+    option = "--" + name.replace("_", "-")
+    what = f"{option} {value}: scheduler {scheduler.name}"
+    if name == "eta":
+        if scheduler.default_eta is None:
+            able = [other.name for other in BUILT_IN if other.default_eta is not None]
+            raise UsageError(f"{what} takes no {option}", f"{' and '.join(able)} do")
+        if not (isinstance(value, float | int) and 0 <= value <= 1):
+            raise UsageError(f"{option} {value}: out of range", "it must lie in 0..1")
+    elif not allowed[name]:
+        raise UsageError(f"{what} takes no {option}", f"`sdcli schedulers {scheduler.name}` tells what it takes")
+    elif value not in allowed[name]:
+        raise UsageError(f"{what} does not take it", f"use one of {', '.join(map(str, allowed[name]))}")
+
+
 def _predictions(scheduler: Scheduler, has_zero_snr: bool) -> tuple[str, ...]:
     return scheduler.zero_snr_predictions if has_zero_snr else scheduler.predictions
 
 
+def _named(key: str) -> Scheduler | None:
+    """The scheduler of exactly this normalized name, built in or of a plug-in, which is loaded."""
+    for scheduler in BUILT_IN:
+        if key == scheduler.name or key in scheduler.aliases:
+            return scheduler
+    if key in ORDERED:
+        name, order = ORDERED[key]
+        return choose(find(name), order=order)
+    plugins = _plugins()
+    return _load(plugins[key]) if key in plugins else None
+
+
 def _normalized(name: str) -> str:
-    return name.strip().casefold().replace("_", "-").replace(" ", "-")
+    key = name.strip().casefold().replace("_", "-").replace(" ", "-")
+    return key.replace("dpmpp", "dpm++").replace("++-", "++")
 
 
 def _built_in_keys() -> list[str]:
-    return [key for scheduler in BUILT_IN for key in (scheduler.name, *scheduler.aliases)]
+    return [*(key for scheduler in BUILT_IN for key in (scheduler.name, *scheduler.aliases)), *ORDERED]
 
 
 def _plugins() -> dict[str, EntryPoint]:

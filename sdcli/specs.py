@@ -31,7 +31,14 @@ class GenerateSpec:
     model: str | None = None
     steps: int | None = None
     scheduler: str | None = None
+    sigmas: str | None = None
+    order: int | None = None
+    eta: float | None = None
+    timestep_spacing: str | None = None
+    variance: str | None = None
     guidance: float | None = None
+    guidance_interval: str = "0:1"
+    guidance_rescale: float = 0.0
     seed: int | None = None
     count: int = 1
     size: str | None = None
@@ -51,6 +58,10 @@ class GenerateSpec:
             _between("steps", self.steps, 1, MAX_STEPS)
         if self.guidance is not None:
             _at_least("guidance", self.guidance, 1.0)
+        parse_interval(self.guidance_interval)
+        _between("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
+        if self.eta is not None:
+            _between("eta", self.eta, 0.0, 1.0)
         if self.seed is not None:
             _between("seed", self.seed, 0, MAX_SEED)
         _at_least("count", self.count, 1)
@@ -103,6 +114,17 @@ def parse_size(text: str) -> tuple[int, int]:
     _between("size", width, 8, MAX_SIDE)
     _between("size", height, 8, MAX_SIDE)
     return width, height
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """`A:B`, fractions of the steps, as two numbers. Raises UsageError unless 0 <= A < B <= 1."""
+    try:
+        first, last = (float(part) for part in text.split(":"))
+    except ValueError as error:
+        raise UsageError(f"--guidance-interval {text}: is no interval", "write it as 0.2:0.8") from error
+    if not 0 <= first < last <= 1:
+        raise UsageError(f"--guidance-interval {text}: out of range", "expected is A:B with 0 <= A < B <= 1")
+    return first, last
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,8 +28,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "output": GROUND,
     "store": GROUND,
     "scheduler_config": GROUND,
-    "scheduler_steps": GROUND | {"scheduler_config", "schedulers"},  # of the latter the type alone
-    "schedulers": GROUND | {"scheduler_config", "scheduler_steps"},
+    "scheduler_table": GROUND | {"scheduler_config"},
+    "scheduler_steps": GROUND | {"scheduler_config", "scheduler_table"},  # of the latter the type alone
+    "schedulers": GROUND | {"scheduler_config", "scheduler_steps", "scheduler_table"},
     "conditioning": GROUND | {"specs"},
     "plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "conditioning"},
     "curves": GROUND,
@@ -43,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 STORY_MAY_IMPORT = FOUNDATION | {"pipeline"}
 STAND_ON_GENERATE = {"batch", "replay", "serve"}
-PIPELINE_LEAVES = {"classes", "device", "images", "noise", "pickles", "prompt", "solvers"}
+PIPELINE_LEAVES = {"classes", "device", "images", "noise", "pickles", "prompt"}
 LIGHT = (
     "errors",
     "files",
@@ -52,6 +53,7 @@ LIGHT = (
     "output",
     "store",
     "scheduler_config",
+    "scheduler_table",
     "scheduler_steps",
     "schedulers",
     "conditioning",

@@ -48,6 +48,41 @@ ORACLES: dict[str, tuple[str, dict[str, Any], Callable[[int], int]]] = {
     "euler-a": ("EulerAncestralDiscreteScheduler", {}, lambda n: n),
     "unipc": ("UniPCMultistepScheduler", {}, lambda n: n),
 }
+# Further schedulers and options: what the user asks for -> class, settings, and arguments of every step.
+CHOICES: dict[str, tuple[dict[str, Any], str, dict[str, Any], dict[str, float]]] = {
+    "f-pndm": ({"scheduler": "f-pndm"}, "PNDMScheduler", {"skip_prk_steps": False}, {}),
+    "dpm2": ({"scheduler": "dpm2"}, "KDPM2DiscreteScheduler", {}, {}),
+    "dpm2-a": ({"scheduler": "dpm2-a"}, "KDPM2AncestralDiscreteScheduler", {}, {}),
+    "deis": ({"scheduler": "deis"}, "DEISMultistepScheduler", {}, {}),
+    "lcm": ({"scheduler": "lcm"}, "LCMScheduler", {}, {}),
+    "tcd": ({"scheduler": "tcd"}, "TCDScheduler", {}, {"eta": 0.3}),  # 0 in diffusers' pipeline
+    "tcd-still": ({"scheduler": "tcd", "eta": 0.0}, "TCDScheduler", {}, {"eta": 0.0}),
+    "dpm-sde": ({"scheduler": "dpm-sde"}, "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, {}),
+    "dpm-single": ({"scheduler": "dpm-single"}, "DPMSolverSinglestepScheduler", {"lower_order_final": True}, {}),
+    "dpm-3": ({"scheduler": "dpm", "order": 3}, "DPMSolverMultistepScheduler", {"solver_order": 3}, {}),
+    "dpm-1": ({"scheduler": "dpm", "order": 1}, "DPMSolverMultistepScheduler", {"solver_order": 1}, {}),
+    "dpm-karras": ({"scheduler": "DPM++ 2M Karras"}, "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, {}),
+    "euler-beta": ({"scheduler": "euler", "sigmas": "beta"}, "EulerDiscreteScheduler", {"use_beta_sigmas": True}, {}),
+    "heun-exponential": (
+        {"scheduler": "heun", "sigmas": "exponential"},
+        "HeunDiscreteScheduler",
+        {"use_exponential_sigmas": True},
+        {},
+    ),
+    "ddim-eta": ({"scheduler": "ddim", "eta": 0.5}, "DDIMScheduler", {}, {"eta": 0.5}),
+    "ddim-trailing": (
+        {"scheduler": "ddim", "timestep_spacing": "trailing"},
+        "DDIMScheduler",
+        {"timestep_spacing": "trailing"},
+        {},
+    ),
+    "ddpm-large": (
+        {"scheduler": "ddpm", "variance": "fixed-large"},
+        "DDPMScheduler",
+        {"variance_type": "fixed_large"},
+        {},
+    ),
+}
 PROMPT = "a picture of a puppy"
 NEGATIVE = "blurry"
 SEED = 7
@@ -83,7 +118,7 @@ def by_diffusers(
     **conditions: Any,
 ) -> tuple[list[Tensor], Pixels]:
     """The latents after every call of the UNet and the pictures, by diffusers' own pipeline."""
-    name, settings, _ = ORACLES[scheduler]
+    name, settings = ORACLES[scheduler][:2] if scheduler in ORACLES else CHOICES[scheduler][1:3]
     pipe.scheduler = getattr(diffusers, name).from_config(config, **settings)
     latents: list[Tensor] = []
 
@@ -103,10 +138,12 @@ def by_diffusers(
 
 
 def by_us(
-    folder: Path, bundle: ModelBundle, scheduler: str, steps: int, guidance: float, seeds: list[int]
+    folder: Path, bundle: ModelBundle, scheduler: str, steps: int, guidance: float, seeds: list[int], **options: Any
 ) -> tuple[list[Tensor], Pixels]:
     """The same by the parts of our own story."""
-    decided = plan(GenerateSpec(prompt=PROMPT, model=str(folder), scheduler=scheduler, steps=steps, guidance=guidance))
+    asked_for = CHOICES[scheduler][0] if scheduler in CHOICES else {"scheduler": scheduler}
+    how = {"steps": steps, "guidance": guidance, **asked_for, **options}
+    decided = plan(GenerateSpec(prompt=PROMPT, model=str(folder), **how))
     latents = [step.latents for step in generate.draw(bundle, decided, [PROMPT] * len(seeds), NEGATIVE, seeds=seeds)]
     images = to_images(vae.decode_finite(bundle.vae, latents[-1]))
     return latents, np.stack([np.asarray(image, dtype=np.int16) for image in images])
@@ -151,6 +188,26 @@ def test_sd2_gives_the_latents_of_every_step_and_the_pixels_of_diffusers(
     seeds = list(range(SEED, SEED + batch))
     ours = by_us(sd2, bundle, scheduler, steps, guidance, seeds)
     assert_same(ours, by_diffusers(pipe, scheduler_config(sd2), scheduler, steps, guidance, seeds))
+
+
+@pytest.mark.parametrize("steps", [5, pytest.param(25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_other_scheduler_and_option_gives_the_latents_and_pixels_of_diffusers(
+    sd1: Path, parts: Any, choice: str, steps: int
+) -> None:
+    bundle, pipe = parts(sd1)
+    ours = by_us(sd1, bundle, choice, steps, 7.5, [SEED, SEED + 1])
+    assert_same(
+        ours, by_diffusers(pipe, scheduler_config(sd1), choice, steps, 7.5, [SEED, SEED + 1], **CHOICES[choice][3])
+    )
+
+
+def test_rescaled_guidance_gives_the_pixels_of_diffusers(sd1: Path, parts: Any) -> None:
+    bundle, pipe = parts(sd1)
+    ours = by_us(sd1, bundle, "ddim", 5, 7.5, [SEED], guidance_rescale=0.7)
+    theirs = by_diffusers(pipe, scheduler_config(sd1), "ddim", 5, 7.5, [SEED], guidance_rescale=0.7)
+    assert_same(ours, theirs)
+    assert largest(ours[0][-1] - by_us(sd1, bundle, "ddim", 5, 7.5, [SEED])[0][-1]) > 0.01
 
 
 def test_a_wrong_guidance_or_solver_would_show(sd1: Path, sd2: Path, parts: Any) -> None:

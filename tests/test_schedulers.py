@@ -13,12 +13,13 @@ import pytest
 import torch
 
 from sdcli.errors import InputError, UsageError
-from sdcli.scheduler_config import RULES, SPACINGS
+from sdcli.scheduler_config import RULES, SIGMA_KEYS, SPACINGS
 from sdcli.scheduler_steps import step_limits
+from sdcli.scheduler_table import BUILT_IN
 from sdcli.schedulers import (
-    BUILT_IN,
     Scheduler,
     check_steps,
+    choose,
     create,
     describe,
     find,
@@ -62,6 +63,9 @@ CONFIGS: dict[str, dict[str, object]] = {
     },
 }
 EVERY = pytest.mark.parametrize("scheduler", BUILT_IN, ids=lambda scheduler: scheduler.name)
+OF_DIFFUSERS = pytest.mark.parametrize(
+    "scheduler", [one for one in BUILT_IN if one.module.startswith("diffusers.")], ids=lambda scheduler: scheduler.name
+)
 STEPS = (1, 2, 3, 5, 9, 27, 50, 999)
 
 
@@ -115,11 +119,139 @@ def works(scheduler: Scheduler, steps: int, config: dict[str, object]) -> bool:
         ("euler_ancestral", "euler-a"),
         ("UniPC", "unipc"),
         ("uni_pc", "unipc"),
+        ("DPM++ 2M SDE", "dpm-sde"),
+        ("dpmpp_2s", "dpm-single"),
+        ("DPM2", "dpm2"),
+        ("kdpm_2", "dpm2"),
+        ("dpm_2", "dpm2"),
+        ("DPM2 a", "dpm2-a"),
+        ("dpm_2_ancestral", "dpm2-a"),
+        ("kdpm_2_a", "dpm2-a"),
+        ("DEIS", "deis"),
         *((scheduler.name, scheduler.name) for scheduler in BUILT_IN),
     ],
 )
 def test_names_and_aliases_are_found_in_any_spelling(name: str, expected: str) -> None:
     assert find(name).name == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "choices"),
+    [
+        ("DPM++ 2M Karras", "dpm", {"sigmas": "karras"}),
+        ("dpmpp_2m_k", "dpm", {"sigmas": "karras"}),
+        ("DPM++ 3M SDE Exponential", "dpm-sde", {"order": 3, "sigmas": "exponential"}),
+        ("dpmpp_3m", "dpm", {"order": 3}),
+        ("Euler Beta", "euler", {"sigmas": "beta"}),
+        ("lms_k", "lms", {"sigmas": "karras"}),
+        ("Heun SGM Uniform", "heun", {"timestep_spacing": "trailing"}),
+        ("euler_simple", "euler", {"timestep_spacing": "trailing"}),
+        ("DPM2 a Karras", "dpm2-a", {"sigmas": "karras"}),
+    ],
+)
+def test_names_of_other_programs_choose_what_they_say(name: str, base: str, choices: dict[str, object]) -> None:
+    found = find(name)
+    assert (found.name, dict(found.choices)) == (base, choices)
+    assert found == choose(find(base), **choices)  # type: ignore[arg-type]
+
+
+def test_a_name_that_asks_for_more_than_its_scheduler_has_is_refused() -> None:
+    with pytest.raises(UsageError, match="scheduler euler-a takes no --sigmas; `sdcli schedulers euler-a` tells"):
+        find("Euler a Karras")
+
+
+@EVERY
+@pytest.mark.parametrize("option", ["sigmas", "order", "eta", "timestep_spacing", "variance"])
+def test_an_option_is_taken_as_described_or_refused_by_name(scheduler: Scheduler, option: str) -> None:
+    row = describe(scheduler)
+    allowed: dict[str, tuple[object, ...]] = {
+        "sigmas": row.sigmas,
+        "order": row.orders,
+        "eta": row.eta or (),
+        "timestep_spacing": row.timestep_spacings,
+        "variance": row.variances,
+    }
+    wrong: dict[str, object] = {"order": 9, "eta": 1.5}
+    for value in allowed[option]:
+        chosen = choose(scheduler, **{option: value})  # type: ignore[arg-type]
+        assert dict(chosen.choices) == {option: value}
+        if value != "learned-range":  # which only a model that has learned it can give
+            assert len(sampler_of(chosen, SD15, 10).timesteps) == scheduler.evaluations(10)
+    name = "--" + option.replace("_", "-")
+    with pytest.raises(UsageError, match=f"{name} .*"):
+        choose(scheduler, **{option: wrong.get(option, "wrong")})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "scheduler", [one for one in BUILT_IN if one.takes_sigmas], ids=lambda scheduler: scheduler.name
+)
+@pytest.mark.parametrize("sigmas", ["karras", "exponential", "beta", "model"])
+def test_chosen_sigmas_win_over_the_models_and_are_diffusers_own(scheduler: Scheduler, sigmas: str) -> None:
+    made = sampler_of(choose(scheduler, sigmas=sigmas), CONFIGS["karras"], 10)
+    keys = {key: key == f"use_{sigmas}_sigmas" for key in SIGMA_KEYS}
+    expected = scheduler_class(scheduler).from_config(CONFIGS["karras"], **scheduler.overrides, **keys)
+    expected.set_timesteps(10)
+    assert torch.equal(made.sigmas, expected.sigmas)
+    plain = sampler_of(scheduler, CONFIGS["karras"], 10)
+    assert torch.equal(made.sigmas, plain.sigmas) == (sigmas == "karras")
+
+
+@pytest.mark.parametrize("name", ["dpm", "dpm-single", "deis", "unipc", "s-pndm", "lms"])
+def test_a_higher_order_draws_something_else(name: str) -> None:
+    drawn = []
+    for order in find(name).orders:
+        chosen = choose(find(name), order=order)
+        sampler = sampler_of(chosen, SD15, 10)
+        x = torch.full((1, 1, 2, 2), 3.0, dtype=torch.float64) * float(sampler.init_noise_sigma)
+        for t in sampler.timesteps:
+            eps = torch.tanh(sampler.scale_model_input(x, t))
+            x = sampler.step(eps, t, x, return_dict=False, **chosen.step_arguments)[0]
+        drawn.append(float(x.mean()))
+    assert len({round(value, 6) for value in drawn}) == len(find(name).orders)
+
+
+def test_eta_decides_whether_ddim_and_tcd_draw_noise() -> None:
+    assert not find("ddim").is_stochastic
+    assert choose(find("ddim"), eta=0.5).is_stochastic
+    assert not choose(find("ddim"), eta=0.0).is_stochastic
+    assert find("tcd").is_stochastic
+    assert not choose(find("tcd"), eta=0.0).is_stochastic
+
+
+def test_ddim_with_eta_1_draws_with_the_variance_of_ddpm() -> None:
+    """Song et al. 2021, eq. 16: at eta 1 and with all steps, DDIM's sigma squared is beta~ of DDPM eq. 7."""
+    ddim, ddpm = sampler_of(find("ddim"), SD15, 999), sampler_of(find("ddpm"), SD15, 999)
+    for t in (2, 10, 500, 998):
+        ours, theirs = float(ddim._get_variance(t, t - 1)), float(ddpm._get_variance(t))
+        assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize(("variance", "power"), [("fixed-small", "beta~"), ("fixed-large", "beta")])
+def test_the_variance_of_ddpm_is_the_one_chosen(variance: str, power: str) -> None:
+    sampler = sampler_of(choose(find("ddpm"), variance=variance), SD15, 999)
+    t = 400
+    a, before = float(sampler.alphas_cumprod[t]), float(sampler.alphas_cumprod[t - 1])
+    beta = 1 - a / before
+    expected = beta if power == "beta" else beta * (1 - before) / (1 - a)
+    assert float(sampler._get_variance(t)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_learned_variance_is_refused_where_the_model_learned_none() -> None:
+    chosen = choose(find("ddpm"), variance="learned-range")
+    with pytest.raises(UsageError, match="--variance learned-range: this model has learned no variance"):
+        check_steps(chosen, 10, SD15)
+    learned = {**SD15, "variance_type": "learned_range"}
+    check_steps(chosen, 10, learned)
+    assert (
+        sampler_of(choose(find("ddpm"), variance="fixed-small"), learned, 10).config["variance_type"] == "fixed_small"
+    )
+
+
+def test_a_consistency_model_is_sampled_on_the_ladder_it_was_distilled_on() -> None:
+    config = {**SD15, "original_inference_steps": 20}
+    assert sampler_of(find("lcm"), config, 4).timesteps.tolist() == [999, 749, 499, 249]
+    with pytest.raises(UsageError, match=r"cannot do 21 steps: a model for it was distilled on 20.*it can do 1 to 20"):
+        check_steps(find("tcd"), 21, config)
 
 
 def test_no_name_or_alias_stands_for_two_schedulers() -> None:
@@ -144,8 +276,10 @@ def test_the_evaluations_of_the_table_are_those_counted_and_the_result_is_the_pi
     scheduler: Scheduler, steps: int, config: dict[str, object]
 ) -> None:
     if not works(scheduler, steps, config):
-        assert steps == 1
-        assert config is SD15
+        lowest, highest = step_limits(scheduler, config)
+        assert not lowest <= steps <= highest
+        assert lowest <= (4 if scheduler.name == "f-pndm" else 2)
+        assert highest == 50 if not scheduler.spacings else highest >= 999
         return
     result, calls = walk(sampler_of(scheduler, config, steps))
     assert calls == scheduler.evaluations(steps)
@@ -153,7 +287,7 @@ def test_the_evaluations_of_the_table_are_those_counted_and_the_result_is_the_pi
     assert result.std().item() < 0.05  # DDIM and PNDM end at sigma_0 = 0.03, the others at 0
 
 
-@EVERY
+@OF_DIFFUSERS
 @pytest.mark.parametrize("name", CONFIGS)
 def test_create_equals_from_config_of_diffusers(scheduler: Scheduler, name: str) -> None:
     config = CONFIGS[name]
@@ -173,7 +307,14 @@ def test_create_equals_from_config_of_diffusers(scheduler: Scheduler, name: str)
 @EVERY
 def test_the_table_knows_the_spacing_a_class_takes_when_the_config_is_silent(scheduler: Scheduler) -> None:
     parameters = inspect.signature(scheduler_class(scheduler)).parameters
-    assert scheduler.default_spacing == parameters["timestep_spacing"].default
+    if "timestep_spacing" in parameters:
+        assert scheduler.default_spacing == parameters["timestep_spacing"].default
+    assert ("timestep_spacing" in parameters) == (len(scheduler.spacings) != 1)
+    assert ("use_karras_sigmas" in parameters) == scheduler.takes_sigmas
+    assert ("variance_type" in parameters and "DPMSolver" not in scheduler.class_name) == scheduler.takes_variance
+    assert ("eta" in inspect.signature(scheduler_class(scheduler).step).parameters) == (
+        scheduler.default_eta is not None
+    )
     assert set(scheduler.overrides) <= set(parameters)
     assert set(parameters) <= set(RULES), "an argument of a model's config would reach the class unchecked"
     assert ("rescale_betas_zero_snr" in parameters) == bool(scheduler.zero_snr_predictions)
@@ -208,15 +349,17 @@ def test_an_accepted_number_of_steps_gets_that_many_timesteps_of_the_model(
     scheduler: Scheduler, spacing: str, offset: int
 ) -> None:
     config = {**SD15, "timestep_spacing": spacing, "steps_offset": offset}
-    accepted = [
-        steps for steps in {*range(1, 1000, 13), 61, 498, 499, 998, 999, 1000} if works(scheduler, steps, config)
-    ]
-    assert len(accepted) > 20
+    stride = 211 if scheduler.name.startswith("dpm2") else 13  # whose timesteps are placed one by one, in Python
+    tried = {*range(1, 1000, stride), 30, 61, 498, 499, 998, 999, 1000}
+    accepted = [steps for steps in tried if works(scheduler, steps, config)]
+    assert len(accepted) > 4
+    has_stages = scheduler.evaluations(100) > 101  # whose timesteps lie between those of the steps
     for steps in accepted:
         timesteps = sampler_of(scheduler, config, steps).timesteps.double()
         assert len(timesteps) == scheduler.evaluations(steps)
-        assert len(set(timesteps.tolist())) == steps
-        assert bool((timesteps[1:] <= timesteps[:-1]).all())
+        assert len(set(timesteps.tolist())) == steps or has_stages
+        # The ancestral middle lies between a sigma and the one its noise is added to: perhaps below the next step's.
+        assert scheduler.name == "dpm2-a" or bool((timesteps[1:] <= timesteps[:-1]).all())
         assert timesteps.min() >= 0
         assert timesteps.max() <= 999
 
@@ -274,11 +417,12 @@ def test_a_number_of_steps_between_two_that_work_is_refused_with_both() -> None:
         check_steps(find("euler"), 61, TRAILING)
 
 
-@pytest.mark.parametrize("name", ["pndm", "lms", "heun"])
+@pytest.mark.parametrize("name", [scheduler.name for scheduler in BUILT_IN if not scheduler.zero_snr_predictions])
 def test_schedulers_that_ignore_zero_terminal_snr_refuse_such_a_model(name: str) -> None:
     config = {**TRAILING, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
     with pytest.raises(
-        UsageError, match=f"scheduler {name} cannot sample this model.*ddim, dpm, ddpm, euler, euler-a, unipc"
+        UsageError,
+        match=f"scheduler {name} cannot sample this model.*ddim, dpm, dpm-sde, ddpm, euler, euler-a, unipc, lcm, tcd",
     ):
         check_steps(find(name), 25, config)
 

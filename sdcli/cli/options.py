@@ -59,12 +59,48 @@ Scheduler = Annotated[
 DrawingSteps = Annotated[
     int | None, typer.Option("--steps", "-s", help="Denoising steps, 1 to 1000. Default: the model's own, else 25.")
 ]
+Sigmas = Annotated[
+    str | None,
+    typer.Option(
+        "--sigmas",
+        metavar="NAME",
+        help="Noise levels: model (at the timesteps), karras, exponential or beta. Default: the model's own.",
+    ),
+]
+Order = Annotated[int | None, typer.Option("--order", help="Order of the method, 1 to 4, where it has a choice.")]
+Eta = Annotated[
+    float | None, typer.Option("--eta", help="Share of fresh noise in ddim and tcd, 0 (none) to 1. Default: 0 and 0.3.")
+]
+TimestepSpacing = Annotated[
+    str | None,
+    typer.Option("--timestep-spacing", metavar="NAME", help="leading, trailing or linspace. Default: the model's own."),
+]
+Variance = Annotated[
+    str | None,
+    typer.Option(
+        "--variance",
+        metavar="NAME",
+        help="Of ddpm's noise: fixed-small, fixed-large or learned-range. Default: the model's own.",
+    ),
+]
 Guidance = Annotated[
     float | None,
     typer.Option(
         "--guidance",
         "-g",
         help="How strongly the prompt or class steers, from 1 (off). Default: the model's own, else 7.5.",
+    ),
+]
+GuidanceInterval = Annotated[
+    str,
+    typer.Option(
+        "--guidance-interval", metavar="A:B", help="Guide from this to that fraction of the steps alone; 0:1 is all."
+    ),
+]
+GuidanceRescale = Annotated[
+    float,
+    typer.Option(
+        "--guidance-rescale", help="How far guidance leaves the prediction its contrast, 0 (not) to 1; 0.7 is usual."
     ),
 ]
 Size = Annotated[

@@ -23,7 +23,18 @@ A1111_SAMPLERS = {
     "euler": "Euler",
     "euler-a": "Euler a",
     "unipc": "UniPC",
+    "dpm-sde": "DPM++ 2M SDE",
+    "dpm2": "DPM2",
+    "dpm2-a": "DPM2 a",
+    "lcm": "LCM",
+    # As programs of the same grammar call those that A1111 lacks.
+    "f-pndm": "F-PNDM",
+    "s-pndm": "S-PNDM",
+    "dpm-single": "DPM++ 2S",
+    "deis": "DEIS",
+    "tcd": "TCD",
 }
+A1111_OF_ORDER_3 = {"dpm": "DPM++ 3M", "dpm-sde": "DPM++ 3M SDE"}
 
 
 def png_bytes(image: Image.Image, record: Mapping[str, Any] | None) -> bytes:
@@ -40,10 +51,11 @@ def png_bytes(image: Image.Image, record: Mapping[str, Any] | None) -> bytes:
 
 def a1111_parameters(record: Mapping[str, Any]) -> str:
     """The record as the `parameters` text that galleries and web interfaces read."""
-    sampler = A1111_SAMPLERS.get(record["scheduler"], record["scheduler"])
+    known = A1111_OF_ORDER_3 if record.get("order") == 3 else A1111_SAMPLERS
     pairs = {
         "Steps": record["steps"],
-        "Sampler": sampler,
+        "Sampler": known.get(record["scheduler"], record["scheduler"]),
+        **({"Schedule type": record["sigmas"].capitalize()} if record.get("sigmas", "model") != "model" else {}),
         "CFG scale": f"{record['guidance']:g}",
         "Seed": record["seed"],
         "Size": f"{record['width']}x{record['height']}",
@@ -51,6 +63,7 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
         "Model": Path(record["model"]).name,
         **({"Class": record["class"]["name"], "Class index": record["class"]["index"]} if "class" in record else {}),
         "RNG": "CPU",
+        **({"Eta": f"{record['eta']:g}"} if "eta" in record else {}),
     }
     if record.get("embeddings"):
         pairs["TI hashes"] = ", ".join(f"{one['token']}: {one['sha256'][:12]}" for one in record["embeddings"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 
+WHOLE = (0.0, 1.0)  # of the way from noise to latents
 LEARNED_VARIANCES = ("learned", "learned_range")  # of a solver's own `variance_type`
 
 
@@ -53,12 +54,17 @@ def denoise(
     negative: Tensor | None,
     guidance: float,
     sources: Sequence[torch.Generator],
+    interval: tuple[float, float] = WHOLE,
+    rescale: float = 0.0,
+    step_arguments: Mapping[str, float] | None = None,
 ) -> Iterator[Step]:
     """Integrate from noise to latents, yielding after every call of the UNet.
 
     noise: (B, C, h, w) standard normal; context: (B, 77, D); negative: the same for the unconditional half, or None
     for one pass without guidance. scheduler: fresh, its timesteps set: it carries history.
     sources: the images' generators, from which a stochastic scheduler draws on.
+    interval: the share of the steps that are guided, from first to before last; the others take one pass (Kynkaanniemi
+    et al. 2024, arXiv:2404.07724). rescale: as in `guided_prediction`. step_arguments: for every call of its `step`.
     A solver whose config says that it draws with learned variances is given those of the UNet; others never see them.
     Raises NumericalError as soon as the latents are not finite.
     Source: Ho and Salimans 2022, arXiv:2207.12598 (classifier-free guidance).
@@ -66,17 +72,19 @@ def denoise(
     solver: Any = scheduler  # diffusers types its schedulers loosely
     # Which schedulers take a generator is theirs to say: the deterministic ones have no such parameter.
     takes_generator = "generator" in inspect.signature(solver.step).parameters
-    chance = {"generator": list(sources)} if takes_generator else {}
+    extra: dict[str, Any] = {"generator": list(sources)} if takes_generator else {}
+    extra |= step_arguments if step_arguments is not None else {}
     takes_variances = solver.config.get("variance_type") in LEARNED_VARIANCES
-    if negative is not None:
-        context = torch.cat([negative, context])  # (2B, 77, D), negative first
+    both = torch.cat([negative, context]) if negative is not None else context  # (2B, 77, D), negative first
     x = noise.to(context.device) * solver.init_noise_sigma
     total = len(solver.timesteps)
     for index, t in enumerate(solver.timesteps, start=1):
-        prediction = guided_prediction(unet, solver.scale_model_input(x, t), t, context, guidance=guidance)
+        given = both if _is_within(interval, index, total, solver.num_inference_steps) else context
+        scaled = solver.scale_model_input(x, t)
+        prediction = guided_prediction(unet, scaled, t, given, guidance=guidance, rescale=rescale)
         if not takes_variances:
             prediction = prediction[:, : x.shape[1]]  # (B, C, h, w)
-        stepped = solver.step(prediction, t, x, return_dict=False, **chance)
+        stepped = solver.step(prediction, t, x, return_dict=False, **extra)
         # The last step draws nothing, its result is the mean, x_0 (DDPM, arXiv:2006.11239, algorithm 2): diffusers
         # adds noise of the learned variance there, which nothing takes away again.
         x = stepped[1] if takes_variances and index == total else stepped[0]
@@ -87,11 +95,15 @@ def denoise(
         yield Step(index, total, float(t), x)
 
 
-def guided_prediction(unet: UNet2DConditionModel, x: Tensor, t: Tensor, context: Tensor, *, guidance: float) -> Tensor:
+def guided_prediction(
+    unet: UNet2DConditionModel, x: Tensor, t: Tensor, context: Tensor, *, guidance: float, rescale: float = 0.0
+) -> Tensor:
     """One call of the UNet; with twice as many contexts as images, both halves in one batch and guidance between.
 
     x: (B, C, h, w) as the scheduler scaled it; context: (B or 2B, 77, D). Returns (B, C, h, w) float32, or
     (B, 2C, h, w) where the UNet predicts variances too: those given the context, which guidance does not touch.
+    rescale: how far, from 0 to 1, an image's guided prediction gets back the standard deviation that it has without
+    guidance; it keeps high guidance from overexposing (Lin et al. 2023, arXiv:2305.08891, eq. 14-16).
     """
     is_guided = context.shape[0] == 2 * x.shape[0]
     batch = torch.cat([x, x]) if is_guided else x
@@ -102,4 +114,14 @@ def guided_prediction(unet: UNet2DConditionModel, x: Tensor, t: Tensor, context:
     variances = prediction[len(x) :, channels:]  # (B, 0 or C, h, w)
     unconditional, conditional = prediction[:, :channels].chunk(2)  # 2 x (B, C, h, w)
     guided = unconditional + guidance * (conditional - unconditional)  # arXiv:2207.12598 eq. 6, its w: guidance - 1
+    if rescale > 0:
+        dims = (1, 2, 3)
+        same_spread = guided * (conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))  # eq. 15
+        guided = rescale * same_spread + (1 - rescale) * guided  # eq. 16
     return torch.cat([guided, variances], dim=1)
+
+
+def _is_within(interval: tuple[float, float], index: int, total: int, steps: int) -> bool:
+    """Whether a call of the UNet, of 1 to total, is of a step in the interval; both of a two-stage step alike."""
+    done = (index - 1) * steps // total / steps  # of the way, before this step
+    return interval[0] <= done < interval[1]

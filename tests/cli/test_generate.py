@@ -53,6 +53,47 @@ def shell(
     return Shell(capfdbinary, monkeypatch)
 
 
+def test_what_is_chosen_of_scheduler_and_guidance_is_in_the_record(shell: Shell) -> None:
+    options = ["--scheduler", "dpm", "--order", "3", "--sigmas", "karras"]
+    options += ["--guidance-interval", "0.2:0.8", "--guidance-rescale", "0.7"]
+    done = shell("generate", PROMPT, "--steps", "3", "--json", *options)
+    assert done.code == 0
+    record = json.loads(done.stdout)
+    inside = json.loads(texts(Path(record["path"]).read_bytes())["sdcli"])
+    for facts in (record, inside):
+        assert (facts["scheduler"], facts["order"], facts["sigmas"]) == ("dpm", 3, "karras")
+        assert (facts["guidance_interval"], facts["guidance_rescale"]) == ("0.2:0.8", 0.7)
+    dry = json.loads(shell("generate", PROMPT, "--dry-run", "--json", *options).stdout)
+    assert dry["overrides"]["solver_order"] == 3
+    assert dry["overrides"]["use_karras_sigmas"] is True
+    assert dry["guidance_interval"] == "0.2:0.8"
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--scheduler", "pndm", "--order", "2"], "--order 2: scheduler pndm takes no --order"),
+        (["--scheduler", "dpm", "--order", "4"], "--order 4: scheduler dpm does not take it; use one of 1, 2, 3"),
+        (["--scheduler", "euler", "--eta", "0.5"], "takes no --eta; ddim and tcd do"),
+        (["--eta", "1.5"], "--eta 1.5: out of range"),
+        (["--sigmas", "cosine"], "--sigmas cosine: scheduler dpm does not take it; use one of model, karras"),
+        (["--scheduler", "ddpm", "--variance", "learned-range"], "this model has learned no variance"),
+        (["--timestep-spacing", "even"], "use one of linspace, leading, trailing"),
+        (["--guidance-interval", "0.8:0.2"], "expected is A:B with 0 <= A < B <= 1"),
+        (["--guidance-interval", "half"], "write it as 0.2:0.8"),
+        (["--guidance-interval", "nan:1"], "out of range"),
+        (["--guidance-rescale", "nan"], "--guidance-rescale nan: out of range"),
+    ],
+)
+def test_what_a_scheduler_does_not_take_is_refused_before_anything_is_drawn(
+    shell: Shell, options: list[str], words: str
+) -> None:
+    done = shell("generate", PROMPT, "--steps", "3", *options)
+    assert done.code == ExitCode.USAGE
+    assert words in done.stderr
+    assert list(Path().iterdir()) == []
+
+
 def texts(png: bytes) -> dict[str, str]:
     with Image.open(io.BytesIO(png)) as image:
         image.load()

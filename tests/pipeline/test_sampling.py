@@ -87,6 +87,51 @@ def test_guidance_1_with_a_negative_equals_none_at_all(unet: UNet2DConditionMode
     assert torch.allclose(alone, both, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "steps", "interval", "guided"),
+    [
+        ("ddim", 10, (0.0, 1.0), [*range(10)]),
+        ("ddim", 10, (0.2, 0.5), [2, 3, 4]),
+        ("ddim", 10, (0.0, 0.05), [0]),
+        ("heun", 5, (0.2, 0.4), [2, 3]),  # both evaluations of the second step
+        ("heun", 5, (0.8, 1.0), [8]),  # the last step takes one
+        ("pndm", 5, (0.0, 0.2), [0, 1]),  # the first step is taken twice
+    ],
+)
+def test_outside_the_interval_there_is_one_pass_without_the_negative(
+    scheduler: str, steps: int, interval: tuple[float, float], guided: list[int]
+) -> None:
+    unet = Formula(lambda x, t, c: x * 0.1 + c.mean(dim=(1, 2)).view(-1, 1, 1, 1))
+    sampler = schedulers.create(schedulers.find(scheduler), {**models.BETAS, "steps_offset": 1}, steps)
+    run(unet, sampler, [7], negative=context(0.1), guidance=5.0, interval=interval)
+    assert [index for index, size in enumerate(unet.batches) if size == 2] == guided
+    assert len(unet.batches) == schedulers.find(scheduler).evaluations(steps)
+
+
+def test_rescaled_guidance_has_the_spread_of_the_conditional_prediction() -> None:
+    x = torch.randn(2, *SHAPE)
+    unet = Formula(lambda x, t, c: x * (1 + c.mean(dim=(1, 2)).view(-1, 1, 1, 1)))
+    both = torch.cat([context(0, 0), context(1, 2)])
+    t = torch.tensor(5)
+    plain = guided_prediction(unet, x, t, both, guidance=7.5)
+    whole = guided_prediction(unet, x, t, both, guidance=7.5, rescale=1.0)
+    conditional = torch.stack([x[0] * 2, x[1] * 3])
+    assert torch.allclose(whole.std(dim=(1, 2, 3)), conditional.std(dim=(1, 2, 3)), rtol=1e-5)
+    half = guided_prediction(unet, x, t, both, guidance=7.5, rescale=0.5)
+    assert torch.allclose(half, (plain + whole) / 2, atol=1e-5)
+    alone = guided_prediction(unet, x, t, context(1, 2), guidance=7.5, rescale=1.0)
+    assert torch.allclose(alone, conditional)
+
+
+def test_every_step_is_given_the_step_arguments() -> None:
+    x_0 = Formula(lambda x, t, c: x * 0.3)
+    plain = run(x_0, ready(DDIMScheduler(**models.BETAS, clip_sample=False), 5), [7])
+    noisy = run(x_0, ready(DDIMScheduler(**models.BETAS, clip_sample=False), 5), [7], step_arguments={"eta": 1.0})
+    assert not torch.allclose(plain[0].latents, noisy[0].latents, atol=0.01)
+    again = run(x_0, ready(DDIMScheduler(**models.BETAS, clip_sample=False), 5), [7], step_arguments={"eta": 1.0})
+    assert torch.equal(noisy[-1].latents, again[-1].latents)
+
+
 def test_half_precision_predictions_come_back_in_float32(unet: UNet2DConditionModel) -> None:
     half = UNet2DConditionModel.from_config(unet.config).to(torch.bfloat16)
     cond = torch.randn(1, 77, CONTEXT, dtype=torch.bfloat16)
