@@ -39,7 +39,8 @@ fix: .venv/.dev ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.dev ## time start-up, a whole picture and a training step, beside what is plain
+bench: .venv/.dev ## measure the solvers' orders; time start-up, a whole picture and a training step
+	@$(BIN)/python -m tests.benchmarks.orders
 	@$(BIN)/python tests/benchmarks/startup.py
 	@$(BIN)/python tests/benchmarks/training.py
 
