@@ -54,10 +54,16 @@ def sigma_of(sampler: Any, index: int) -> float:
     return math.sqrt((1 - alpha_bar) / alpha_bar)
 
 
-def error_and_evaluations(name: str, steps: int, options: dict[str, object]) -> tuple[float, int]:
-    """The largest error at the last nonzero sigma, and the denoiser's calls including the last step's."""
+def error_and_evaluations(
+    name: str, steps: int, options: dict[str, object], until: int | None = None
+) -> tuple[float, int]:
+    """The largest error at the last nonzero sigma, and the denoiser's calls including the last step's.
+
+    until: the timestep to stop at instead, one of those the steps end at.
+    """
     sampler: Any = create(find(name), {**CONFIG, **options}, steps)
-    last = len(sampler.timesteps) - 1
+    timesteps = [int(t) for t in sampler.timesteps]
+    last = len(timesteps) - 1 if until is None else len(timesteps) - 1 - timesteps[::-1].index(until)
     x = exact(sigma_of(sampler, 0))
     # Some carry x_t / alpha_t, as their initial sigma tells, the others x_t.
     x = x if float(sampler.init_noise_sigma) > 1 else x / math.sqrt(1 + sigma_of(sampler, 0) ** 2)
@@ -68,6 +74,8 @@ def error_and_evaluations(name: str, steps: int, options: dict[str, object]) -> 
         if index == last:
             error = float((unscaled - exact(sigma)).abs().max())
         evaluations += 1
+        if until is not None and index == last:
+            break
         x = sampler.step(eps_of(unscaled, sigma), t, x, return_dict=False)[0]
     return error, evaluations
 
