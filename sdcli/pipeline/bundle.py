@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdcli.errors import InputError, NumericalError
-from sdcli.files import atomic_write, open_regular, read_bytes
+from sdcli.files import atomic_write, read_bytes
 from sdcli.layout import (
     MAX_JSON_BYTES,
     PARTS,
@@ -30,6 +30,7 @@ from sdcli.layout import (
     write_json,
 )
 from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.vocabulary import Swap, Vocabulary, check_fit, load_tokenizer
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -64,6 +65,14 @@ class TextEncoder:
     tokenizer: CLIPTokenizer
     model: CLIPTextModel
     learned: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # tokenizer's id -> rows of the token table
+    swaps: tuple[Swap, ...] = ()  # other rows in place of a word's own
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """All of it that needs no weights."""
+        config = self.model.config
+        length, rows = int(config.max_position_embeddings), int(config.vocab_size)
+        return Vocabulary(self.tokenizer, length, rows, self.learned, self.swaps)
 
 
 Conditioner = TextEncoder | ClassEmbedder  # what gives the UNet its context; without classes, one context for all
@@ -116,25 +125,9 @@ def load_conditioner(folder: Path, *, device: torch.device, dtype: torch.dtype) 
 def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     """The tokenizer and text encoder of a model folder; errors as in `load_bundle`."""
     model = cast("CLIPTextModel", _load(folder, "text_encoder", device, dtype))
-    tokenizer, known = load_tokenizer(folder / "tokenizer"), int(model.config.vocab_size)
-    if len(tokenizer) > known:
-        what = f"has {len(tokenizer):,} pieces, the text encoder knows {known:,}"
-        raise InputError(f"{folder / 'tokenizer'}: {what}", "they belong to different models")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    check_fit(folder, tokenizer, int(model.config.vocab_size))
     return TextEncoder(tokenizer, model)
-
-
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The CLIP tokenizer in a folder: vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes."""
-    from transformers import CLIPTokenizer  # deferred: only what reads text pays for it
-
-    for name in ("tokenizer.json",) if (folder / "tokenizer.json").exists() else ("vocab.json", "merges.txt"):
-        open_regular(folder / name, max_bytes=MAX_JSON_BYTES).close()
-    try:
-        return cast("CLIPTokenizer", CLIPTokenizer.from_pretrained(folder, local_files_only=True))
-    except MemoryError:
-        raise
-    except Exception as error:  # the tokenizers library raises a bare Exception on malformed files
-        raise InputError(f"{folder}: is no CLIP tokenizer ({error})", "use the model's own tokenizer folder") from error
 
 
 def build(config: Config) -> nn.Module:

@@ -1,86 +1,199 @@
-"""Prompts -> tokens -> context, with learned tokens among them."""
+"""Prompts -> tokens -> context, with learned tokens among them; what happens on the way, step by step.
+
+Captions are plain text and end where the text encoder's length does (`tokenize`, `encode`): a model learns what is
+written. Prompts have syntax, and as many chunks as they need (`read`, `encode_chunks`).
+"""
 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
 from sdcli.errors import InputError, NumericalError
+from sdcli.pipeline import vocabulary
 from sdcli.pipeline.adapters import Embedding
 from sdcli.pipeline.bundle import TextEncoder
+from sdcli.pipeline.prompt import Chunks
+from sdcli.pipeline.vocabulary import Swap
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel
+
+
+MOST_RESTORED = 2.0
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The ids of one prompt, and how much of it they hold."""
+    """The ids of one caption, and how much of it they hold."""
 
     ids: tuple[int, ...]  # begin, pieces, end, padding: as many as the encoder has positions
-    kept: int  # pieces of the prompt among them
+    kept: int  # pieces of the caption among them
     cut: int  # pieces that did not fit
 
 
-def tokenize(text: TextEncoder, prompt: str) -> Tokens:
-    """CLIP tokens of a prompt, padded or cut to the encoder's length (77), with the count of pieces cut."""
-    tokenizer = text.tokenizer
-    length = int(text.model.config.max_position_embeddings)
-    pieces = [row for piece in _pieces(text, prompt) for row in text.learned.get(piece, (piece,))]
-    room = length - 2  # the begin and end marks
-    kept = pieces[:room]
-    padding = [int(tokenizer.pad_token_id)] * (room - len(kept))
-    ids = [int(tokenizer.bos_token_id), *kept, int(tokenizer.eos_token_id), *padding]
-    return Tokens(tuple(ids), kept=len(kept), cut=len(pieces) - len(kept))
+def tokenize(text: TextEncoder, caption: str) -> Tokens:
+    """CLIP tokens of a caption, padded or cut to the encoder's length (77), with the count of pieces cut."""
+    words = text.vocabulary
+    pieces = [row for piece in vocabulary.pieces(words, [caption])[0] for row in text.learned.get(piece, (piece,))]
+    kept = pieces[: words.room]
+    return Tokens(vocabulary.marked(words, kept), kept=len(kept), cut=len(pieces) - len(kept))
 
 
 def encode(text: TextEncoder, tokens: Sequence[Tokens]) -> Tensor:
-    """Context of prompts: the last hidden state of the text encoder, after its final layer norm.
+    """Context of captions: the last hidden state of the text encoder, after its final layer norm.
 
     Returns (B, 77, 768) for SD 1.x, in the encoder's dtype.
     Source: Radford et al. 2021, arXiv:2103.00020; padded positions are attended to, as in Stable Diffusion.
     """
-    ids = torch.tensor([one.ids for one in tokens], device=text.model.device)  # (B, 77)
-    context: Tensor = text.model(input_ids=ids).last_hidden_state
-    return context
+    return _encoded(text, [one.ids for one in tokens])
+
+
+def read(text: TextEncoder, prompt: str) -> Chunks:
+    """The weighted pieces of a prompt in chunks. Raises UsageError for a weight out of range."""
+    return vocabulary.read(text.vocabulary, prompt)
+
+
+def encode_chunks(text: TextEncoder, prompts: Sequence[Chunks]) -> Tensor:
+    """Context of prompts of k chunks each: every chunk encoded apart, with marks of its own, then weighted.
+
+    Returns (B, 77 k, 768) for SD 1.x, in the encoder's dtype; of prompts without weights in one chunk, the context
+    that `encode` gives.
+    Source: AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py (chunks) and modules/sd_emphasis.py.
+    """
+    words, chunks = text.vocabulary, [chunk for prompt in prompts for chunk in prompt.chunks]
+    hidden = _encoded(text, [vocabulary.chunk_rows(words, chunk) for chunk in chunks])  # (B k, 77, D)
+    weights = torch.tensor([vocabulary.chunk_weights(words, chunk) for chunk in chunks], device=hidden.device)
+    return weighted(hidden, weights).reshape(len(prompts), -1, hidden.shape[-1])  # (B, 77 k, D)
+
+
+def weighted(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Hidden states (N, 77, D) times the weights (N, 77) of their positions, brought back to the mean they had.
+
+    Chunks whose weights are all 1 stay bit-equal. A mean near 0 says nothing of the size: where it would change the
+    states by more than a factor of 2, or their sign, they stay as weighted.
+    Source: AUTOMATIC1111/stable-diffusion-webui, modules/sd_emphasis.py, "Original" emphasis, without that exception;
+    the mean there is that of all prompts in a batch, here of each chunk alone.
+    """
+    is_plain = (weights == 1).all(1)
+    if is_plain.all():
+        return hidden
+    before = hidden.float()
+    after = before * weights[..., None]
+    scale = before.mean((1, 2), keepdim=True) / after.mean((1, 2), keepdim=True)  # (N, 1, 1)
+    scale = torch.where((scale > 1 / MOST_RESTORED) & (scale < MOST_RESTORED), scale, 1.0)  # of NaN neither is true
+    return torch.where(is_plain[:, None, None], hidden, (after * scale).to(hidden.dtype))
 
 
 def with_embeddings(text: TextEncoder, embeddings: Sequence[Embedding]) -> TextEncoder:
     """A text encoder that also knows learned tokens; the one given stays as it is.
 
-    A token of n vectors is `tok tok_1 ... tok_{n-1}` to the tokenizer, as in diffusers, and a prompt that names `tok`
-    gets all n in order. Names match as CLIP reads words, in any case; one of letters at both ends as a whole word only.
+    Names match as CLIP reads words, in any case; one of letters at both ends as a whole word only.
     The table of tokens is a copy, (V + n, D), whose first V rows are bit-equal to those given; all other weights are
     the same tensors.
     Raises InputError for a token that the vocabulary has or that is given twice, or vectors of another width,
     NumericalError where the type of the table cannot hold the vectors.
     """
-    tokenizer, learned = copy.deepcopy(text.tokenizer), dict(text.learned)
-    table = cast("nn.Embedding", text.model.get_input_embeddings()).weight.detach()
-    parts, end = [table], len(table)
-    for embedding in embeddings:
-        parts.append(_fitting(embedding, table))
-        first, end = end, end + len(parts[-1])
-        for row in range(first, end):
-            name = embedding.token if row == first else f"{embedding.token}_{row - first}"
-            learned[_add_token(tokenizer, name, learned)] = tuple(range(row, end)) if row == first else (row,)
-    return TextEncoder(tokenizer, _with_table(text.model, torch.cat(parts)), learned)
+    table = _table(text)
+    parts = [_fitting(embedding, table) for embedding in embeddings]
+    counts = [(embedding.token, len(part)) for embedding, part in zip(embeddings, parts, strict=True)]
+    words = vocabulary.with_tokens(text.vocabulary, counts)
+    model = _with_table(text.model, torch.cat([table, *parts]))
+    return replace(text, tokenizer=words.tokenizer, model=model, learned=words.learned)
+
+
+def with_swaps(text: TextEncoder, swaps: Sequence[Swap]) -> TextEncoder:
+    """A text encoder that feeds other vectors wherever the words of some swaps stand; the one given stays as it is.
+
+    swaps: made by the same vocabulary, in this order; sums of vectors become rows at the end of a copy of the table.
+    Raises NumericalError where the type of the table cannot hold them.
+    """
+    table, model = _table(text), text.model
+    for swap in swaps:
+        if swap.is_new:
+            parts = [weight * table[list(rows)].float() for weight, rows in swap.terms]
+            vectors = torch.stack(parts).sum(0).to(table.dtype)  # (n, D)
+            table = torch.cat([table, _finite(vectors, f"the vectors of {swap.option}")])
+    if any(swap.is_new for swap in swaps):
+        model = _with_table(model, table)
+    return replace(text, model=model, swaps=(*text.swaps, *swaps))
+
+
+def without_swaps(text: TextEncoder) -> TextEncoder:
+    """The same text encoder, each word fed as its own vectors again."""
+    return replace(text, swaps=())
 
 
 def names(text: TextEncoder, prompt: str, token: str) -> bool:
-    """Whether a prompt names a learned token, as the tokenizer reads it."""
-    return text.tokenizer.convert_tokens_to_ids(token) in _pieces(text, prompt)
+    """Whether a prompt has a learned token fed, by its name as the tokenizer reads it or for a word swapped by it."""
+    own = set(text.learned.get(cast("int", text.tokenizer.convert_tokens_to_ids(token)), ()))
+    pieces = [piece for chunk in read(text, prompt).chunks for piece in chunk]
+    swapped = {piece.swap for piece in pieces}
+    summed = [rows for swap in text.swaps if swap.option in swapped for _, rows in swap.terms]
+    return any(own & set(rows) for rows in (*summed, *(piece.rows for piece in pieces)))
 
 
-def _pieces(text: TextEncoder, prompt: str) -> list[int]:
-    """The tokenizer's ids for a prompt, all of them and no marks."""
-    return list(text.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+# What the encoder does, in steps.
+
+
+def walk_through(text: TextEncoder, prompt: Chunks) -> dict[str, Tensor]:
+    """What a prompt of k chunks becomes on its way, by name.
+
+    token_embedding (k, 77, D), position_embedding (77, D), input_embedding (k, 77, D): their sum,
+    context (1, 77 k, D): the output, weighted.
+    """
+    ids = torch.tensor([vocabulary.chunk_rows(text.vocabulary, chunk) for chunk in prompt.chunks])
+    tokens, positions = token_embeddings(text, ids.to(text.model.device)), position_embeddings(text)
+    found = {"token_embedding": tokens, "position_embedding": positions, "input_embedding": tokens + positions}
+    return found | {"context": encode_chunks(text, [prompt])}
+
+
+def token_embeddings(text: TextEncoder, ids: Tensor) -> Tensor:
+    """(N, 77) ids -> (N, 77, D), a row of the token table each."""
+    looked_up: Tensor = text.model.get_input_embeddings()(ids)
+    return looked_up
+
+
+def position_embeddings(text: TextEncoder) -> Tensor:
+    """(77, D): what is added for each position; with the token embeddings, the input of the first layer."""
+    table: Tensor = text.model.embeddings.position_embedding.weight.detach()
+    return table
+
+
+def causal_mask(length: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(77, 77), added to the logits of attention: 0 where a position (row) may look, the type's least number where not.
+
+    Source: Radford et al. 2021, arXiv:2103.00020, section 2.4: masked self-attention; the number is transformers'.
+    """
+    return torch.full((length, length), torch.finfo(dtype).min, dtype=dtype).triu(1)
+
+
+def encode_inputs(text: TextEncoder, inputs: Tensor, mask: Tensor) -> Tensor:
+    """The sum of token and position embeddings through all layers and the final layer norm.
+
+    inputs: (N, 77, D); mask: (77, 77), additive. Returns (N, 77, D). The model takes ids alone and makes its own mask.
+    """
+    hidden = inputs
+    for layer in text.model.encoder.layers:
+        hidden = layer(hidden, mask[None, None])  # (1, 1, 77, 77)
+    normed: Tensor = text.model.final_layer_norm(hidden)
+    return normed
+
+
+def _encoded(text: TextEncoder, rows: Iterable[Sequence[int]]) -> Tensor:
+    ids = torch.tensor(list(rows), device=text.model.device)  # (N, 77)
+    hidden: Tensor = text.model(input_ids=ids).last_hidden_state
+    return hidden
+
+
+def _table(text: TextEncoder) -> Tensor:
+    """The vectors of all tokens, (V, D)."""
+    return cast("nn.Embedding", text.model.get_input_embeddings()).weight.detach()
 
 
 def _fitting(embedding: Embedding, table: Tensor) -> Tensor:
@@ -89,22 +202,13 @@ def _fitting(embedding: Embedding, table: Tensor) -> Tensor:
     if vectors.shape[1:] != table.shape[1:]:
         what = f"the vectors of {embedding.token} have shape {tuple(vectors.shape)}"
         raise InputError(what, f"expected is a width of {table.shape[1]}")
+    return _finite(vectors, f"the vectors of {embedding.token}")
+
+
+def _finite(vectors: Tensor, what: str) -> Tensor:
     if not vectors.isfinite().all():
-        raise NumericalError(f"the vectors of {embedding.token} are not finite in {table.dtype}", "try float32")
+        raise NumericalError(f"{what} are not finite in {vectors.dtype}", "try float32")
     return vectors
-
-
-def _add_token(tokenizer: CLIPTokenizer, name: str, learned: Container[int]) -> int:
-    """Teach a tokenizer a new name and return its id. Raises InputError for one that it knows."""
-    pieces, known = tokenizer(name, add_special_tokens=False)["input_ids"], tokenizer.convert_tokens_to_ids(name)
-    if len(pieces) == 1 or known != tokenizer.unk_token_id:
-        what = "is given twice" if pieces[0] in learned else "is in the vocabulary already"
-        raise InputError(f"the token {name} {what}", "name another, as in FILE:<my-cat>")
-    is_word = re.fullmatch(r"\w(.*\w)?", name) is not None
-    from tokenizers import AddedToken  # deferred: only what adds tokens pays for it
-
-    tokenizer.add_tokens([AddedToken(name, single_word=is_word, normalized=True)])
-    return cast("int", tokenizer.convert_tokens_to_ids(name))
 
 
 def _with_table(model: CLIPTextModel, table: Tensor) -> CLIPTextModel:

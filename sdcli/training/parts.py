@@ -23,11 +23,11 @@ from sdcli.pipeline.bundle import (
     TextEncoder,
     build,
     load_bundle,
-    load_tokenizer,
     load_vae,
 )
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.vae import is_vq
+from sdcli.pipeline.vocabulary import load_tokenizer
 from sdcli.scheduler_config import check_config, has_zero_terminal_snr, prediction_type
 from sdcli.specs import TrainSpec, TrainUnetSpec, TrainVaeSpec
 from sdcli.training import caches, conditions, data

@@ -30,7 +30,8 @@ from PIL import Image
 from sdcli import store
 from sdcli.pipeline import text
 from sdcli.pipeline import vae as latent
-from sdcli.pipeline.bundle import ModelBundle, TextEncoder, build, load_bundle, load_tokenizer, save_bundle
+from sdcli.pipeline.bundle import ModelBundle, TextEncoder, build, load_bundle, save_bundle
+from sdcli.pipeline.vocabulary import load_tokenizer
 from sdcli.scheduler_config import prediction_type
 from sdcli.specs import TrainUnetSpec
 from sdcli.training import data, parts, unet

@@ -25,12 +25,12 @@ from sdcli.pipeline.bundle import (
     TextEncoder,
     load_bundle,
     load_text,
-    load_tokenizer,
     load_unet,
     load_vae,
     save_bundle,
 )
 from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.vocabulary import load_tokenizer
 from tests import models
 
 CPU = torch.device("cpu")

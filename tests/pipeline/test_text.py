@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from sdcli.errors import InputError, NumericalError
-from sdcli.pipeline import text
+from sdcli.pipeline import text, vocabulary
 from sdcli.pipeline.adapters import Embedding, write_embedding
 from sdcli.pipeline.bundle import TextEncoder, load_text
 from tests import models
@@ -235,3 +235,143 @@ def test_a_token_that_is_known_is_refused(plain: TextEncoder, tokens: list[str],
 def test_vectors_of_another_width_are_refused(plain: TextEncoder) -> None:
     with pytest.raises(InputError, match=r"vectors of <my-cat> have shape \(2, 17\); expected is a width of 16"):
         text.with_embeddings(plain, [Embedding("<my-cat>", torch.ones(2, 17))])
+
+
+# Prompts: chunks, weights, swapped words.
+
+
+@torch.no_grad()
+def test_a_prompt_of_one_chunk_without_weights_has_the_context_of_a_caption(
+    both: tuple[TextEncoder, StableDiffusionPipeline],
+) -> None:
+    encoder, _ = both
+    for prompt in ("", "a picture of a puppy", "a :) dog", "dog " * 75):
+        context = text.encode_chunks(encoder, [text.read(encoder, prompt)])
+        assert torch.equal(context, text.encode(encoder, [text.tokenize(encoder, prompt)]))
+
+
+def test_captions_have_no_syntax_and_one_chunk(plain: TextEncoder) -> None:
+    for caption in ("a (red:1.4) [dog]", "a BREAK b", r"\(a\)", "(dog:99)"):
+        own = plain.tokenizer(caption, add_special_tokens=False)["input_ids"]
+        assert list(text.tokenize(plain, caption).ids[1 : len(own) + 1]) == own
+    assert text.tokenize(plain, "dog " * 80) == text.Tokens((49406, *[1929] * 75, 49407), kept=75, cut=5)
+
+
+@torch.no_grad()
+def test_chunks_are_encoded_apart_and_joined(plain: TextEncoder) -> None:
+    parts = ["dog " * 75, "cat " * 75, "a picture of a puppy"]
+    expected = torch.cat([text.encode(plain, [text.tokenize(plain, part)]) for part in parts], dim=1)
+    for prompt in ("".join(parts), " BREAK ".join(parts)):
+        context = text.encode_chunks(plain, [text.read(plain, prompt)])
+        assert context.shape == (1, 3 * 77, 16)
+        assert torch.allclose(context, expected, rtol=0, atol=1e-6)
+
+
+@torch.no_grad()
+def test_weights_multiply_the_hidden_states_and_the_mean_is_restored(plain: TextEncoder) -> None:
+    (plainly,) = text.encode(plain, [text.tokenize(plain, "a red apple")]) + 0.5  # a mean that is not near 0
+    weights = torch.ones(77)
+    weights[2] = 1.4
+    expected = plainly * weights[:, None]
+    expected = expected * (plainly.mean() / expected.mean())
+    assert torch.allclose(text.weighted(plainly[None], weights[None])[0], expected, rtol=0, atol=1e-6)
+
+    context = text.encode_chunks(plain, [text.read(plain, "a (red:1.4) apple")])
+    hidden = text.encode(plain, [text.tokenize(plain, "a red apple")])
+    assert torch.equal(context, text.weighted(hidden, weights[None]))
+    assert not torch.equal(context[0, 2], hidden[0, 2])
+
+
+def test_a_chunk_without_weights_beside_one_with_them_stays_bit_equal() -> None:
+    hidden = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0)) + 1
+    found = text.weighted(hidden, torch.tensor([[1.0] * 5, [1.0, 2.0, 1.0, 1.0, 1.0]]))
+    assert torch.equal(found[0], hidden[0])
+    assert found[1].mean() == pytest.approx(hidden[1].mean())
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.01, -0.01])
+def test_a_mean_near_zero_neither_blows_the_states_up_nor_turns_them_round(mean: float) -> None:
+    hidden = torch.tensor([[[1.0], [-1.0], [3 * mean]]])
+    weights = torch.tensor([[1.0, 1.2, 1.0]])
+    assert torch.equal(text.weighted(hidden, weights), hidden * weights[..., None])
+
+
+def test_weights_keep_half_precision(sd1: Path) -> None:
+    half = load_text(sd1, device=torch.device("cpu"), dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert text.encode_chunks(half, [text.read(half, "a (dog:1.3)")]).dtype is torch.bfloat16
+
+
+@torch.no_grad()
+def test_a_word_swapped_by_itself_changes_no_bit(plain: TextEncoder) -> None:
+    prompt = "a picture of a (puppy:1.2)"
+    expected = text.encode_chunks(plain, [text.read(plain, prompt)])
+    for terms in ([("puppy", 1.0)], [("puppy", 1.0), ("cat", 0.0)], [("puppy", 0.5), ("puppy", 0.5)]):
+        encoder = swapped(plain, "puppy", terms)
+        assert encoder.swaps
+        assert torch.equal(text.encode_chunks(encoder, [text.read(encoder, prompt)]), expected)
+
+
+@torch.no_grad()
+def test_a_word_swapped_by_another_is_that_other_word(plain: TextEncoder) -> None:
+    encoder = swapped(plain, "puppy", [("cat", 1.0)])
+    expected = text.encode_chunks(plain, [text.read(plain, "a cat, a dog")])
+    assert torch.equal(text.encode_chunks(encoder, [text.read(encoder, "a puppy, a dog")]), expected)
+    assert encoder.model is plain.model
+    back = text.without_swaps(encoder)
+    assert text.read(back, "a puppy") == text.read(plain, "a puppy")
+
+
+@torch.no_grad()
+def test_a_sum_of_vectors_is_fed_where_the_word_stands(plain: TextEncoder) -> None:
+    encoder = swapped(plain, "puppy", [("puppy", 0.25), ("cat", 2.0)])
+    table = plain.model.get_input_embeddings().weight
+    fed = text.walk_through(encoder, text.read(encoder, "a puppy"))["token_embedding"]
+    assert torch.allclose(fed[0, 2], 0.25 * table[6829] + 2 * table[2368], rtol=0, atol=1e-7)
+    assert torch.equal(fed[0, 1], table[320])
+    assert len(plain.model.get_input_embeddings().weight) == 49408
+
+
+def test_a_sum_that_the_type_cannot_hold_is_refused(sd1: Path) -> None:
+    half = load_text(sd1, device=torch.device("cpu"), dtype=torch.float16)
+    half = text.with_embeddings(half, [Embedding("<big>", torch.full((1, 16), 6e4))])
+    with pytest.raises(NumericalError, match=r"the vectors of --mix are not finite in torch\.float16"):
+        swapped(half, "<big>", [("<big>", 2.0)])
+
+
+def swapped(encoder: TextEncoder, word: str, terms: list[tuple[str, float]]) -> TextEncoder:
+    return text.with_swaps(encoder, vocabulary.with_swap(encoder.vocabulary, "--mix", word, terms).swaps)
+
+
+# What the encoder does, in steps.
+
+
+@torch.no_grad()
+def test_token_and_position_embeddings_sum_to_the_encoders_own(
+    both: tuple[TextEncoder, StableDiffusionPipeline],
+) -> None:
+    encoder, pipe = both
+    steps = text.walk_through(encoder, text.read(encoder, "A picture of a puppy BREAK a cat"))
+    ids = torch.tensor([text.tokenize(encoder, prompt).ids for prompt in ("A picture of a puppy", "a cat")])
+    assert torch.equal(steps["input_embedding"], pipe.text_encoder.embeddings(ids))
+    assert torch.equal(steps["token_embedding"] + steps["position_embedding"], steps["input_embedding"])
+    assert steps["position_embedding"].shape == (77, 16)
+    assert steps["context"].shape == (1, 154, 16)
+
+
+@torch.no_grad()
+def test_our_own_mask_and_forward_give_the_models_output(both: tuple[TextEncoder, StableDiffusionPipeline]) -> None:
+    encoder, pipe = both
+    ids = torch.tensor([text.tokenize(encoder, prompt).ids for prompt in PROMPTS[:5]])
+    inputs = text.token_embeddings(encoder, ids) + text.position_embeddings(encoder)
+    output = text.encode_inputs(encoder, inputs, text.causal_mask(77))
+    assert torch.allclose(output, pipe.text_encoder(ids).last_hidden_state, rtol=0, atol=1e-6)
+    unmasked = text.encode_inputs(encoder, inputs, torch.zeros(77, 77))
+    assert not torch.allclose(output, unmasked, rtol=0, atol=1e-3)
+
+
+def test_the_mask_hides_what_comes_later() -> None:
+    least = torch.finfo(torch.float32).min
+    expected = torch.tensor([[0, least, least], [0, 0, least], [0, 0, 0]])
+    assert torch.equal(text.causal_mask(3), expected)
+    assert text.causal_mask(77)[0, 1] == pytest.approx(-3.4028e38, rel=1e-4)

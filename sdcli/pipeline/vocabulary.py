@@ -1,0 +1,240 @@
+"""What turns a prompt into rows of the token table: tokenizer, learned tokens, swapped words. No torch, no weights."""
+
+from __future__ import annotations
+
+import copy
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from sdcli.errors import InputError, SdcliWarning, UsageError
+from sdcli.files import open_regular
+from sdcli.layout import MAX_JSON_BYTES, read_json
+from sdcli.pipeline import prompt as syntax
+from sdcli.pipeline.prompt import Chunks, Piece
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+MARKS = 2  # begin and end, around the pieces of every chunk
+MAX_POSITIONS = 10_000  # of a text encoder; CLIP has 77
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Other rows of the token table in place of a word's own; each is a weighted sum of rows that were there."""
+
+    option: str  # as the user wrote it, such as `--mix puppy=0.5,cat=0.5`
+    word: tuple[int, ...]  # the tokenizer's ids of the word
+    rows: tuple[int, ...]  # what is fed in their place
+    terms: tuple[tuple[float, tuple[int, ...]], ...]  # weight and rows of each word that is summed
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the rows are new ones at the end of the table, not those of another word."""
+        return self.rows != self.terms[0][1]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All that a prompt's pieces depend on."""
+
+    tokenizer: CLIPTokenizer
+    length: int  # positions of the text encoder, 77 for CLIP
+    rows: int  # of the token table
+    learned: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # tokenizer's id -> rows of the token table
+    swaps: tuple[Swap, ...] = ()
+
+    @property
+    def room(self) -> int:
+        """Pieces that one chunk holds."""
+        return self.length - MARKS
+
+
+def load_vocabulary(folder: Path) -> Vocabulary:
+    """The vocabulary of a model folder, from its tokenizer and the text encoder's config. Raises InputError."""
+    tokenizer, config = load_tokenizer(folder / "tokenizer"), read_json(folder / "text_encoder" / "config.json")
+    found = {}
+    # The defaults are those of transformers, which does not write what equals them.
+    for key, default, most in (("max_position_embeddings", 77, MAX_POSITIONS), ("vocab_size", 49408, 1 << 24)):
+        found[key] = config.get(key, default)
+        if type(found[key]) is not int or not MARKS < found[key] <= most:
+            raise InputError(f"{folder}/text_encoder: {key} is {found[key]!r}", "mend its config.json")
+    check_fit(folder, tokenizer, found["vocab_size"])
+    return Vocabulary(tokenizer, found["max_position_embeddings"], found["vocab_size"])
+
+
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """The CLIP tokenizer in a folder: vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes."""
+    from transformers import CLIPTokenizer  # deferred: only what reads text pays for it
+
+    for name in ("tokenizer.json",) if (folder / "tokenizer.json").exists() else ("vocab.json", "merges.txt"):
+        open_regular(folder / name, max_bytes=MAX_JSON_BYTES).close()
+    try:
+        return cast("CLIPTokenizer", CLIPTokenizer.from_pretrained(folder, local_files_only=True))
+    except MemoryError:
+        raise
+    except Exception as error:  # the tokenizers library raises a bare Exception on malformed files
+        raise InputError(f"{folder}: is no CLIP tokenizer ({error})", "use the model's own tokenizer folder") from error
+
+
+def check_fit(folder: Path, tokenizer: CLIPTokenizer, rows: int) -> None:
+    """Raise InputError when the tokenizer of a model folder gives ids that its token table does not have."""
+    if len(tokenizer) > rows:
+        what = f"has {len(tokenizer):,} pieces, the text encoder knows {rows:,}"
+        raise InputError(f"{folder / 'tokenizer'}: {what}", "they belong to different models")
+
+
+def read(vocabulary: Vocabulary, prompt: str) -> Chunks:
+    """The pieces of a prompt, with their weights, in the chunks that the text encoder reads one by one.
+
+    Raises UsageError for a weight out of range.
+    """
+    sections = syntax.parse(prompt)
+    spans = [span for section in sections for span in section]
+    ids = iter(pieces(vocabulary, [span.text for span in spans]))
+    found = [[_piece(vocabulary, one, span.weight) for span in section for one in next(ids)] for section in sections]
+    return syntax.chunked([_swapped(section, vocabulary.swaps) for section in found], vocabulary.room)
+
+
+def pieces(vocabulary: Vocabulary, texts: Sequence[str]) -> list[list[int]]:
+    """The tokenizer's ids of some texts, all of them and no marks."""
+    if not texts:
+        return []
+    return list(vocabulary.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def marked(vocabulary: Vocabulary, rows: Sequence[int]) -> tuple[int, ...]:
+    """Rows with the begin mark before, the end mark behind and padding up to the encoder's length."""
+    tokenizer = vocabulary.tokenizer
+    padding = [int(tokenizer.pad_token_id)] * (vocabulary.room - len(rows))
+    return (int(tokenizer.bos_token_id), *rows, int(tokenizer.eos_token_id), *padding)
+
+
+def chunk_rows(vocabulary: Vocabulary, chunk: Sequence[Piece]) -> tuple[int, ...]:
+    """The rows of a chunk, with marks and padding."""
+    return marked(vocabulary, [row for piece in chunk for row in piece.rows])
+
+
+def chunk_weights(vocabulary: Vocabulary, chunk: Sequence[Piece]) -> tuple[float, ...]:
+    """The weight of each position of a chunk; marks and padding count 1."""
+    weights = [piece.weight for piece in chunk for _ in piece.rows]
+    return (1.0, *weights, *[1.0] * (vocabulary.length - 1 - len(weights)))
+
+
+def with_tokens(vocabulary: Vocabulary, tokens: Iterable[tuple[str, int]]) -> Vocabulary:
+    """A vocabulary that also knows learned tokens, each of so many vectors; the one given stays as it is.
+
+    A token of n vectors is `tok tok_1 ... tok_{n-1}` to the tokenizer, as in diffusers, and a prompt that names `tok`
+    gets all n in order; the rows follow those there are.
+    Raises InputError for a token that the vocabulary has or that was given before.
+    """
+    tokenizer, learned, end = copy.deepcopy(vocabulary.tokenizer), dict(vocabulary.learned), vocabulary.rows
+    for token, vectors in tokens:
+        first, end = end, end + vectors
+        for row in range(first, end):
+            name = token if row == first else f"{token}_{row - first}"
+            learned[_add_token(tokenizer, name, learned)] = tuple(range(row, end)) if row == first else (row,)
+    return replace(vocabulary, tokenizer=tokenizer, learned=learned, rows=end)
+
+
+def with_swap(vocabulary: Vocabulary, option: str, word: str, terms: Sequence[tuple[str, float]]) -> Vocabulary:
+    """A vocabulary that feeds the weighted sum of some words' vectors wherever a word stands.
+
+    Raises UsageError for words of unequal numbers of tokens, or a word that is swapped already.
+    """
+    names = [word, *(name for name, _ in terms)]
+    ids, *others = found = pieces(vocabulary, names)
+    counts = {name: len(_rows(vocabulary, one)) for name, one in zip(names, found, strict=True)}
+    if len(set(counts.values())) > 1 or 0 in counts.values():
+        told = ", ".join(f"{name} is {count} token{'s' if count != 1 else ''}" for name, count in counts.items())
+        raise UsageError(f"{option}: {told}", "words can be swapped that have equally many; see sdcli tokens")
+    if any(swap.word == tuple(ids) for swap in vocabulary.swaps):
+        raise UsageError(f"{option}: {word} is swapped already", "say in one option what stands for it")
+    summed = tuple((weight, _rows(vocabulary, one)) for one, (_, weight) in zip(others, terms, strict=True))
+    is_another = len(summed) == 1 and summed[0][0] == 1.0
+    end = vocabulary.rows + (0 if is_another else counts[word])
+    rows = summed[0][1] if is_another else tuple(range(vocabulary.rows, end))
+    swap = Swap(option, tuple(ids), rows, summed)
+    return replace(vocabulary, rows=end, swaps=(*vocabulary.swaps, swap))
+
+
+def row_name(vocabulary: Vocabulary, row: int) -> str:
+    """A row of the token table as a person reads it: a piece, a vector of a learned token, or a sum of such."""
+    for piece, rows in vocabulary.learned.items():
+        if row in rows[:1]:
+            return str(vocabulary.tokenizer.convert_ids_to_tokens(piece))
+    for swap in vocabulary.swaps:
+        if swap.is_new and row in swap.rows:
+            at = swap.rows.index(row)
+            return " + ".join(f"{weight:g} {row_name(vocabulary, rows[at])}" for weight, rows in swap.terms)
+    return str(vocabulary.tokenizer.convert_ids_to_tokens(row))
+
+
+def warn_of_cut(found: Chunks, what: str) -> None:
+    """Warn when a prompt has more pieces than are read. what: `prompt` or `negative prompt`."""
+    if found.cut:
+        note = f"the {what} is too long: the last {found.cut} of {found.kept + found.cut} tokens are not used"
+        warnings.warn(note, SdcliWarning, stacklevel=3)
+
+
+def warn_of_unused(swaps: Iterable[Swap], found: Chunks) -> None:
+    """Warn of each word to swap that the prompt does not have: the option was given, and changes nothing."""
+    used = {piece.swap for chunk in found.chunks for piece in chunk}
+    for swap in swaps:
+        if swap.option not in used:
+            note = f"{swap.option}: the prompt does not have the word, so it changes nothing"
+            warnings.warn(note, SdcliWarning, stacklevel=3)
+
+
+def _piece(vocabulary: Vocabulary, one: int, weight: float) -> Piece:
+    return Piece(one, vocabulary.learned.get(one, (one,)), weight)
+
+
+def _rows(vocabulary: Vocabulary, ids: Iterable[int]) -> tuple[int, ...]:
+    return tuple(row for one in ids for row in vocabulary.learned.get(one, (one,)))
+
+
+def _swapped(section: list[Piece], swaps: Sequence[Swap]) -> list[Piece]:
+    """The pieces with other rows wherever a word to swap stands; of two that begin alike, the longer one counts."""
+    by_first: dict[int, list[Swap]] = {}
+    for swap in sorted(swaps, key=lambda one: -len(one.word)):
+        by_first.setdefault(swap.word[0], []).append(swap)
+    found: list[Piece] = []
+    at = 0
+    while at < len(section):
+        for swap in by_first.get(section[at].id, ()):
+            there = section[at : at + len(swap.word)]
+            if tuple(piece.id for piece in there) == swap.word:
+                found += _fed(there, swap)
+                at += len(there)
+                break
+        else:
+            found.append(section[at])
+            at += 1
+    return found
+
+
+def _fed(word: Sequence[Piece], swap: Swap) -> list[Piece]:
+    """The pieces of a word with the rows of a swap, as many each as they had."""
+    rest, found = swap.rows, []
+    for piece in word:
+        rows, rest = rest[: len(piece.rows)], rest[len(piece.rows) :]
+        found.append(replace(piece, rows=rows, swap=swap.option))
+    return found
+
+
+def _add_token(tokenizer: CLIPTokenizer, name: str, learned: Mapping[int, tuple[int, ...]]) -> int:
+    """Teach a tokenizer a new name and return its id. Raises InputError for one that it knows."""
+    known_pieces, known = tokenizer(name, add_special_tokens=False)["input_ids"], tokenizer.convert_tokens_to_ids(name)
+    if len(known_pieces) == 1 or known != tokenizer.unk_token_id:
+        what = "is given twice" if known_pieces[0] in learned else "is in the vocabulary already"
+        raise InputError(f"the token {name} {what}", "name another, as in FILE:<my-cat>")
+    is_word = re.fullmatch(r"\w(.*\w)?", name) is not None
+    from tokenizers import AddedToken  # deferred: only what adds tokens pays for it
+
+    tokenizer.add_tokens([AddedToken(name, single_word=is_word, normalized=True)])
+    return cast("int", tokenizer.convert_tokens_to_ids(name))

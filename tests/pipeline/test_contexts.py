@@ -1,0 +1,80 @@
+"""Contexts of prompts of any length, each beside that of the negative prompt, and of labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdcli.pipeline import text, vocabulary
+from sdcli.pipeline.bundle import TextEncoder, load_conditioner, load_text
+from sdcli.pipeline.contexts import contexts
+
+SHORT, LONG, LONGER = "a puppy", "cat " * 80, "dog " * 160
+
+
+@pytest.fixture(scope="module")
+def encoder(sd1: Path) -> TextEncoder:
+    return load_text(sd1, device=torch.device("cpu"), dtype=torch.float32)
+
+
+@torch.no_grad()
+def encoded(encoder: TextEncoder, prompt: str, chunks: int = 1) -> torch.Tensor:
+    return text.encode_chunks(encoder, [text.read(encoder, prompt).padded(chunks)])[0]
+
+
+def test_short_prompts_have_the_context_of_captions(encoder: TextEncoder) -> None:
+    context, away = contexts(encoder, [SHORT, SHORT], "blurry")
+    assert context.shape == (2, 77, 16) and away is not None
+    for row in range(2):
+        assert torch.equal(context[row], encoded(encoder, SHORT))
+        assert torch.equal(away[row], encoded(encoder, "blurry"))
+
+
+def test_without_a_negative_prompt_there_is_none(encoder: TextEncoder) -> None:
+    assert contexts(encoder, [SHORT], None)[1] is None
+
+
+@pytest.mark.parametrize(("prompt", "negative", "chunks"), [(LONG, "", 2), (SHORT, LONGER, 3), (LONG, LONGER, 3)])
+def test_the_shorter_of_the_two_is_filled_with_empty_chunks(
+    encoder: TextEncoder, prompt: str, negative: str, chunks: int
+) -> None:
+    context, away = contexts(encoder, [prompt], negative)
+    assert away is not None
+    assert context.shape == away.shape == (1, 77 * chunks, 16)
+    assert torch.allclose(context[0], encoded(encoder, prompt, chunks), rtol=0, atol=1e-6)
+    assert torch.allclose(away[0], encoded(encoder, negative, chunks), rtol=0, atol=1e-6)
+    nothing = encoded(encoder, "")
+    assert any(torch.allclose(one[0, -77:], nothing, rtol=0, atol=1e-6) for one in (context, away))
+
+
+def test_prompts_of_different_lengths_are_repeated_and_attention_sees_no_difference(encoder: TextEncoder) -> None:
+    context, away = contexts(encoder, [SHORT, LONG, LONGER], "")
+    assert away is not None
+    assert context.shape == away.shape == (3, 6 * 77, 16)
+    query = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
+    for row, (prompt, chunks) in enumerate([(SHORT, 1), (LONG, 2), (LONGER, 3)]):
+        alone = encoded(encoder, prompt, chunks)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        together = attend(query, context[row][None], context[row][None])
+        assert torch.allclose(together, attend(query, alone[None], alone[None]), rtol=0, atol=1e-5)
+
+
+def test_words_are_swapped_in_the_prompt_and_not_in_the_negative(encoder: TextEncoder) -> None:
+    swaps = vocabulary.with_swap(encoder.vocabulary, "--mix", "puppy", [("puppy", 0.5), ("cat", 0.5)]).swaps
+    swapped = text.with_swaps(encoder, swaps)
+    context, away = contexts(swapped, [SHORT], SHORT)
+    assert away is not None
+    assert torch.equal(away[0], encoded(encoder, SHORT))
+    assert torch.equal(context[0], encoded(swapped, SHORT))
+    assert not torch.allclose(context[0], away[0], rtol=0, atol=1e-3)
+
+
+def test_labels_have_one_row_each(classed: Path) -> None:
+    embedder = load_conditioner(classed, device=torch.device("cpu"), dtype=torch.float32)
+    context, away = contexts(embedder, [2, 0], 4)
+    assert away is not None
+    assert context.shape == away.shape == (2, 1, 16)
+    assert torch.equal(away[0], away[1]) and not torch.equal(context[0], context[1])
+    assert contexts(embedder, [2], None)[1] is None
