@@ -12,22 +12,23 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from sdcli import __version__, schedulers, store
 from sdcli.errors import SdcliWarning
 from sdcli.files import place, read_bytes, remove_dead_parts
-from sdcli.pipeline import sampling, text, vae
+from sdcli.pipeline import sampling, text, vae, vocabulary
 from sdcli.pipeline.adapters import MAX_BYTES, Embedding, read_embedding
 from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder, load_bundle
 from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import png_bytes
+from sdcli.pipeline.prompt import Chunks
+from sdcli.pipeline.vocabulary import Swap
 from sdcli.plan import Plan, text_width
 from sdcli.specs import GenerateSpec
 
-Condition = str | int  # what says what to draw: a prompt, or the label of a class
 AUTO_BATCH_PIXELS = 4 * 512 * 512  # images denoised together: four of SD 1.5's size
 AUTO_BATCH_MOST = 16
 
@@ -63,11 +64,14 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         remove_dead_parts(folder)
     device = pick_device(spec.device)
     embeddings = [read_embedding(e.path, width=text_width(plan.model.folder), token=e.token) for e in plan.embeddings]
+    swaps = _swaps(plan, embeddings)
     bundle = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
     if isinstance(bundle.conditioner, TextEncoder) and embeddings:
         bundle = replace(bundle, conditioner=text.with_embeddings(bundle.conditioner, embeddings))
-    condition, negative, tokens = _conditions(spec, plan, bundle.conditioner, embeddings)
-    shared = _shared_facts(spec, plan, tokens, embeddings)
+    if isinstance(bundle.conditioner, TextEncoder) and swaps:
+        bundle = replace(bundle, conditioner=text.with_swaps(bundle.conditioner, swaps))
+    condition, negative, chunks = _conditions(spec, plan, bundle.conditioner, embeddings)
+    shared = _shared_facts(spec, plan, chunks, embeddings)
     size = spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
     for first in range(0, len(todo), size):
         ids = todo[first : first + size]
@@ -93,6 +97,7 @@ def draw(
     """
     factor = vae.factor(bundle.vae)
     shape = (int(bundle.unet.config["in_channels"]), plan.height // factor, plan.width // factor)
+    context, away = contexts(bundle.conditioner, conditions, negative if plan.guidance > 1 else None)
     # A fresh one a micro-batch: PNDM, LMS, Heun and DPM-Solver carry history.
     scheduler = schedulers.create(plan.scheduler, plan.scheduler_config, plan.steps, device=str(bundle.device))
     sources = sampling.generators(seeds)
@@ -100,25 +105,14 @@ def draw(
         bundle.unet,
         scheduler,
         sampling.initial_noise(shape, sources),
-        contexts(bundle.conditioner, conditions),
-        negative=contexts(bundle.conditioner, [negative] * len(conditions)) if plan.guidance > 1 else None,
+        context,
+        negative=away,
         guidance=plan.guidance,
         sources=sources,
         interval=plan.guidance_interval,
         rescale=plan.guidance_rescale,
         step_arguments=plan.scheduler.step_arguments,
     )
-
-
-@torch.no_grad()
-def contexts(conditioner: Conditioner, conditions: Sequence[Condition]) -> Tensor:
-    """The context of each prompt (B, 77, D), every distinct one encoded once, or of each label (B, 1, D)."""
-    if isinstance(conditioner, ClassEmbedder):
-        context: Tensor = conditioner(torch.tensor(conditions, device=conditioner.embedding.weight.device))
-        return context
-    distinct = list(dict.fromkeys(conditions))
-    rows = text.encode(conditioner, [text.tokenize(conditioner, str(prompt)) for prompt in distinct])
-    return rows[[distinct.index(prompt) for prompt in conditions]]
 
 
 def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: GenerateSpec) -> ImageRecord:
@@ -137,38 +131,43 @@ def auto_batch_size(width: int, height: int) -> int:
 
 def _conditions(
     spec: GenerateSpec, plan: Plan, conditioner: Conditioner, embeddings: Sequence[Embedding]
-) -> tuple[Condition, Condition, text.Tokens]:
-    """What to draw, what guidance leads away from, and the tokens of the prompt."""
+) -> tuple[Condition, Condition, Chunks | None]:
+    """What to draw, what guidance leads away from, and the pieces of the prompt if there is one."""
     if isinstance(conditioner, ClassEmbedder):
         label = plan.label.index if plan.label is not None else conditioner.null
-        return label, conditioner.null, text.Tokens((), kept=0, cut=0)
-    tokens = _tokens(conditioner, spec.prompt, "prompt")
+        return label, conditioner.null, None
+    chunks = text.read(conditioner, spec.prompt)
+    vocabulary.warn_of_cut(chunks, "prompt")
+    vocabulary.warn_of_unused(conditioner.swaps, chunks)
     if plan.guidance > 1:
-        _tokens(conditioner, spec.negative, "negative prompt")
+        vocabulary.warn_of_cut(text.read(text.without_swaps(conditioner), spec.negative), "negative prompt")
     _warn_of_unnamed(conditioner, spec, plan, embeddings)
-    return spec.prompt, spec.negative, tokens
+    return spec.prompt, spec.negative, chunks
 
 
-def _tokens(encoder: TextEncoder, prompt: str, what: str) -> text.Tokens:
-    """The tokens of a prompt, with a warning when not all of them fit."""
-    tokens = text.tokenize(encoder, prompt)
-    if tokens.cut:
-        note = f"the {what} is too long: the last {tokens.cut} of {tokens.kept + tokens.cut} tokens are not used"
-        warnings.warn(note, SdcliWarning, stacklevel=3)
-    return tokens
+def _swaps(plan: Plan, embeddings: Sequence[Embedding]) -> tuple[Swap, ...]:
+    """What is fed in place of which words, found out before any weights are read. Raises UsageError."""
+    if not plan.swaps:
+        return ()
+    words = vocabulary.load_vocabulary(plan.model.folder)
+    if embeddings:
+        words = vocabulary.with_tokens(words, [(one.token, len(one.vectors)) for one in embeddings])
+    for swap in plan.swaps:
+        words = vocabulary.with_swap(words, swap.option, swap.word, swap.terms)
+    return words.swaps
 
 
 def _warn_of_unnamed(encoder: TextEncoder, spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]) -> None:
     """Warn of each learned token that no prompt names: it was given, and changes nothing."""
-    prompts = [spec.prompt, spec.negative] if plan.guidance > 1 else [spec.prompt]
+    read = [(encoder, spec.prompt), (text.without_swaps(encoder), spec.negative)][: 2 if plan.guidance > 1 else 1]
     for file, embedding in zip(plan.embeddings, embeddings, strict=True):
-        if not any(text.names(encoder, prompt, embedding.token) for prompt in prompts):
+        if not any(text.names(reader, prompt, embedding.token) for reader, prompt in read):
             note = f"--embedding {file.path}: no prompt names its token {embedding.token}, so it changes nothing"
             warnings.warn(note, SdcliWarning, stacklevel=3)
 
 
 def _shared_facts(
-    spec: GenerateSpec, plan: Plan, tokens: text.Tokens, embeddings: Sequence[Embedding]
+    spec: GenerateSpec, plan: Plan, chunks: Chunks | None, embeddings: Sequence[Embedding]
 ) -> dict[str, Any]:
     facts = {
         "prompt": spec.prompt,
@@ -186,9 +185,10 @@ def _shared_facts(
         "guidance": plan.guidance,
         **plan.guidance_facts(),
         "seconds": 0.0,
-        "tokens": {"kept": tokens.kept, "cut": tokens.cut},
+        "tokens": (chunks if chunks is not None else Chunks(())).counts(),
         "sdcli": __version__,
     }
+    facts |= {key: list(given) for key, given in (("replace", spec.replace), ("mix", spec.mix)) if given}
     if embeddings:
         facts["embeddings"] = [
             {

@@ -13,8 +13,9 @@ from sdcli import layout, schedulers, store
 from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, OutputError, UsageError
 from sdcli.files import check_writable, exists, is_folder, open_regular
+from sdcli.pipeline import prompt
 from sdcli.scheduler_config import has_learned_variance
-from sdcli.specs import MAX_SEED, GenerateSpec, parse_interval, parse_size
+from sdcli.specs import MAX_SEED, GenerateSpec, WordSwap, parse_interval, parse_size, word_swaps
 
 DEFAULT_STEPS = 25
 DEFAULT_SCHEDULER = "dpm"
@@ -65,6 +66,7 @@ class Plan:
     seeds: tuple[int, ...]
     targets: tuple[Path, ...]  # where each image goes; `-` is stdout
     embeddings: tuple[EmbeddingFile, ...] = ()
+    swaps: tuple[WordSwap, ...] = ()
 
     def guidance_facts(self) -> dict[str, Any]:
         """What a record says of guidance besides its scale, by the options' names; nothing where it is as usual."""
@@ -95,25 +97,30 @@ class Plan:
         }
         if self.embeddings:
             rows["embeddings"] = [{"file": str(one.path), "token": one.token} for one in self.embeddings]
+        if self.swaps:
+            rows["swaps"] = [swap.option for swap in self.swaps]
         return rows
 
 
 def plan(spec: GenerateSpec) -> Plan:
     """Resolve every default and refuse whatever can be refused without a tensor.
 
-    Raises UsageError for an option that is out of range or does not fit the model, InputError for a model that is
-    missing or malformed, OutputError when the pictures could not be written.
+    Raises UsageError for an option that is out of range or does not fit the model, and for a weight in a prompt that
+    is, InputError for a model that is missing or malformed, OutputError when the pictures could not be written.
     """
-    for text in (spec.prompt, spec.negative):
-        _check_text(text)
+    for text in (spec.prompt, spec.negative, *spec.replace, *spec.mix):
+        check_text(text)
     if spec.scheduler is not None:
         _chosen(spec.scheduler, spec)  # a wrong name is told before a wrong model
     embeddings = tuple(embedding_file(text) for text in spec.embedding)
     model = store.resolve(spec.model, offline=spec.offline)
     classes = layout.classes(model.folder)
     label = asked_label(spec, classes)
-    if embeddings and classes is not None:
-        raise UsageError("--embedding: this model reads no prompts", "leave it out, or name another model")
+    swaps = word_swaps(spec.replace, spec.mix)
+    if classes is not None:
+        check_no_words(embeddings, swaps)
+    for text in (spec.prompt, spec.negative):
+        prompt.parse(text)
     own = _own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
     config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")
@@ -136,6 +143,7 @@ def plan(spec: GenerateSpec) -> Plan:
         seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count)),
         targets=targets(spec, seed, spec.prompt if label is None else label.name),
         embeddings=embeddings,
+        swaps=swaps,
     )
 
 
@@ -155,6 +163,13 @@ def embedding_file(text: str) -> EmbeddingFile:
         raise UsageError(f"--embedding {text}: the token after the colon is empty", "write it as FILE or FILE:TOKEN")
     open_regular(Path(before)).close()
     return EmbeddingFile(Path(before), after)
+
+
+def check_no_words(embeddings: tuple[EmbeddingFile, ...], swaps: tuple[WordSwap, ...]) -> None:
+    """Raise UsageError for options that are about words, given to a model that has no text encoder."""
+    for option, given in (("--embedding", embeddings), ("--replace and --mix", swaps)):
+        if given:
+            raise UsageError(f"{option}: this model reads no prompts", "leave it out, or name another model")
 
 
 def targets(spec: GenerateSpec, seed: int, subject: str) -> tuple[Path, ...]:
@@ -232,7 +247,8 @@ def check_multiple(size: tuple[int, int], factor: int) -> None:
             raise UsageError(what, f"use {below} or {below + factor}")
 
 
-def _check_text(text: str) -> None:
+def check_text(text: str) -> None:
+    """Raise UsageError for a prompt that is no valid text."""
     try:
         text.encode()
     except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8 arrive as lone surrogates

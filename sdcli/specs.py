@@ -18,6 +18,8 @@ MAX_STEPS = 1000
 MAX_SIDE = 16384  # px
 IF_EXISTS = ("number", "skip", "overwrite", "error")
 LORA_LR = 1e-4
+MAX_MIX = 10.0  # of a weight in --mix, up or down
+TENSOR_SUFFIXES = (".safetensors", ".png")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -46,6 +48,8 @@ class GenerateSpec:
     height: int | None = None
     batch_size: int | None = None
     embedding: tuple[str, ...] = ()  # FILE or FILE:TOKEN
+    replace: tuple[str, ...] = ()  # WORD=OTHER
+    mix: tuple[str, ...] = ()  # WORD=WEIGHT,OTHER=WEIGHT,...
     output: Path = Path()
     if_exists: str = "number"
     no_metadata: bool = False
@@ -74,12 +78,36 @@ class GenerateSpec:
                 _between(name, getattr(self, name), 8, MAX_SIDE)
         if self.size is not None:
             parse_size(self.size)
+        word_swaps(self.replace, self.mix)
         if self.class_name is not None and self.prompt.strip():
             raise UsageError("the prompt and --class exclude each other", "give one of them")
         if str(self.output) == "-" and self.count > 1:
             raise UsageError(f"--count {self.count} with --output -: stdout takes one picture", "name a folder")
         _one_of("if_exists", self.if_exists, IF_EXISTS)
         _one_of("dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensSpec:
+    """`sdcli tokens`."""
+
+    prompt: str = ""
+    model: str | None = None
+    embedding: tuple[str, ...] = ()  # FILE or FILE:TOKEN
+    replace: tuple[str, ...] = ()  # as in GenerateSpec, like mix
+    mix: tuple[str, ...] = ()
+    embeddings: tuple[Path, ...] = ()  # where the tensors go, as .safetensors or .png
+    mask: tuple[Path, ...] = ()
+    if_exists: str = "number"
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        word_swaps(self.replace, self.mix)
+        for option, paths in (("--embeddings", self.embeddings), ("--mask", self.mask)):
+            for path in paths:
+                if path.suffix.lower() not in TENSOR_SUFFIXES:
+                    raise UsageError(f"{option} {path}: of no known kind", "name a .safetensors or a .png file")
+        _one_of("if_exists", self.if_exists, IF_EXISTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +153,42 @@ def parse_interval(text: str) -> tuple[float, float]:
     if not 0 <= first < last <= 1:
         raise UsageError(f"--guidance-interval {text}: out of range", "expected is A:B with 0 <= A < B <= 1")
     return first, last
+
+
+@dataclass(frozen=True)
+class WordSwap:
+    """Wherever a word stands in the prompt, the weighted sum of some words' vectors is fed to the text encoder."""
+
+    option: str  # as the user wrote it
+    word: str
+    terms: tuple[tuple[str, float], ...]
+
+
+def word_swaps(replace: tuple[str, ...], mix: tuple[str, ...]) -> tuple[WordSwap, ...]:
+    """What `--replace A=B` and `--mix A=0.5,B=0.5` mean. Raises UsageError for what is not written so."""
+    return (*(_replacement(text) for text in replace), *(_mixture(text) for text in mix))
+
+
+def _replacement(text: str) -> WordSwap:
+    word, _, other = (part.strip() for part in text.partition("="))
+    if not word or not other:
+        raise UsageError(f"--replace {text}: says not what for what", "write it as in --replace puppy=cat")
+    return WordSwap(f"--replace {text}", word, ((other, 1.0),))
+
+
+def _mixture(text: str) -> WordSwap:
+    terms = []
+    for part in text.split(","):
+        word, _, number = part.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not word.strip() or not -MAX_MIX <= weight <= MAX_MIX:
+            hint = f"write it as in --mix puppy=0.5,cat=0.5, weights in {-MAX_MIX:g}..{MAX_MIX:g}"
+            raise UsageError(f"--mix {text}: {part.strip() or 'an empty part'} is no word with its weight", hint)
+        terms.append((word.strip(), weight))
+    return WordSwap(f"--mix {text}", terms[0][0], tuple(terms))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sdcli import generate
-from sdcli.errors import InputError, NumericalError, SdcliWarning
+from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.generate import ImageRecord
 from sdcli.pipeline import vae
 from sdcli.pipeline.adapters import Embedding, write_embedding
@@ -330,7 +330,7 @@ def test_the_record_tells_how_the_picture_was_made(sd1: Path, tmp_path: Path) ->
         "steps": 3,
         "evaluations": 5,
         "guidance": 7.5,
-        "tokens": {"kept": 5, "cut": 0},
+        "tokens": {"kept": 5, "cut": 0, "chunks": 1},
     }
 
 
@@ -364,15 +364,15 @@ def test_nothing_is_loaded_when_all_is_there(sd1: Path, tmp_path: Path) -> None:
 
 
 def test_a_prompt_that_does_not_fit_is_cut_with_a_warning(sd1: Path, tmp_path: Path) -> None:
-    spec = asked(sd1, tmp_path, prompt="dog " * 80)
-    with pytest.warns(SdcliWarning, match="the prompt is too long: the last 5 of 80 tokens"):
+    spec = asked(sd1, tmp_path, prompt="dog " * 1205)
+    with pytest.warns(SdcliWarning, match="the prompt is too long: the last 5 of 1205 tokens"):
         (record,) = drawn_by(spec)
-    assert record.facts["tokens"] == {"kept": 75, "cut": 5}
+    assert record.facts["tokens"] == {"kept": 1200, "cut": 5, "chunks": 16}
 
 
 def test_a_negative_prompt_that_does_not_fit_is_cut_with_a_warning(sd1: Path, tmp_path: Path) -> None:
-    spec = asked(sd1, tmp_path, negative="dog " * 77)
-    with pytest.warns(SdcliWarning, match="negative prompt is too long: the last 2 of 77 tokens"):
+    spec = asked(sd1, tmp_path, negative="dog " * 1202)
+    with pytest.warns(SdcliWarning, match="negative prompt is too long: the last 2 of 1202 tokens"):
         drawn_by(spec)
 
 
@@ -471,7 +471,7 @@ def test_the_record_of_a_class_names_it(classed: Path, tmp_path: Path) -> None:
     (record,) = drawn_by(of_class(classed, tmp_path, "3"))
     assert record.facts["class"] == {"index": 3, "name": "sea urchin, echinoid"}
     assert (record.facts["prompt"], record.facts["negative"]) == ("", "")
-    assert record.facts["tokens"] == {"kept": 0, "cut": 0}
+    assert record.facts["tokens"] == {"kept": 0, "cut": 0, "chunks": 0}
 
 
 # A UNet that predicts variances, too.
@@ -557,7 +557,7 @@ def test_the_record_names_the_embeddings_and_counts_their_vectors(sd1: Path, tmp
         {"file": "my-cat.safetensors", "token": "<my-cat>", "sha256": digest},
         {"file": "my-cat.safetensors", "token": "<dog>", "sha256": digest},
     ]
-    assert record.facts["tokens"] == {"kept": 7, "cut": 0}
+    assert record.facts["tokens"] == {"kept": 7, "cut": 0, "chunks": 1}
     assert record.path is not None
     parameters = Image.open(record.path).text["parameters"]
     assert f'TI hashes: "<my-cat>: {digest[:12]}, <dog>: {digest[:12]}", Version' in parameters
@@ -584,6 +584,80 @@ def test_an_inpainting_model_is_refused(sd1: Path, tmp_path: Path) -> None:
     models.edit_weights(folder / "unet", lambda w: w | {"conv_in.weight": torch.randn(4, 9, 3, 3)})
     with pytest.raises(InputError, match=r"unet: in_channels is 9.*inpainting"):
         drawn_by(asked(folder, tmp_path / "out"))
+
+
+# Prompts with syntax.
+
+
+def test_a_long_prompt_goes_on_in_a_second_chunk(sd1: Path, tmp_path: Path) -> None:
+    (cut,) = drawn_by(asked(sd1, tmp_path / "cut", prompt="dog " * 75))
+    (whole,) = drawn_by(asked(sd1, tmp_path / "whole", prompt="dog " * 75 + "on a red ground"))
+    assert whole.facts["tokens"] == {"kept": 79, "cut": 0, "chunks": 2}
+    assert largest(read(whole.path) - read(cut.path)) > 10
+
+
+def test_a_weight_is_heard_and_1_changes_nothing(sd1: Path, tmp_path: Path) -> None:
+    plain, one, strong = (
+        read(drawn_by(asked(sd1, tmp_path / name, prompt=prompt))[0].path)
+        for name, prompt in (("plain", "a red dog"), ("one", "a (red:1.0) dog"), ("strong", "a (red:3) dog"))
+    )
+    assert largest(plain - one) == 0
+    assert largest(plain - strong) > 0
+
+
+# Swapped words.
+
+
+def test_a_replaced_word_draws_the_picture_of_the_other_and_is_recorded(sd1: Path, tmp_path: Path) -> None:
+    (other,) = drawn_by(asked(sd1, tmp_path / "a", prompt="a picture of a cat"))
+    (record,) = drawn_by(asked(sd1, tmp_path / "b", replace=("puppy=cat",)))
+    (mixed,) = drawn_by(asked(sd1, tmp_path / "c", mix=("puppy=0.5,cat=0.5",)))
+    assert largest(read(record.path) - read(other.path)) == 0
+    assert largest(read(mixed.path) - read(other.path)) > 0
+    assert (record.facts["replace"], record.facts["prompt"]) == (["puppy=cat"], PROMPT)
+    assert (mixed.facts["mix"], "replace" in mixed.facts) == (["puppy=0.5,cat=0.5"], False)
+    inside = json.loads(texts_of(mixed.path)["sdcli"])
+    assert inside["mix"] == ["puppy=0.5,cat=0.5"]
+    assert 'Mix: "puppy=0.5,cat=0.5", Version' in texts_of(mixed.path)["parameters"]
+
+
+def test_a_word_swapped_by_itself_draws_the_same_picture(sd1: Path, tmp_path: Path) -> None:
+    (plain,) = drawn_by(asked(sd1, tmp_path / "a"))
+    (same,) = drawn_by(asked(sd1, tmp_path / "b", replace=("puppy=puppy",)))
+    (sum_,) = drawn_by(asked(sd1, tmp_path / "c", mix=("puppy=0.5,puppy=0.5",)))
+    assert largest(read(plain.path) - read(same.path)) == largest(read(plain.path) - read(sum_.path)) == 0
+
+
+def test_no_word_is_swapped_in_the_negative_prompt(sd1: Path, tmp_path: Path) -> None:
+    (plain,) = drawn_by(asked(sd1, tmp_path / "a", negative="a cat"))
+    with pytest.warns(SdcliWarning, match="--replace cat=dog: the prompt does not have the word"):
+        (same,) = drawn_by(asked(sd1, tmp_path / "b", negative="a cat", replace=("cat=dog",)))
+    assert largest(read(plain.path) - read(same.path)) == 0
+
+
+def test_a_learned_token_may_stand_for_a_word(sd1: Path, tmp_path: Path, cat: Path) -> None:
+    embedding = (str(cat),)
+    (named,) = drawn_by(asked(sd1, tmp_path / "a", prompt="a <my-cat>", embedding=embedding))
+    prompt, replaced = "a red dog", ("red dog=<my-cat>",)
+    (record,) = drawn_by(asked(sd1, tmp_path / "b", prompt=prompt, embedding=embedding, replace=replaced))
+    assert largest(read(named.path) - read(record.path)) == 0
+    mixed = ("red dog=0.5,<my-cat>=0.5",)
+    (record,) = drawn_by(asked(sd1, tmp_path / "b", prompt=prompt, embedding=embedding, mix=mixed))
+    assert largest(read(named.path) - read(record.path)) > 0
+
+
+def test_words_that_cannot_be_swapped_are_refused_before_the_weights_are_read(sd1: Path, tmp_path: Path) -> None:
+    folder = models.copy(sd1, tmp_path / "model")
+    models.weight_file(folder / "unet").write_bytes(b"no weights")
+    with pytest.raises(UsageError, match="--replace puppy=hot dog: puppy is 1 token, hot dog is 2 tokens"):
+        drawn_by(asked(folder, tmp_path / "out", replace=("puppy=hot dog",)))
+
+
+def texts_of(path: Path | None) -> dict[str, str]:
+    assert path is not None
+    with Image.open(path) as image:
+        image.load()
+        return dict(image.text)
 
 
 def asked(folder: Path, output: Path, **changes: Any) -> GenerateSpec:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +9,13 @@ import typer
 
 from sdcli import output
 from sdcli.cli import options
-from sdcli.errors import UsageError
+from sdcli.cli.stdin import prompt_from_stdin
 from sdcli.specs import GenerateSpec
 
-MAX_PROMPT_BYTES = 1 << 20
-
-
 # Options of this command alone; those of several are in options.py.
-Prompt = Annotated[str, typer.Argument(help="What to draw; - reads it from stdin.", show_default=False)]
+Prompt = Annotated[
+    str, typer.Argument(help="What to draw; (x:1.2) weighs, BREAK parts, - reads it from stdin.", show_default=False)
+]
 Negative = Annotated[str, typer.Option("--negative", "-N", help="What to keep away from.")]
 ClassName = Annotated[
     str | None,
@@ -33,14 +31,6 @@ Seed = Annotated[
 Count = Annotated[int, typer.Option("--count", "-n", help="Images to draw, 1 or more.")]
 Width = Annotated[int | None, typer.Option("--width", metavar="PX", help="Width alone, in pixels.")]
 Height = Annotated[int | None, typer.Option("--height", metavar="PX", help="Height alone, in pixels.")]
-Embedding = Annotated[
-    list[str],  # what Typer takes for repeatable
-    typer.Option(
-        "--embedding",
-        metavar="FILE[:TOKEN]",
-        help="Textual inversion: prompts may name its token, or TOKEN in its place. Repeatable.",
-    ),
-]
 Out = Annotated[
     Path, typer.Option("--output", "-o", metavar="PATH", help="A .png file, a folder, or - for PNG bytes on stdout.")
 ]
@@ -69,7 +59,9 @@ def generate(
     width: Width = GenerateSpec.width,
     height: Height = GenerateSpec.height,
     batch_size: options.DrawingBatchSize = GenerateSpec.batch_size,
-    embedding: Embedding = GenerateSpec.embedding,  # type: ignore[assignment]
+    embedding: options.Embedding = GenerateSpec.embedding,  # type: ignore[assignment]
+    replace: options.Replace = GenerateSpec.replace,  # type: ignore[assignment]
+    mix: options.Mix = GenerateSpec.mix,  # type: ignore[assignment]
     out: Out = GenerateSpec.output,
     if_exists: options.IfExists = GenerateSpec.if_exists,
     no_metadata: NoMetadata = GenerateSpec.no_metadata,
@@ -83,15 +75,17 @@ def generate(
 ) -> None:
     """Draw pictures of a prompt, or of a class; prints the path of each."""
     given = locals()
-    given["prompt"] = _prompt_from_stdin() if prompt == "-" else prompt
+    given["prompt"] = prompt_from_stdin() if prompt == "-" else prompt
     given["output"] = given.pop("out")
-    given["embedding"] = tuple(embedding)
+    given |= {"embedding": tuple(embedding), "replace": tuple(replace), "mix": tuple(mix)}
     spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.NO_SETTINGS, "dry_run")})
     from sdcli.plan import plan  # deferred: 0.02 s that --help does not need
 
     decided = plan(spec)
     if dry_run:
-        output.document(decided.describe())
+        from sdcli.tokens import counted  # deferred: the tokenizer, without torch
+
+        output.document(decided.describe() | counted(spec, decided))
         return
     from sdcli import generate as story  # deferred: imports torch
 
@@ -103,14 +97,3 @@ def generate(
                 output.results_in_bytes(event.png)
             else:
                 output.result(str(event.path), event.facts)
-
-
-def _prompt_from_stdin() -> str:
-    """What stands on stdin, without the white space around it. Raises UsageError when that cannot be a prompt."""
-    data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1) if sys.stdin is not None else b""
-    if len(data) > MAX_PROMPT_BYTES:
-        raise UsageError(f"the prompt on stdin has over {MAX_PROMPT_BYTES:,} bytes", "give a shorter one")
-    try:
-        return data.decode().strip()
-    except UnicodeDecodeError as error:
-        raise UsageError("the prompt on stdin is no valid text", "write it in UTF-8") from error

@@ -110,6 +110,30 @@ Size = Annotated[
 DrawingBatchSize = Annotated[
     int | None, typer.Option("--batch-size", "-b", help="Images denoised together, 1 or more. Default: by size.")
 ]
+Embedding = Annotated[
+    list[str],  # what Typer takes for repeatable
+    typer.Option(
+        "--embedding",
+        metavar="FILE[:TOKEN]",
+        help="Textual inversion: prompts may name its token, or TOKEN in its place. Repeatable.",
+    ),
+]
+Replace = Annotated[
+    list[str],
+    typer.Option(
+        "--replace",
+        metavar="A=B",
+        help="Feed B's vectors wherever A stands in the prompt, not the negative. Repeatable.",
+    ),
+]
+Mix = Annotated[
+    list[str],
+    typer.Option(
+        "--mix",
+        metavar="A=W,B=V",
+        help="Feed W times A's vectors plus V times B's wherever A stands; weights -10 to 10. Repeatable.",
+    ),
+]
 IfExists = Annotated[
     str, typer.Option("--if-exists", help="For a file that is there: number (puppy-2.png), skip, overwrite or error.")
 ]

@@ -67,6 +67,9 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
     }
     if record.get("embeddings"):
         pairs["TI hashes"] = ", ".join(f"{one['token']}: {one['sha256'][:12]}" for one in record["embeddings"])
+    for key in ("replace", "mix"):
+        if record.get(key):
+            pairs[key.capitalize()] = "; ".join(record[key])
     pairs["Version"] = f"sdcli {record['sdcli']}"
     lines = [record["prompt"]] if record["prompt"] else []
     if record["negative"]:

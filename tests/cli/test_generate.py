@@ -128,7 +128,7 @@ def test_json_is_one_line_an_image_with_the_fields_of_the_contract(shell: Shell,
             "steps": 2,
             "evaluations": 3,
             "guidance": 3.0,
-            "tokens": {"kept": 5, "cut": 0},
+            "tokens": {"kept": 5, "cut": 0, "chunks": 1},
             "sdcli": __version__,
         }
 
@@ -197,7 +197,7 @@ def test_an_embedding_is_named_in_the_record_and_nothing_of_this_machine(shell: 
         (file.name, "my-style"),
         (file.name, "<my-cat>"),
     ]
-    assert row["tokens"] == {"kept": 6, "cut": 0}
+    assert row["tokens"] == {"kept": 6, "cut": 0, "chunks": 1}
     data = Path(row["path"]).read_bytes()
     assert b"TI hashes" in data and str(tmp_path).encode() not in data.replace(row["model"].encode(), b"")
 
@@ -255,9 +255,9 @@ def test_whatever_the_prompt_the_file_lies_in_its_folder_under_a_plain_name(
 
 
 def test_a_prompt_too_long_is_cut_with_a_warning_on_stderr(shell: Shell) -> None:
-    outcome = shell("generate", "dog " * 80, "-s", 1)
+    outcome = shell("generate", "dog " * 1205, "-s", 1)
     assert outcome.code == 0
-    assert outcome.stderr == "sdcli: warning: the prompt is too long: the last 5 of 80 tokens are not used\n"
+    assert outcome.stderr == "sdcli: warning: the prompt is too long: the last 5 of 1205 tokens are not used\n"
 
 
 @pytest.mark.parametrize(
@@ -307,6 +307,7 @@ def test_a_dry_run_tells_the_decisions_and_writes_nothing(shell: Shell, sd1: Pat
         "size": "32x32",
         "seeds": [7, 8],
         "outputs": ["a-picture-of-a-puppy-7.png", "a-picture-of-a-puppy-8.png"],
+        "tokens": {"kept": 5, "cut": 0, "chunks": 1},
     }
     assert tree(Path()) == {}
 
@@ -321,9 +322,15 @@ def test_a_path_of_any_bytes_and_a_prompt_of_any_letters_are_told_whatever_the_l
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code"), [(["--class", "dog", "--dry-run"], 0), (["--class", "dgo"], ExitCode.USAGE)]
+    ("arguments", "code"),
+    [
+        (["--class", "dog", "--dry-run"], 0),
+        (["--class", "dgo"], ExitCode.USAGE),
+        (["a (red:1.2) dog", "-m", "builtin", "--dry-run"], 0),
+        (["a (red:11) dog", "-m", "builtin"], ExitCode.USAGE),
+    ],
 )
-def test_a_class_is_decided_in_a_fresh_interpreter_without_torch(
+def test_what_is_drawn_is_decided_in_a_fresh_interpreter_without_torch(
     classed: Path, arguments: list[str], code: int
 ) -> None:
     program = "import sys; from sdcli.cli.app import run; code = run(sys.argv[1:]);"
@@ -333,7 +340,45 @@ def test_a_class_is_decided_in_a_fresh_interpreter_without_torch(
     assert ended.returncode == code, ended.stderr
 
 
+def test_a_dry_run_tells_of_swapped_words_and_of_what_is_cut(shell: Shell) -> None:
+    arguments = ("--dry-run", "--replace", "cat=dog", "--mix", "puppy=0.5,cat=0.5", "--seed", 7)
+    outcome = shell("generate", PROMPT + " dog" * 1200, *arguments)
+    assert outcome.code == 0
+    assert 'swaps: ["--replace cat=dog", "--mix puppy=0.5,cat=0.5"]' in outcome.lines
+    assert {"tokens.kept: 1200", "tokens.cut: 5", "tokens.chunks: 16"} <= set(outcome.lines)
+    assert "warning: the prompt is too long: the last 5 of 1205 tokens are not used" in outcome.stderr
+    assert "--replace cat=dog: the prompt does not have the word, so it changes nothing" in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a (dog:11)"], "the weight 11 in the prompt: out of range; it must lie in 0..10"),
+        ([PROMPT, "-N", "(dog:-1)"], "the weight -1 in the prompt: out of range"),
+        ([PROMPT, "--replace", "puppy"], "--replace puppy: says not what for what; write it as in --replace puppy=cat"),
+        ([PROMPT, "--replace", "puppy= "], "--replace puppy= : says not what for what"),
+        ([PROMPT, "--mix", "puppy"], "--mix puppy: puppy is no word with its weight; write it as in --mix puppy=0.5"),
+        ([PROMPT, "--mix", "puppy=1,"], "--mix puppy=1,: an empty part is no word with its weight"),
+        ([PROMPT, "--mix", "puppy=nan"], "--mix puppy=nan: puppy=nan is no word with its weight"),
+        ([PROMPT, "--mix", "puppy=11"], "weights in -10..10"),
+        ([PROMPT, "--mix", "puppy=1,hot dog=1"], "--mix puppy=1,hot dog=1: puppy is 1 token, hot dog is 2 tokens"),
+        ([PROMPT, "--replace", "puppy=cat", "--mix", "puppy=1"], "--mix puppy=1: puppy is swapped already"),
+    ],
+)
+def test_a_weight_or_a_swap_that_makes_no_sense_is_a_usage_error(shell: Shell, arguments: list[str], said: str) -> None:
+    outcome = shell("generate", *arguments, "--dry-run")
+    assert (outcome.code, outcome.stdout) == (ExitCode.USAGE, "")
+    assert said in outcome.stderr
+
+
+def test_words_are_no_options_of_a_class_model(shell: Shell, classed: Path) -> None:
+    outcome = shell("generate", "--class", "dog", "-m", classed, "--replace", "puppy=cat")
+    assert (outcome.code, outcome.stdout) == (ExitCode.USAGE, "")
+    assert "--replace and --mix: this model reads no prompts" in outcome.stderr
+
+
 def test_a_dry_run_in_a_fresh_interpreter_imports_no_torch(sd1: Path) -> None:
+    """With a file of vectors, which is not read, not even the tokenizer."""
     code = "import sys; from sdcli.cli.app import run; code = run(sys.argv[1:]);"
     code += "heavy = {'torch', 'numpy', 'PIL', 'diffusers', 'transformers', 'accelerate'} & sys.modules.keys();"
     code += "sys.exit(f'imported {heavy}' if heavy else code)"
