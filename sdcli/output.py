@@ -68,6 +68,11 @@ def document(record: Mapping[str, Any]) -> None:
             _print(escape(f"{name}: {one if isinstance(one, (str, int, float)) else _json(one)}"))
 
 
+def description(text: str, record: Mapping[str, Any]) -> None:
+    """One thing described: `text` for a person, with --json the record as one JSON document."""
+    _print(_json(record, indent=2) if _mode.is_json else text)
+
+
 def heading(text: str) -> None:
     """The head of a table for a person; JSON has none."""
     if not _mode.is_json:

@@ -37,6 +37,7 @@ COMMANDS = {
     "generate": Command("generate", "generate", "Draw pictures of a prompt."),
     "encode": Command("codec", "encode", "Turn pictures into latent files."),
     "decode": Command("codec", "decode", "Turn latent files into pictures."),
+    "tokens": Command("tokens", "tokens", "Show what the text encoder makes of a prompt."),
     "schedulers": Command("inside", "schedulers", "List the schedulers with the UNet evaluations they make."),
     "models": Command("models", "app", "What models there are, and what they are."),
     "doctor": Command("inside", "doctor", "Say what this installation can do."),
