@@ -16,7 +16,7 @@ import sdcli
 ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
-FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages"}
+FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots"}
 BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "curves": GROUND,
     "charts": GROUND | {"curves"},
     "pages": GROUND | {"specs", "curves", "charts"},
+    "plots": GROUND,
     "__main__": {"cli"},
     "cli": BEFORE_THE_STORY | {"cli"},
     "pipeline": GROUND | {"pipeline"},
@@ -59,8 +60,12 @@ LIGHT = (
     "schedulers",
     "conditioning",
     "plan",
+    "plots",
 )
-HEAVY = ("torch", "numpy", "scipy", "PIL", "diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub")
+HEAVY = (
+    *("torch", "numpy", "scipy", "PIL", "matplotlib"),
+    *("diffusers", "transformers", "accelerate", "safetensors", "huggingface_hub"),
+)
 
 
 class Import(NamedTuple):
