@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,11 +24,16 @@ def alpha_bars(config: Mapping[str, object]) -> Tensor:
     Returns (num_train_timesteps,) float64, falling from about 1 towards 0, and to 0 with `rescale_betas_zero_snr`.
     Raises InputError when the config names an unknown `beta_schedule`.
     """
-    alpha_bar = torch.cumprod(1.0 - _betas(config), dim=0)
+    alpha_bar = torch.cumprod(1.0 - _configured_betas(config), dim=0)
     if config.get("rescale_betas_zero_snr"):  # Lin et al. 2023, arXiv:2305.08891, algorithm 1
         root = alpha_bar.sqrt()
         alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
     return alpha_bar
+
+
+def betas(alpha_bar: Tensor) -> Tensor:
+    """The variances of the steps q(x_t | x_{t-1}), DDPM eq. 2, (T,): what is left of a config's after any rescaling."""
+    return 1.0 - alpha_bar / _previous(alpha_bar)
 
 
 def q_sample(x_0: Tensor, t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -86,17 +92,38 @@ def min_snr_weight(t: Tensor, alpha_bar: Tensor, *, gamma: float, prediction_typ
     return capped / (ratio + 1.0) if prediction_type == "v_prediction" else capped
 
 
+class Posterior(NamedTuple):
+    """The coefficients of q(x_{t-1} | x_t, x_0) for every t, each (T,) in float64."""
+
+    of_x_0: Tensor  # mean = of_x_0 * x_0 + of_x_t * x_t
+    of_x_t: Tensor
+    variance: Tensor  # beta~_t, 0 at t = 0
+    log_variance: Tensor  # at t = 0, where it is minus infinity, that of t = 1, as in arXiv:2102.09672
+
+
+def posterior(alpha_bar: Tensor) -> Posterior:
+    """What the reverse step is made of when x_0 is known: DDPM eq. 7.
+
+    alpha_bar: (T,) from `alpha_bars`. At t = 0, with x_{-1} = x_0, the mean is x_0 itself.
+    """
+    before, beta = _previous(alpha_bar), betas(alpha_bar)
+    variance = (1.0 - before) / (1.0 - alpha_bar) * beta
+    return Posterior(
+        of_x_0=before.sqrt() * beta / (1.0 - alpha_bar),
+        of_x_t=(1.0 - beta).sqrt() * (1.0 - before) / (1.0 - alpha_bar),
+        variance=variance,
+        log_variance=torch.cat([variance[1:2], variance[1:]]).log(),
+    )
+
+
 def q_posterior(x_0: Tensor, x_t: Tensor, t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and log-variance of q(x_{t-1} | x_t, x_0): DDPM eq. 6 and 7.
 
     Shapes as in `q_sample`; the log-variance is (B, 1, 1, 1), at t = 0, where the variance is 0, that of t = 1.
     """
-    before, now = _previous(alpha_bar), alpha_bar
-    beta = 1.0 - now / before
-    of_x_0 = before.sqrt() * beta / (1.0 - now)
-    of_x_t = (now / before).sqrt() * (1.0 - before) / (1.0 - now)
-    mean = _at(of_x_0, t, x_0) * x_0 + _at(of_x_t, t, x_t) * x_t
-    return mean, _at(_log_posterior_variance(alpha_bar), t, x_0)
+    at = posterior(alpha_bar)
+    mean = _at(at.of_x_0, t, x_0) * x_0 + _at(at.of_x_t, t, x_t) * x_t
+    return mean, _at(at.log_variance, t, x_0)
 
 
 def learned_logvar(v: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -105,8 +132,8 @@ def learned_logvar(v: Tensor, t: Tensor, alpha_bar: Tensor) -> Tensor:
     v: (B, C, h, w), where -1 means beta~_t and 1 means beta_t. Returns its shape.
     Source: Nichol and Dhariwal 2021, arXiv:2102.09672, eq. 15.
     """
-    low = _at(_log_posterior_variance(alpha_bar), t, v)
-    high = _at((1.0 - alpha_bar / _previous(alpha_bar)).log(), t, v)
+    low = _at(posterior(alpha_bar).log_variance, t, v)
+    high = _at(betas(alpha_bar).log(), t, v)
     share = (v + 1.0) / 2.0
     return share * high + (1.0 - share) * low
 
@@ -125,7 +152,7 @@ def variational_bound(x_0: Tensor, x_t: Tensor, t: Tensor, mean: Tensor, logvar:
     return bits.mean(dim=(1, 2, 3))
 
 
-def _betas(config: Mapping[str, object]) -> Tensor:
+def _configured_betas(config: Mapping[str, object]) -> Tensor:
     trained = config.get("trained_betas")
     if isinstance(trained, Sequence):
         return torch.tensor(trained, dtype=torch.float64)
@@ -152,13 +179,6 @@ def _cosine_betas(count: int) -> Tensor:
 
 def _previous(alpha_bar: Tensor) -> Tensor:
     return torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
-
-
-def _log_posterior_variance(alpha_bar: Tensor) -> Tensor:
-    """log beta~_t, DDPM eq. 7; at t = 0, where it is minus infinity, that of t = 1, as in arXiv:2102.09672."""
-    before = _previous(alpha_bar)
-    variance = (1.0 - before) / (1.0 - alpha_bar) * (1.0 - alpha_bar / before)
-    return torch.cat([variance[1:2], variance[1:]]).log()
 
 
 def _at(table: Tensor, t: Tensor, like: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -13,8 +14,10 @@ from torch.distributions import Normal, kl_divergence
 from sdcli.errors import InputError
 from sdcli.pipeline.noise import (
     alpha_bars,
+    betas,
     learned_logvar,
     min_snr_weight,
+    posterior,
     q_posterior,
     q_sample,
     target,
@@ -124,7 +127,58 @@ def test_min_snr_weighs_every_prediction_as_the_capped_snr_weighs_that_of_x_0(ki
     torch.testing.assert_close(loss, (a / (1 - a)).clamp(max=5.0) * error)
 
 
+SAMPLES = 1_000_000
+
+
+def test_noise_added_step_by_step_has_the_mean_and_variance_of_the_closed_form() -> None:
+    alpha_bar = alpha_bars({"num_train_timesteps": 8, "beta_start": 0.02, "beta_end": 0.6})
+    source, x_0 = torch.Generator().manual_seed(0), 1.5
+    x = torch.full((SAMPLES,), x_0, dtype=torch.float64)
+    for t, beta in enumerate(betas(alpha_bar)):
+        eps = torch.randn(SAMPLES, generator=source, dtype=torch.float64)
+        x = (1 - beta).sqrt() * x + beta.sqrt() * eps  # q(x_t | x_{t-1}), DDPM eq. 2
+        one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        mean = float(q_sample(x_0 * one, torch.tensor([t]), 0 * one, alpha_bar))
+        variance = float(q_sample(0 * one, torch.tensor([t]), one, alpha_bar)) ** 2
+        assert abs(float(x.mean()) - mean) < 3 * math.sqrt(variance / SAMPLES)
+        assert abs(float(x.var()) - variance) < 3 * variance * math.sqrt(2 / SAMPLES)
+    assert float(alpha_bar[-1]) < 0.1  # most of x_0 is gone by then: the chain has been somewhere
+
+
+def test_the_betas_are_those_of_the_config() -> None:
+    found = betas(alpha_bars({"num_train_timesteps": 4, "trained_betas": [0.1, 0.2, 0.3, 0.5]}))
+    torch.testing.assert_close(found, torch.tensor([0.1, 0.2, 0.3, 0.5], dtype=torch.float64))
+    rescaled = betas(alpha_bars(CONFIGS[5]))
+    assert float(rescaled[-1]) == 1.0 and float(rescaled[0]) == pytest.approx(0.00085)
+
+
 # The posterior, and a learned variance
+
+
+def test_the_posterior_coefficients_are_those_of_guided_diffusion() -> None:
+    # Its formulas, written out again: everything from the betas, in float64.
+    beta = np.linspace(0.0001, 0.02, 1000)
+    alpha_bar = np.cumprod(1.0 - beta)
+    before = np.append(1.0, alpha_bar[:-1])
+    variance = beta * (1.0 - before) / (1.0 - alpha_bar)
+    found = posterior(alpha_bars({"beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02}))
+    np.testing.assert_allclose(found.of_x_0, beta * np.sqrt(before) / (1.0 - alpha_bar), rtol=1e-9)
+    np.testing.assert_allclose(found.of_x_t, (1.0 - before) * np.sqrt(1.0 - beta) / (1.0 - alpha_bar), rtol=1e-9)
+    np.testing.assert_allclose(found.variance, variance, rtol=1e-9)
+    np.testing.assert_allclose(found.log_variance, np.log(np.append(variance[1], variance[1:])), rtol=1e-9)
+
+
+@EVERY_CONFIG
+def test_at_the_first_timestep_the_posterior_is_x_0_for_certain(config: dict[str, object]) -> None:
+    found = posterior(alpha_bars(config))
+    assert (float(found.of_x_0[0]), float(found.of_x_t[0]), float(found.variance[0])) == (1.0, 0.0, 0.0)
+    assert bool(found.log_variance.isfinite().all()) and float(found.log_variance[0]) == float(found.log_variance[1])
+
+
+def test_where_nothing_of_x_0_is_left_the_posterior_is_that_of_x_0_alone() -> None:
+    found = posterior(alpha_bars(CONFIGS[5]))  # zero terminal SNR: x_T is pure noise and says nothing of x_{T-1}
+    assert float(found.of_x_t[-1]) == 0.0
+    torch.testing.assert_close(found.of_x_0[-1], alpha_bars(CONFIGS[5])[-2].sqrt())
 
 
 def gaussians(config: dict[str, object]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
