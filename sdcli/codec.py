@@ -6,18 +6,16 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from sdcli import store
+from sdcli import latent_files, store
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
-from sdcli.files import check_writable, is_folder, open_regular, place, reason, remove_dead_parts
-from sdcli.layout import read_json, with_sorted_header
+from sdcli.files import check_writable, is_folder, open_regular, place, remove_dead_parts
+from sdcli.layout import read_json
 from sdcli.pipeline import images, sampling, vae
 from sdcli.pipeline.bundle import load_vae
 from sdcli.pipeline.device import pick_device, pick_dtype
@@ -27,10 +25,6 @@ from sdcli.specs import CodecSpec, parse_size
 
 if TYPE_CHECKING:
     from sdcli.pipeline.bundle import Vae
-
-LATENTS_SUFFIX = ".latents.safetensors"
-KEY = "latents"
-MAX_LATENTS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -44,12 +38,11 @@ class CodecRecord:
 def encode(spec: CodecSpec) -> Iterator[CodecRecord]:
     """Pictures -> latent files: the posterior's mean, or with `sample` a draw from it.
 
-    A latent file is safetensors with `latents` (1, C, h, w) float32 and, as metadata, model, scaling_factor,
-    height and width in px, mode and, for a draw, seed. Every picture is read once before the first is encoded.
+    A draw has its seed among the metadata, too. Every picture is read once before the first is encoded.
     Raises InputError for what is no picture, OutputError when a file cannot be written.
     """
     sources = _sources(spec, images.SUFFIXES)
-    targets = _targets(spec, sources, LATENTS_SUFFIX)
+    targets = _targets(spec, sources, latent_files.SUFFIX)
     model = store.resolve(spec.model, offline=spec.offline)
     factor = vae_factor(model.folder)
     if spec.sample and read_json(model.folder / "vae" / "config.json").get("_class_name") == "VQModel":
@@ -78,7 +71,7 @@ def encode(spec: CodecSpec) -> Iterator[CodecRecord]:
             "mode": "sample" if spec.sample else "mean",
             "seed": spec.seed if spec.sample else None,
         }
-        path = place(_file_bytes(latents, facts), target, spec.if_exists, ending=LATENTS_SUFFIX)
+        path = place(latent_files.file_bytes(latents, facts), target, spec.if_exists, ending=latent_files.SUFFIX)
         yield CodecRecord(path, {"path": str(path), "source": str(source), "shape": list(latents.shape), **facts})
 
 
@@ -92,12 +85,12 @@ def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
     model = store.resolve(spec.model, offline=spec.offline)
     coder = _load(spec, model)
     for source in sources:
-        _read_latents(source, coder)
+        latent_files.read(source, coder.config)
     for source, target in zip(sources, targets, strict=True):
         if spec.if_exists == "skip" and target.exists():
             yield _skipped(source, target)
             continue
-        latents = _read_latents(source, coder)
+        latents = latent_files.read(source, coder.config)
         (image,) = images.to_images(vae.decode_finite(coder, latents))
         path = place(png_bytes(image, None), target, spec.if_exists)
         facts = {"path": str(path), "source": str(source), "width": image.width, "height": image.height}
@@ -143,16 +136,11 @@ def _targets(spec: CodecSpec, sources: list[Path], suffix: str) -> list[Path]:
 
 
 def _stem(source: Path) -> str:
-    return source.name.removesuffix(LATENTS_SUFFIX) if source.name.endswith(LATENTS_SUFFIX) else source.stem
+    return source.name.removesuffix(latent_files.SUFFIX) if source.name.endswith(latent_files.SUFFIX) else source.stem
 
 
 def _skipped(source: Path, target: Path) -> CodecRecord:
     return CodecRecord(target, {"path": str(target), "source": str(source), "skipped": True})
-
-
-def _file_bytes(latents: Tensor, facts: dict[str, Any]) -> bytes:
-    metadata = {key: str(value) for key, value in facts.items() if value is not None}
-    return with_sorted_header(save({KEY: latents.contiguous()}, metadata))
 
 
 def _load(spec: CodecSpec, model: store.Model) -> Vae:
@@ -173,42 +161,6 @@ def _sized(image: Image.Image, source: Path, spec: CodecSpec, factor: int) -> Im
         left, top = (image.width - width) // 2, (image.height - height) // 2
         return image.crop((left, top, left + width, top + height))
     return image
-
-
-def _read_latents(path: Path, coder: Vae) -> Tensor:
-    open_regular(path, max_bytes=MAX_LATENTS_BYTES).close()
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata, shape = file.metadata() or {}, tuple(file.get_slice(KEY).get_shape())
-            _check_latents(path, shape, metadata, coder)
-            latents = cast("Tensor", file.get_tensor(KEY))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: is no latent file ({reason(error)})", "make one with sdcli encode") from error
-    if not latents.is_floating_point():
-        raise InputError(f"{path}: latents of type {latents.dtype}", "expected are floating-point numbers")
-    _refuse_non_finite(latents, path)
-    return latents
-
-
-def _check_latents(path: Path, shape: tuple[int, ...], metadata: dict[str, str], coder: Vae) -> None:
-    """Raise InputError unless latents of this shape belong to this VAE and give a picture of a size we read."""
-    channels, pixels_each = int(coder.config["latent_channels"]), vae.factor(coder) ** 2
-    if len(shape) != 4 or shape[:2] != (1, channels) or 0 in shape:
-        raise InputError(f"{path}: latents of shape {shape}", f"this model needs (1, {channels}, h, w)")
-    if shape[2] * shape[3] * pixels_each > images.MAX_PIXELS:
-        what = f"latents of shape {shape} give {shape[2] * shape[3] * pixels_each:,} pixels"
-        raise InputError(f"{path}: {what}", f"at most {images.MAX_PIXELS:,} are accepted")
-    factor, written = float(coder.config["scaling_factor"]), metadata.get("scaling_factor")
-    if written is not None and not _is_number(written, factor):
-        what = f"was encoded with scaling factor {written}, this model has {factor}"
-        raise InputError(f"{path}: {what}", f"decode it with --model {metadata.get('model', 'REF')}")
-
-
-def _is_number(text: str, value: float) -> bool:
-    try:
-        return float(text) == value
-    except ValueError:
-        return False
 
 
 def _refuse_non_finite(values: Tensor, source: Path) -> None:

@@ -125,6 +125,18 @@ def safetensors_header(path: Path) -> dict[str, Any]:
 
     Raises InputError when the header is malformed or the file shorter or longer than it says.
     """
+    header = _whole_header(path)
+    header.pop("__metadata__", None)
+    return header
+
+
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """What the header of a safetensors file says besides the tensors; raises as `safetensors_header`."""
+    metadata = _whole_header(path).get("__metadata__")
+    return {key: str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
+
+
+def _whole_header(path: Path) -> dict[str, Any]:
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
         prefix = stream.read(8)
@@ -132,7 +144,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise InputError(f"{path}: is no whole safetensors file (bad header)", "get the file again")
         try:
-            header = json.loads(stream.read(length))
+            header: dict[str, Any] = json.loads(stream.read(length))
             tensors = {key: value for key, value in header.items() if key != "__metadata__"}
             end = max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
@@ -141,7 +153,7 @@ def safetensors_header(path: Path) -> dict[str, Any]:
             ) from error
     if 8 + length + end != size:
         raise InputError(f"{path}: has {size:,} bytes, its header says {8 + length + end:,}", "get the file again")
-    return tensors
+    return header
 
 
 def with_sorted_header(data: bytes) -> bytes:

@@ -16,7 +16,7 @@ import sdcli
 ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
-FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots"}
+FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots", "latent_files"}
 BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -32,8 +32,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scheduler_steps": GROUND | {"scheduler_config", "scheduler_table"},  # of the latter the type alone
     "schedulers": GROUND | {"scheduler_config", "scheduler_steps", "scheduler_table"},
     "conditioning": GROUND | {"specs"},
+    "latent_files": GROUND,
     # Of the pipeline one leaf without torch: what is wrong in a prompt is found before anything heavy is imported.
-    "plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "sdcli.pipeline.prompt"},
+    "plan": GROUND
+    | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "sdcli.pipeline.prompt"},
     "curves": GROUND,
     "charts": GROUND | {"curves"},
     "pages": GROUND | {"specs", "curves", "charts"},
@@ -59,6 +61,7 @@ LIGHT = (
     "scheduler_steps",
     "schedulers",
     "conditioning",
+    "latent_files",
     "plan",
     "plots",
 )

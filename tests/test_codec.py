@@ -15,8 +15,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdcli import codec
+from sdcli import codec, latent_files
 from sdcli.errors import ExitCode, InputError, NumericalError, OutputError, SdcliWarning, UsageError
+from sdcli.pipeline import images
 from sdcli.specs import CodecSpec
 from tests import models
 
@@ -279,7 +280,7 @@ def test_a_bad_latent_file_stops_it_before_the_first_is_decoded(sd1: Path, laten
         ({"latents": torch.zeros(2, 4, 8, 8)}, r"shape \(2, 4, 8, 8\)"),
         ({"latents": torch.zeros(4, 8, 8)}, r"shape \(4, 8, 8\)"),
         ({"latents": torch.zeros(1, 4, 0, 8)}, r"shape \(1, 4, 0, 8\)"),
-        ({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.int32)}, r"latents of type torch\.int32"),
+        ({"latents": torch.zeros(1, 4, 8, 8, dtype=torch.int32)}, "latents of type 'I32'"),
         ({"latents": torch.zeros(1, 4, 6000, 6000, dtype=torch.float8_e4m3fn)}, "give 144,000,000 pixels"),
         ({"conv_in.weight": torch.zeros(4)}, "is no latent file"),
         ({}, "is no latent file"),
@@ -302,6 +303,25 @@ def test_latents_of_a_model_with_another_scaling_factor_are_refused(
         InputError, match=rf"scaling factor 0\.18215, this model has 0\.5; decode it with --model {sd1}"
     ):
         decoded(other, latents, tmp_path / "a.png")
+
+
+def test_latents_may_be_of_as_many_pixels_as_pictures_that_are_read() -> None:
+    assert latent_files.MAX_PIXELS == images.MAX_PIXELS
+
+
+@pytest.mark.parametrize(
+    ("header", "why"),
+    [
+        ({"dtype": "F32", "shape": "x", "data_offsets": [0, 0]}, "it holds no latents"),
+        ({"dtype": "F32", "shape": [1, True], "data_offsets": [0, 0]}, "its shape is"),
+        ([], "header cannot be read"),
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused(sd1: Path, tmp_path: Path, header: object, why: str) -> None:
+    text = json.dumps({"latents": header}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    with pytest.raises(InputError, match=rf"a\.safetensors: is no latent file \(.*{why}"):
+        decoded(sd1, tmp_path / "a.safetensors", tmp_path / "a.png")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,108 @@
+"""Latent files: safetensors with `latents` (1, C, h, w) float32, and as metadata what they need to be decoded.
+
+Written are model, scaling_factor, height and width in px, and mode: `mean` or `sample` of a VAE's posterior. Any file
+with the tensor is read; the metadata is checked where it is there. No torch until a tensor is read or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from sdcli.errors import InputError, NumericalError
+from sdcli.files import open_regular, reason
+from sdcli.layout import safetensors_header, safetensors_metadata, with_sorted_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIX = ".latents.safetensors"
+KEY = "latents"
+MAX_BYTES = 1 << 30
+MAX_PIXELS = 128_000_000  # of the picture they give: as many as are read of one
+FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names
+
+
+@dataclass(frozen=True)
+class LatentFile:
+    """What the header of a latent file says."""
+
+    path: Path
+    shape: tuple[int, ...]
+    metadata: dict[str, str]
+
+
+def look(path: Path) -> LatentFile:
+    """Read the header of a latent file. Raises InputError when it is none, or too large."""
+    open_regular(path, max_bytes=MAX_BYTES).close()
+    try:
+        tensor = safetensors_header(path).get(KEY)
+    except InputError as error:
+        raise _no_latent_file(path, error.message.removeprefix(f"{path}: ")) from error
+    if not isinstance(tensor, dict) or not isinstance(shape := tensor.get("shape"), list):
+        raise _no_latent_file(path, f"it holds no {KEY}")
+    if not all(type(side) is int for side in shape):
+        raise _no_latent_file(path, f"its shape is {shape!r}")
+    if tensor.get("dtype") not in FLOATS:
+        raise InputError(f"{path}: latents of type {tensor.get('dtype')!r}", "expected are floating-point numbers")
+    return LatentFile(path, tuple(shape), safetensors_metadata(path))
+
+
+def check_fits(file: LatentFile, vae: Mapping[str, Any]) -> None:
+    """Raise InputError unless latents belong to the VAE of this config and give a picture of a size we read."""
+    channels, pixels_each = int(vae.get("latent_channels", 4)), factor(vae) ** 2
+    path, shape = file.path, file.shape
+    if len(shape) != 4 or shape[:2] != (1, channels) or min(shape) < 1:
+        raise InputError(f"{path}: latents of shape {shape}", f"this model needs (1, {channels}, h, w)")
+    if shape[2] * shape[3] * pixels_each > MAX_PIXELS:
+        what = f"latents of shape {shape} give {shape[2] * shape[3] * pixels_each:,} pixels"
+        raise InputError(f"{path}: {what}", f"at most {MAX_PIXELS:,} are accepted")
+    # 0.18215 is the default of diffusers, which does not write what equals it.
+    scaling, written = vae.get("scaling_factor", 0.18215), file.metadata.get("scaling_factor")
+    if written is not None and not _is_number(written, scaling):
+        what = f"was encoded with scaling factor {written}, this model has {scaling}"
+        raise InputError(f"{path}: {what}", f"decode it with --model {file.metadata.get('model', 'REF')}")
+
+
+def factor(vae: Mapping[str, Any]) -> int:
+    """Pixels per latent along a side."""
+    return int(2 ** (len(vae["block_out_channels"]) - 1))
+
+
+def read(path: Path, vae: Mapping[str, Any]) -> Tensor:
+    """The latents in a file (1, C, h, w), in the type they have there, checked as by `look` and `check_fits`.
+
+    Raises NumericalError when they are not finite.
+    """
+    check_fits(look(path), vae)
+    from safetensors import SafetensorError, safe_open  # deferred, as the next: the header needs no torch
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            latents = cast("Tensor", file.get_tensor(KEY))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _no_latent_file(path, reason(error)) from error
+    if not latents.float().isfinite().all():  # not every type can be asked
+        raise NumericalError(f"{path}: holds values that are not finite", "encode the picture again with float32")
+    return latents
+
+
+def file_bytes(latents: Tensor, facts: Mapping[str, Any]) -> bytes:
+    """A latent file of one picture's latents (1, C, h, w); facts that are None are left out."""
+    from safetensors.torch import save
+
+    metadata = {key: str(value) for key, value in facts.items() if value is not None}
+    return with_sorted_header(save({KEY: latents.contiguous()}, metadata))
+
+
+def _no_latent_file(path: Path, why: str) -> InputError:
+    return InputError(f"{path}: is no latent file ({why})", "make one with sdcli encode")
+
+
+def _is_number(text: str, value: object) -> bool:
+    try:
+        return float(text) == value
+    except ValueError:
+        return False
