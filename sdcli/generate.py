@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdcli import __version__, schedulers, store
+from sdcli import __version__, latent_files, schedulers, store
 from sdcli.errors import SdcliWarning
 from sdcli.files import place, read_bytes, remove_dead_parts
 from sdcli.pipeline import sampling, text, vae, vocabulary
@@ -101,10 +101,13 @@ def draw(
     # A fresh one a micro-batch: PNDM, LMS, Heun and DPM-Solver carry history.
     scheduler = schedulers.create(plan.scheduler, plan.scheduler_config, plan.steps, device=str(bundle.device))
     sources = sampling.generators(seeds)
+    noise = sampling.initial_noise(shape, sources)
+    if plan.latents is not None:  # what comes later is still drawn after that of the seed
+        noise = latent_files.read(plan.latents, bundle.vae.config).float()
     yield from sampling.denoise(
         bundle.unet,
         scheduler,
-        sampling.initial_noise(shape, sources),
+        noise,
         context,
         negative=away,
         guidance=plan.guidance,
@@ -198,6 +201,9 @@ def _shared_facts(
             }
             for file, embedding in zip(plan.embeddings, embeddings, strict=True)
         ]
+    if plan.latents is not None:
+        name = plan.latents.name.encode(errors="replace").decode()
+        facts["latents"] = {"file": name, "sha256": latent_files.sha256(plan.latents)}
     return facts
 
 

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import os
 import secrets
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli import layout, schedulers, store
+from sdcli import latent_files, layout, schedulers, store
 from sdcli.conditioning import Label, asked_label
-from sdcli.errors import InputError, OutputError, UsageError
+from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
 from sdcli.files import check_writable, exists, is_folder, open_regular
 from sdcli.pipeline import prompt
 from sdcli.scheduler_config import has_learned_variance
-from sdcli.specs import MAX_SEED, GenerateSpec, WordSwap, parse_interval, parse_size, word_swaps
+from sdcli.specs import (
+    MAX_SEED,
+    MAX_SIDE,
+    MIN_SIDE,
+    GenerateSpec,
+    WordSwap,
+    parse_interval,
+    parse_size,
+    word_swaps,
+)
 
 DEFAULT_STEPS = 25
 DEFAULT_SCHEDULER = "dpm"
@@ -67,6 +77,7 @@ class Plan:
     targets: tuple[Path, ...]  # where each image goes; `-` is stdout
     embeddings: tuple[EmbeddingFile, ...] = ()
     swaps: tuple[WordSwap, ...] = ()
+    latents: Path | None = None  # a file with the initial noise, in place of that of the seed
 
     def guidance_facts(self) -> dict[str, Any]:
         """What a record says of guidance besides its scale, by the options' names; nothing where it is as usual."""
@@ -99,6 +110,8 @@ class Plan:
             rows["embeddings"] = [{"file": str(one.path), "token": one.token} for one in self.embeddings]
         if self.swaps:
             rows["swaps"] = [swap.option for swap in self.swaps]
+        if self.latents is not None:
+            rows["latents"] = str(self.latents)
         return rows
 
 
@@ -144,6 +157,7 @@ def plan(spec: GenerateSpec) -> Plan:
         targets=targets(spec, seed, spec.prompt if label is None else label.name),
         embeddings=embeddings,
         swaps=swaps,
+        latents=spec.latents,
     )
 
 
@@ -322,12 +336,36 @@ def _size(
 ) -> tuple[int, int]:
     """Width and height in px. Raises UsageError unless both are multiples of the VAE factor."""
     factor, native = _shape(model.folder, scheduler)
+    if spec.latents is not None:
+        return _size_of_latents(spec, spec.latents, model)
     if spec.size is not None:
         width, height = parse_size(spec.size)
     else:
         native_width, native_height = parse_size(str(own.get("size", f"{native}x{native}")))
         width, height = _first(spec.width, native_width), _first(spec.height, native_height)
     check_multiple((width, height), factor)
+    return width, height
+
+
+def _size_of_latents(spec: GenerateSpec, path: Path, model: store.Model) -> tuple[int, int]:
+    """Width and height in px of the picture that initial noise gives.
+
+    Raises InputError for a file that is no latent file or belongs to another model, UsageError for another size asked.
+    """
+    vae = layout.read_json(model.folder / "vae" / "config.json")
+    file = latent_files.look(path)
+    latent_files.check_fits(file, vae)
+    width, height = (side * latent_files.factor(vae) for side in file.shape[:1:-1])
+    if min(width, height) < MIN_SIDE or max(width, height) > MAX_SIDE:
+        what = f"latents of shape {file.shape} give {width} x {height} px"
+        raise InputError(f"{path}: {what}", f"sides of {MIN_SIDE} to {MAX_SIDE} px can be drawn")
+    asked = parse_size(spec.size) if spec.size is not None else (_first(spec.width, width), _first(spec.height, height))
+    if asked != (width, height):
+        what = f"--latents {path}: gives {width} x {height} px, asked for are {asked[0]} x {asked[1]}"
+        raise UsageError(what, "leave the size out")
+    if file.metadata.get("mode") in latent_files.PICTURES:
+        note = f"{path}: holds a picture, not noise: what is drawn from it will look like neither"
+        warnings.warn(note, SdcliWarning, stacklevel=2)
     return width, height
 
 

@@ -15,7 +15,7 @@ from sdcli.errors import UsageError
 
 MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
-MAX_SIDE = 16384  # px
+MIN_SIDE, MAX_SIDE = 8, 16384  # px
 IF_EXISTS = ("number", "skip", "overwrite", "error")
 LORA_LR = 1e-4
 MAX_MIX = 10.0  # of a weight in --mix, up or down
@@ -50,6 +50,7 @@ class GenerateSpec:
     embedding: tuple[str, ...] = ()  # FILE or FILE:TOKEN
     replace: tuple[str, ...] = ()  # WORD=OTHER
     mix: tuple[str, ...] = ()  # WORD=WEIGHT,OTHER=WEIGHT,...
+    latents: Path | None = None  # the initial noise of the one image
     output: Path = Path()
     if_exists: str = "number"
     no_metadata: bool = False
@@ -75,10 +76,12 @@ class GenerateSpec:
             raise UsageError("--size and --width/--height exclude each other", "give one of them")
         for name in ("width", "height"):
             if getattr(self, name) is not None:
-                _between(name, getattr(self, name), 8, MAX_SIDE)
+                _between(name, getattr(self, name), MIN_SIDE, MAX_SIDE)
         if self.size is not None:
             parse_size(self.size)
         word_swaps(self.replace, self.mix)
+        if self.latents is not None and self.count > 1:
+            raise UsageError(f"--count {self.count} with --latents: the file holds one image's noise", "use --count 1")
         if self.class_name is not None and self.prompt.strip():
             raise UsageError("the prompt and --class exclude each other", "give one of them")
         if str(self.output) == "-" and self.count > 1:
@@ -139,8 +142,8 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
         raise UsageError(f"--size {text}: is no size", "write it as 512x512, in pixels")
     width, height = int(parts[0]), int(parts[1])
-    _between("size", width, 8, MAX_SIDE)
-    _between("size", height, 8, MAX_SIDE)
+    _between("size", width, MIN_SIDE, MAX_SIDE)
+    _between("size", height, MIN_SIDE, MAX_SIDE)
     return width, height
 
 

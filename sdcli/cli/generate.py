@@ -31,6 +31,14 @@ Seed = Annotated[
 Count = Annotated[int, typer.Option("--count", "-n", help="Images to draw, 1 or more.")]
 Width = Annotated[int | None, typer.Option("--width", metavar="PX", help="Width alone, in pixels.")]
 Height = Annotated[int | None, typer.Option("--height", metavar="PX", help="Height alone, in pixels.")]
+Latents = Annotated[
+    Path | None,
+    typer.Option(
+        "--latents",
+        metavar="FILE",
+        help="Start from this noise, as of sdcli encode --invert, in place of that of --seed; sets the size.",
+    ),
+]
 Out = Annotated[
     Path, typer.Option("--output", "-o", metavar="PATH", help="A .png file, a folder, or - for PNG bytes on stdout.")
 ]
@@ -62,6 +70,7 @@ def generate(
     embedding: options.Embedding = GenerateSpec.embedding,  # type: ignore[assignment]
     replace: options.Replace = GenerateSpec.replace,  # type: ignore[assignment]
     mix: options.Mix = GenerateSpec.mix,  # type: ignore[assignment]
+    latents: Latents = GenerateSpec.latents,
     out: Out = GenerateSpec.output,
     if_exists: options.IfExists = GenerateSpec.if_exists,
     no_metadata: NoMetadata = GenerateSpec.no_metadata,

@@ -70,6 +70,8 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
     for key in ("replace", "mix"):
         if record.get(key):
             pairs[key.capitalize()] = "; ".join(record[key])
+    if record.get("latents"):
+        pairs["Latents hash"] = record["latents"]["sha256"][:10]
     pairs["Version"] = f"sdcli {record['sdcli']}"
     lines = [record["prompt"]] if record["prompt"] else []
     if record["negative"]:
