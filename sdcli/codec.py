@@ -12,18 +12,34 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import latent_files, store
+from sdcli import latent_files, schedulers, store
+from sdcli.conditioning import Label, inverted_label
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.files import check_writable, is_folder, open_regular, place, remove_dead_parts
-from sdcli.layout import read_json
-from sdcli.pipeline import images, sampling, vae
-from sdcli.pipeline.bundle import load_vae
+from sdcli.layout import classes, read_json
+from sdcli.pipeline import images, prompt, sampling, text, vae, vocabulary
+from sdcli.pipeline.bundle import load_conditioner, load_unet, load_vae
+from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.device import pick_device, pick_dtype
+from sdcli.pipeline.inversion import invert
 from sdcli.pipeline.metadata import png_bytes
-from sdcli.plan import check_free, check_multiple, check_names, is_output_folder, vae_factor
+from sdcli.plan import (
+    DEFAULT_STEPS,
+    check_free,
+    check_multiple,
+    check_names,
+    check_text,
+    is_output_folder,
+    own_settings,
+    parts_shape,
+    vae_factor,
+)
 from sdcli.specs import CodecSpec, parse_size
 
 if TYPE_CHECKING:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
     from sdcli.pipeline.bundle import Vae
 
 
@@ -35,10 +51,30 @@ class CodecRecord:
     facts: dict[str, Any]
 
 
-def encode(spec: CodecSpec) -> Iterator[CodecRecord]:
-    """Pictures -> latent files: the posterior's mean, or with `sample` a draw from it.
+@dataclass(frozen=True)
+class Progress:
+    """Where the inversion of all pictures stands, in steps."""
 
-    A draw has its seed among the metadata, too. Every picture is read once before the first is encoded.
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class _Inversion:
+    """How pictures are inverted, decided before any weights are read."""
+
+    scheduler: schedulers.Scheduler
+    scheduler_config: dict[str, Any]
+    steps: int
+    label: Label | None
+
+
+def encode(spec: CodecSpec) -> Iterator[Progress | CodecRecord]:
+    """Pictures -> latent files: the posterior's mean, or with `sample` a draw from it, or with `invert` the noise from
+    which DDIM draws the mean again.
+
+    The metadata of a draw has its seed, of noise what it was inverted with. Every picture is read once before the first
+    is encoded.
     Raises InputError for what is no picture, OutputError when a file cannot be written.
     """
     sources = _sources(spec, images.SUFFIXES)
@@ -49,12 +85,14 @@ def encode(spec: CodecSpec) -> Iterator[CodecRecord]:
         raise UsageError("--sample: this model's VAE has a codebook and no posterior to draw from", "leave it out")
     if spec.size is not None:
         check_multiple(parse_size(spec.size), factor)
+    inversion = _plan_inversion(spec, model) if spec.invert is not None else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SdcliWarning)  # told when the picture is encoded
         for source in sources:
             images.load_image(source)
     coder = _load(spec, model)
-    for source, target in zip(sources, targets, strict=True):
+    network = _load_network(spec, inversion, model) if inversion is not None else None
+    for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
         if spec.if_exists == "skip" and target.exists():
             yield _skipped(source, target)
             continue
@@ -63,6 +101,10 @@ def encode(spec: CodecSpec) -> Iterator[CodecRecord]:
         with torch.no_grad():
             latents = vae.encode(coder, pixels.to(coder.device, coder.dtype), chance).float().cpu()
         _refuse_non_finite(latents, source)
+        if inversion is not None and network is not None:
+            for step in _invert(latents, spec, inversion, network):
+                latents = step.latents.cpu()
+                yield Progress(number * step.total + step.index, len(sources) * step.total)
         facts = {
             "model": model.ref,
             "scaling_factor": float(coder.config["scaling_factor"]),
@@ -71,6 +113,8 @@ def encode(spec: CodecSpec) -> Iterator[CodecRecord]:
             "mode": "sample" if spec.sample else "mean",
             "seed": spec.seed if spec.sample else None,
         }
+        if inversion is not None:
+            facts |= _inversion_facts(spec, inversion)
         path = place(latent_files.file_bytes(latents, facts), target, spec.if_exists, ending=latent_files.SUFFIX)
         yield CodecRecord(path, {"path": str(path), "source": str(source), "shape": list(latents.shape), **facts})
 
@@ -95,6 +139,59 @@ def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
         path = place(png_bytes(image, None), target, spec.if_exists)
         facts = {"path": str(path), "source": str(source), "width": image.width, "height": image.height}
         yield CodecRecord(path, facts | {"model": model.ref})
+
+
+def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
+    """Raises UsageError for what the model cannot do, InputError for a model whose parts do not fit together."""
+    for words in (spec.invert or "", spec.negative):
+        check_text(words)
+        prompt.parse(words)
+    label = inverted_label(spec, classes(model.folder))
+    config = read_json(model.folder / "scheduler" / "scheduler_config.json")
+    parts_shape(model.folder, config)
+    steps = spec.steps if spec.steps is not None else int(own_settings(model).get("steps", DEFAULT_STEPS))
+    scheduler = schedulers.find("ddim")
+    schedulers.check_steps(scheduler, steps, config)
+    return _Inversion(scheduler, config, steps, label)
+
+
+@dataclass(frozen=True)
+class _Network:
+    """The UNet, and what it is told: (1, 77 k, D), or (1, 1, D) of a class."""
+
+    unet: UNet2DConditionModel
+    context: Tensor
+    negative: Tensor | None
+
+
+def _load_network(spec: CodecSpec, inversion: _Inversion, model: store.Model) -> _Network:
+    device = pick_device(spec.device)
+    dtype = pick_dtype(spec.dtype, device)
+    conditioner = load_conditioner(model.folder, device=device, dtype=dtype)
+    if isinstance(conditioner, ClassEmbedder):
+        shown: Condition = inversion.label.index if inversion.label is not None else conditioner.null
+        away: Condition = conditioner.null
+    else:
+        shown, away = spec.invert or "", spec.negative
+        vocabulary.warn_of_cut(text.read(conditioner, shown), "prompt of --invert")
+    context, negative = contexts(conditioner, [shown], away if spec.guidance > 1 else None)
+    unet = load_unet(model.folder, device=device, dtype=dtype)
+    return _Network(unet, context, negative)
+
+
+def _invert(latents: Tensor, spec: CodecSpec, inversion: _Inversion, network: _Network) -> Iterator[sampling.Step]:
+    device = str(network.unet.device)
+    solver = schedulers.create(inversion.scheduler, inversion.scheduler_config, inversion.steps, device=device)
+    told: dict[str, Any] = {"negative": network.negative, "guidance": spec.guidance}
+    return invert(network.unet, solver, latents, network.context, **told)
+
+
+def _inversion_facts(spec: CodecSpec, inversion: _Inversion) -> dict[str, Any]:
+    shown = {"prompt": spec.invert} if inversion.label is None else {"class": inversion.label.name}
+    if spec.guidance > 1 and inversion.label is None:
+        shown["negative"] = spec.negative
+    how = {"mode": "invert", "scheduler": inversion.scheduler.name, "steps": inversion.steps}
+    return {**how, "guidance": spec.guidance, **shown}
 
 
 def _sources(spec: CodecSpec, suffixes: frozenset[str]) -> list[Path]:
@@ -150,17 +247,7 @@ def _load(spec: CodecSpec, model: store.Model) -> Vae:
 
 def _sized(image: Image.Image, source: Path, spec: CodecSpec, factor: int) -> Image.Image:
     """The picture at the size asked for, else cut at its edges to the next multiple of the VAE factor."""
-    if spec.size is not None:
-        return images.fit(image, *parse_size(spec.size))
-    width, height = (side // factor * factor for side in image.size)
-    if not width or not height:
-        raise InputError(f"{source}: is {image.width} x {image.height} px", f"at least {factor} x {factor} are needed")
-    if (width, height) != image.size:
-        text = f"{source}: {image.width} x {image.height} px cut to {width} x {height}, multiples of {factor}"
-        warnings.warn(text, SdcliWarning, stacklevel=2)
-        left, top = (image.width - width) // 2, (image.height - height) // 2
-        return image.crop((left, top, left + width, top + height))
-    return image
+    return images.fit(image, *parse_size(spec.size)) if spec.size is not None else images.cut(image, factor, source)
 
 
 def _refuse_non_finite(values: Tensor, source: Path) -> None:

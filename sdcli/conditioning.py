@@ -7,7 +7,7 @@ import reprlib
 from dataclasses import dataclass
 
 from sdcli.errors import UsageError
-from sdcli.specs import GenerateSpec
+from sdcli.specs import CodecSpec, GenerateSpec
 
 NAMES_SHOWN = 5
 MAX_INDEX_DIGITS = 9
@@ -45,9 +45,32 @@ def asked_label(spec: GenerateSpec, names: tuple[str, ...] | None) -> Label | No
     return find_class(spec.class_name, names)
 
 
-def find_class(given: str, names: tuple[str, ...]) -> Label:
+def inverted_label(spec: CodecSpec, names: tuple[str, ...] | None) -> Label | None:
+    """The class that a picture to be inverted shows; None where the model reads what it shows in words, or nothing.
+
+    names: the classes of the model, as `layout.classes` tells them.
+    Raises UsageError as `asked_label`; of words there may be none.
+    """
+    if names is None:
+        return None
+    if spec.negative.strip():
+        raise UsageError(f"--negative {reprlib.repr(spec.negative)}: this model reads no text", "leave it out")
+    given = spec.invert or ""
+    if names:
+        if not given.strip():
+            raise UsageError("--invert: this model draws classes, and none is named", f"name one of {_some(names)}")
+        return find_class(given, names, option="--invert")
+    if given.strip():
+        raise UsageError(f"--invert {reprlib.repr(given)}: this model is unconditional", "give it empty: --invert ''")
+    if spec.guidance > 1:
+        raise UsageError(f"--guidance {spec.guidance:g}: this model is unconditional", "leave it out")
+    return None
+
+
+def find_class(given: str, names: tuple[str, ...], *, option: str = "--class") -> Label:
     """The class of exactly this name; where there is none and it is all digits, of this index.
 
+    option: where it was given, for errors.
     Raises UsageError, with the closest names, when there is neither.
     """
     if given in names:
@@ -56,11 +79,13 @@ def find_class(given: str, names: tuple[str, ...]) -> Label:
         index = int(given[: MAX_INDEX_DIGITS + 1])
         if index < len(names) and len(given) <= MAX_INDEX_DIGITS:
             return Label(index, names[index])
-        raise UsageError(_class(given) + "out of range", f"the indices go from 0 to {len(names) - 1}: {_some(names)}")
+        raise UsageError(
+            _class(given, option) + "out of range", f"the indices go from 0 to {len(names) - 1}: {_some(names)}"
+        )
     folded = {name.casefold(): name for name in names}
     close = [folded[key] for key in difflib.get_close_matches(given.casefold(), folded, n=3)]
     advice = f"did you mean {' or '.join(close)}?" if close else f"there are {_some(names)}"
-    raise UsageError(_class(given) + "this model has no such class", advice)
+    raise UsageError(_class(given, option) + "this model has no such class", advice)
 
 
 def _check_unconditional(spec: GenerateSpec) -> None:
@@ -71,8 +96,8 @@ def _check_unconditional(spec: GenerateSpec) -> None:
         raise UsageError(what, "leave it out")
 
 
-def _class(given: str) -> str:
-    return f"--class {reprlib.repr(given)}: "
+def _class(given: str, option: str = "--class") -> str:
+    return f"{option} {reprlib.repr(given)}: "
 
 
 def _some(names: tuple[str, ...]) -> str:

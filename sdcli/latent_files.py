@@ -24,6 +24,7 @@ SUFFIX = ".latents.safetensors"
 KEY = "latents"
 MAX_BYTES = 1 << 30
 MAX_PIXELS = 128_000_000  # of the picture they give: as many as are read of one
+SCALING_FACTOR = 0.18215  # the default of diffusers, which does not write what equals it
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names
 
 
@@ -61,8 +62,7 @@ def check_fits(file: LatentFile, vae: Mapping[str, Any]) -> None:
     if shape[2] * shape[3] * pixels_each > MAX_PIXELS:
         what = f"latents of shape {shape} give {shape[2] * shape[3] * pixels_each:,} pixels"
         raise InputError(f"{path}: {what}", f"at most {MAX_PIXELS:,} are accepted")
-    # 0.18215 is the default of diffusers, which does not write what equals it.
-    scaling, written = vae.get("scaling_factor", 0.18215), file.metadata.get("scaling_factor")
+    scaling, written = vae.get("scaling_factor", SCALING_FACTOR), file.metadata.get("scaling_factor")
     if written is not None and not _is_number(written, scaling):
         what = f"was encoded with scaling factor {written}, this model has {scaling}"
         raise InputError(f"{path}: {what}", f"decode it with --model {file.metadata.get('model', 'REF')}")

@@ -134,7 +134,7 @@ def plan(spec: GenerateSpec) -> Plan:
         check_no_words(embeddings, swaps)
     for text in (spec.prompt, spec.negative):
         prompt.parse(text)
-    own = _own_settings(model)
+    own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
     config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
@@ -281,7 +281,7 @@ def _chosen(name: str, spec: GenerateSpec) -> schedulers.Scheduler:
     )
 
 
-def _own_settings(model: store.Model) -> dict[str, Any]:
+def own_settings(model: store.Model) -> dict[str, Any]:
     """What the model's own sdcli.json says about drawing. Raises InputError when a value is out of range."""
     path, own = model.folder / "sdcli.json", store.settings(model)
     found = {name: own[name] for name in OWN_TYPES if own.get(name) is not None}
@@ -296,7 +296,7 @@ def _own_settings(model: store.Model) -> dict[str, Any]:
     return found
 
 
-def _shape(folder: Path, scheduler: Mapping[str, object]) -> tuple[int, int]:
+def parts_shape(folder: Path, scheduler: Mapping[str, object]) -> tuple[int, int]:
     """The VAE factor and the native side in px. Raises InputError unless the parts of the model fit together."""
     conditioner = layout.conditioner(folder)
     vae, unet = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet"))
@@ -335,7 +335,7 @@ def _size(
     spec: GenerateSpec, model: store.Model, own: dict[str, Any], scheduler: Mapping[str, object]
 ) -> tuple[int, int]:
     """Width and height in px. Raises UsageError unless both are multiples of the VAE factor."""
-    factor, native = _shape(model.folder, scheduler)
+    factor, native = parts_shape(model.folder, scheduler)
     if spec.latents is not None:
         return _size_of_latents(spec, spec.latents, model)
     if spec.size is not None:

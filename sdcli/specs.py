@@ -121,6 +121,10 @@ class CodecSpec:
     output: Path = Path()
     model: str | None = None
     sample: bool = False
+    invert: str | None = None  # what the picture shows, in a prompt or the name of a class
+    negative: str = ""
+    steps: int | None = None  # of the inversion; None: the model's own, else the tool's default
+    guidance: float = 1.0
     seed: int = 0
     size: str | None = None
     if_exists: str = "number"
@@ -132,6 +136,14 @@ class CodecSpec:
         _between("seed", self.seed, 0, MAX_SEED)
         if self.size is not None:
             parse_size(self.size)
+        if self.steps is not None:
+            _between("steps", self.steps, 1, MAX_STEPS)
+        _at_least("guidance", self.guidance, 1.0)
+        if self.sample and self.invert is not None:
+            raise UsageError("--sample and --invert exclude each other", "an inversion starts from the mean")
+        for name in ("negative", "steps", "guidance"):
+            if self.invert is None and getattr(self, name) != getattr(CodecSpec, name):
+                raise UsageError(f"{_option(name)} without --invert: nothing is denoised", "leave it out")
         _one_of("if_exists", self.if_exists, IF_EXISTS)
         _one_of("dtype", self.dtype, DTYPES)
 

@@ -16,7 +16,8 @@ import sdcli
 ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
-FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots", "latent_files"}
+FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots"}
+FOUNDATION |= {"conditioning", "latent_files"}
 BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {

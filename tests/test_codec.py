@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,12 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdcli import codec, latent_files
+from sdcli import codec, generate, latent_files
 from sdcli.errors import ExitCode, InputError, NumericalError, OutputError, SdcliWarning, UsageError
 from sdcli.pipeline import images
-from sdcli.specs import CodecSpec
+from sdcli.pipeline.bundle import load_bundle
+from sdcli.plan import plan
+from sdcli.specs import CodecSpec, GenerateSpec
 from tests import models
 
 TOLERANCE = 1e-5
@@ -44,8 +49,12 @@ def latents(sd1: Path, photo: Path, tmp_path: Path) -> Path:
 
 
 def encoded(sd1: Path, source: Path, output: Path, **how: Any) -> codec.CodecRecord:
-    (record,) = codec.encode(CodecSpec(inputs=(source,), output=output, model=str(sd1), **how))
+    (record,) = records(CodecSpec(inputs=(source,), output=output, model=str(sd1), **how))
     return record
+
+
+def records(spec: CodecSpec) -> list[codec.CodecRecord]:
+    return [event for event in codec.encode(spec) if isinstance(event, codec.CodecRecord)]
 
 
 def decoded(sd1: Path, source: Path, output: Path, **how: Any) -> codec.CodecRecord:
@@ -184,7 +193,7 @@ def test_a_folder_of_pictures_becomes_a_file_each_and_back(sd1: Path, photo: Pat
         Image.open(photo).save(inputs / name)
     (inputs / "notes.txt").write_text("no picture")
 
-    there = list(codec.encode(CodecSpec(inputs=(inputs, photo), output=tmp_path / "z", model=str(sd1))))
+    there = records(CodecSpec(inputs=(inputs, photo), output=tmp_path / "z", model=str(sd1)))
     back = list(codec.decode(CodecSpec(inputs=(tmp_path / "z",), output=tmp_path / "back", model=str(sd1))))
 
     assert [record.path.name for record in there] == [f"{stem}.latents.safetensors" for stem in ("a", "b", "photo")]
@@ -195,7 +204,7 @@ def test_a_folder_of_pictures_becomes_a_file_each_and_back(sd1: Path, photo: Pat
 def test_inputs_of_one_name_are_numbered_or_refused(sd1: Path, photo: Path, tmp_path: Path) -> None:
     Image.open(photo).save(tmp_path / "photo.bmp")
     inputs = (photo, tmp_path / "photo.bmp")
-    made = list(codec.encode(CodecSpec(inputs=inputs, output=tmp_path / "z", model=str(sd1))))
+    made = records(CodecSpec(inputs=inputs, output=tmp_path / "z", model=str(sd1)))
     assert [record.path.name for record in made] == ["photo.latents.safetensors", "photo-2.latents.safetensors"]
     for if_exists in ("overwrite", "skip", "error"):
         spec = CodecSpec(inputs=inputs, output=tmp_path / if_exists, model=str(sd1), if_exists=if_exists)
@@ -355,3 +364,126 @@ def test_a_pipe_is_refused_without_waiting_for_it(sd1: Path, tmp_path: Path) -> 
     os.mkfifo(tmp_path / "a.png")
     with pytest.raises(InputError, match="no regular file"):
         encoded(sd1, tmp_path / "a.png", tmp_path / "out")
+
+
+# Inversion: the noise that draws a picture.
+
+
+def drawn_again(model: Path, noise: Path, output: Path, steps: int, prompt: str = "a dog") -> torch.Tensor:
+    """The latents that DDIM draws from a file of noise."""
+    asked = GenerateSpec(prompt=prompt, model=str(model), scheduler="ddim", steps=steps, guidance=1.0, latents=noise)
+    decided = plan(replace(asked, output=output))
+    bundle = load_bundle(model, device=torch.device("cpu"), dtype=torch.float32)
+    return [step.latents for step in generate.draw(bundle, decided, [prompt], "", seeds=[0])][-1]
+
+
+def test_what_is_drawn_from_the_noise_of_a_picture_is_the_picture_and_more_so_with_more_steps(
+    sd1: Path, photo: Path, latents: Path, tmp_path: Path
+) -> None:
+    wanted, errors = tensor(latents), []
+    for steps in (5, 20, 80):
+        noise = encoded(sd1, photo, tmp_path / f"{steps}.safetensors", invert="a dog", steps=steps).path
+        back = drawn_again(sd1, noise, tmp_path, steps)
+        errors.append(float((back - wanted).square().mean().sqrt()))
+        assert tensor(noise).shape == wanted.shape and tensor(noise).dtype == torch.float32
+        assert not torch.allclose(tensor(noise), wanted, atol=0.1)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0] / 3  # that it is no small one is the random UNet's, which denoises nothing
+
+
+def test_the_prompt_of_an_inversion_counts_and_so_does_guidance(sd1: Path, photo: Path, tmp_path: Path) -> None:
+    how: list[dict[str, Any]] = [
+        {"invert": "a dog"},
+        {"invert": "a cat"},
+        {"invert": ""},
+        {"invert": "a dog", "guidance": 2.0},
+        {"invert": "a dog", "guidance": 2.0, "negative": "a cat"},
+    ]
+    noises = [tensor(encoded(sd1, photo, tmp_path / f"{i}.safetensors", steps=3, **h).path) for i, h in enumerate(how)]
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(noises, 2))
+
+
+def test_a_file_of_noise_says_how_it_was_made(sd1: Path, photo: Path, tmp_path: Path) -> None:
+    record = encoded(sd1, photo, tmp_path / "a.safetensors", invert="a dog", negative="blurry", steps=3, guidance=2.0)
+    how = {"mode": "invert", "scheduler": "ddim", "steps": 3, "guidance": 2.0, "prompt": "a dog", "negative": "blurry"}
+    assert how.items() <= record.facts.items()
+    assert {key: str(value) for key, value in how.items()}.items() <= metadata(record.path).items()
+    plain = encoded(sd1, photo, tmp_path / "b.safetensors", invert="a dog")
+    assert plain.facts["steps"] == 25 and "negative" not in plain.facts and "seed" not in metadata(plain.path)
+
+
+def test_the_steps_are_the_models_own_where_none_are_asked_for(model: Path, photo: Path, tmp_path: Path) -> None:
+    (model / "sdcli.json").write_text('{"steps": 4}')
+    assert encoded(model, photo, tmp_path / "a.safetensors", invert="a dog").facts["steps"] == 4
+
+
+def test_progress_counts_the_steps_of_all_pictures(sd1: Path, photo: Path, tmp_path: Path) -> None:
+    spec = CodecSpec(inputs=(photo, photo), output=tmp_path / "out", model=str(sd1), invert="a dog", steps=2)
+    shown = [event for event in codec.encode(spec) if isinstance(event, codec.Progress)]
+    assert [(event.done, event.total) for event in shown] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_a_model_of_classes_inverts_with_a_class(classed: Path, photo: Path, tmp_path: Path) -> None:
+    cat = encoded(classed, photo, tmp_path / "cat.safetensors", invert="cat", steps=3)
+    dog = encoded(classed, photo, tmp_path / "dog.safetensors", invert="1", steps=3)
+    assert (cat.facts["class"], dog.facts["class"]) == ("cat", "dog")
+    assert not torch.equal(tensor(cat.path), tensor(dog.path))
+
+
+def test_an_unconditional_model_inverts_with_nothing(unconditional: Path, photo: Path, tmp_path: Path) -> None:
+    record = encoded(unconditional, photo, tmp_path / "a.safetensors", invert="", steps=3)
+    assert record.facts["prompt"] == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "how", "what"),
+    [
+        ("classed", {"invert": "a dog"}, "--invert 'a dog': this model has no such class"),
+        ("classed", {"invert": "9"}, "--invert '9': out of range"),
+        ("classed", {"invert": ""}, "--invert: this model draws classes, and none is named; name one of cat, dog"),
+        ("classed", {"invert": "cat", "negative": "x"}, "--negative 'x': this model reads no text"),
+        ("unconditional", {"invert": "a dog"}, "--invert 'a dog': this model is unconditional"),
+        ("unconditional", {"invert": "", "guidance": 2.0}, "--guidance 2: this model is unconditional"),
+        ("sd1", {"invert": "\udcff"}, "is no valid text"),
+        ("sd1", {"invert": "a (dog:99)"}, "99"),
+        ("sd1", {"invert": "a dog", "steps": 1000}, "scheduler ddim cannot do 1000 steps"),
+    ],
+)
+def test_what_a_model_cannot_invert_is_refused(
+    request: pytest.FixtureRequest, photo: Path, tmp_path: Path, kind: str, how: dict[str, Any], what: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(what)):
+        encoded(request.getfixturevalue(kind), photo, tmp_path / "a.safetensors", **how)
+    assert not (tmp_path / "a.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("how", "what"),
+    [
+        ({"invert": "a dog", "sample": True}, "--sample and --invert exclude each other"),
+        ({"steps": 5}, "--steps without --invert"),
+        ({"guidance": 2.0}, "--guidance without --invert"),
+        ({"negative": "x"}, "--negative without --invert"),
+        ({"invert": "a dog", "guidance": 0.5}, "--guidance 0.5: out of range"),
+        ({"invert": "a dog", "steps": 0}, "--steps 0: out of range"),
+    ],
+)
+def test_options_of_an_inversion_that_make_no_sense_are_refused(how: dict[str, Any], what: str) -> None:
+    with pytest.raises(UsageError, match=what):
+        CodecSpec(**how)
+
+
+def test_a_model_whose_parts_do_not_fit_is_refused_before_its_weights_are_read(
+    model: Path, photo: Path, tmp_path: Path
+) -> None:
+    models.edit_json(model / "unet" / "config.json", in_channels=9)
+    models.weight_file(model / "unet").unlink()
+    with pytest.raises(InputError, match="in_channels is 9"):
+        encoded(model, photo, tmp_path / "a.safetensors", invert="a dog")
+
+
+def test_a_prompt_that_does_not_fit_is_told(sd1: Path, photo: Path, tmp_path: Path) -> None:
+    with pytest.warns(
+        SdcliWarning, match=r"the prompt of --invert is too long: the last \d+ of \d+ tokens are not used"
+    ):
+        encoded(sd1, photo, tmp_path / "a.safetensors", invert="a dog " * 900, steps=2)

@@ -12,7 +12,7 @@ from sdcli.cli import options
 from sdcli.specs import CodecSpec
 
 if TYPE_CHECKING:
-    from sdcli.codec import CodecRecord
+    from sdcli.codec import CodecRecord, Progress
 
 
 def encode(
@@ -22,6 +22,24 @@ def encode(
     sample: Annotated[
         bool, typer.Option("--sample", help="Draw from the posterior with --seed; otherwise take its mean.")
     ] = CodecSpec.sample,
+    invert: Annotated[
+        str | None,
+        typer.Option(
+            "--invert",
+            metavar="TEXT",
+            help="Write the noise from which DDIM draws this picture of TEXT: a prompt, or a model's class.",
+        ),
+    ] = CodecSpec.invert,
+    negative: Annotated[
+        str, typer.Option("--negative", "-N", help="What guidance keeps away from in the inversion.")
+    ] = CodecSpec.negative,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", "-s", help="Steps of the inversion, 1 to 1000. Default: the model's own, else 25."),
+    ] = CodecSpec.steps,
+    guidance: Annotated[
+        float, typer.Option("--guidance", "-g", help="How strongly TEXT steers the inversion, from 1 (off, best).")
+    ] = CodecSpec.guidance,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the draw, 0 to 2^64-1.")] = CodecSpec.seed,
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Scale and crop to this size in pixels first.")
@@ -40,6 +58,10 @@ def encode(
         output=out,
         model=model,
         sample=sample,
+        invert=invert,
+        negative=negative,
+        steps=steps,
+        guidance=guidance,
         seed=seed,
         size=size,
         if_exists=if_exists,
@@ -73,6 +95,12 @@ def decode(
     _show(codec.decode(spec))
 
 
-def _show(records: Iterator[CodecRecord]) -> None:
-    for record in records:
-        output.result(str(record.path), record.facts)
+def _show(events: Iterator[Progress | CodecRecord]) -> None:
+    from sdcli.codec import Progress  # deferred: imports torch
+
+    with output.progress() as bar:
+        for event in events:
+            if isinstance(event, Progress):
+                bar.update("inverting", event.done, event.total)
+            else:
+                output.result(str(event.path), event.facts)

@@ -87,6 +87,22 @@ def fit(image: Image.Image, width: int, height: int) -> Image.Image:
     return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
 
 
+def cut(image: Image.Image, factor: int, path: Path) -> Image.Image:
+    """An image cut at its edges to the next multiples of a VAE's factor, with a warning where that takes anything away.
+
+    path: what errors and warnings call it. Raises InputError when nothing would be left.
+    """
+    width, height = (side // factor * factor for side in image.size)
+    if not width or not height:
+        raise InputError(f"{path}: is {image.width} x {image.height} px", f"at least {factor} x {factor} are needed")
+    if (width, height) == image.size:
+        return image
+    text = f"{path}: {image.width} x {image.height} px cut to {width} x {height}, multiples of {factor}"
+    warnings.warn(text, SdcliWarning, stacklevel=2)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def to_pixels(image: Image.Image) -> Tensor:
     """An RGB image as (1, 3, H, W) float32 in [-1, 1]."""
     array = np.array(image, dtype=np.float32)  # (H, W, 3)
