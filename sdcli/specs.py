@@ -148,6 +148,55 @@ class CodecSpec:
         _one_of("dtype", self.dtype, DTYPES)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DiffuseSpec:
+    """`sdcli diffuse`."""
+
+    input: Path = Path()
+    t: str | None = None  # steps, separated by commas; None: five from the first to the last
+    space: str = "both"
+    seed: int = 0
+    size: str | None = None
+    model: str | None = None
+    output: Path = Path()
+    save_latents: Path | None = None
+    if_exists: str = "number"
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+
+    SPACES: ClassVar[tuple[str, ...]] = ("pixels", "latents")
+
+    def __post_init__(self) -> None:
+        if self.t is not None:
+            parse_timesteps(self.t)
+        _one_of("space", self.space, (*self.SPACES, "both"))
+        _between("seed", self.seed, 0, MAX_SEED)
+        if self.size is not None:
+            parse_size(self.size)
+        if self.save_latents is not None and self.space == "pixels":
+            raise UsageError("--save-latents with --space pixels: there are no latents", "use --space latents or both")
+        _one_of("if_exists", self.if_exists, ("number", "overwrite", "error"))
+        _one_of("dtype", self.dtype, DTYPES)
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """The spaces asked for, in the order they are shown."""
+        return self.SPACES if self.space == "both" else (self.space,)
+
+
+def parse_timesteps(text: str) -> tuple[int, ...]:
+    """`0,250,999` as numbers, in the order given. Raises UsageError, for a step that is named twice as well."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and len(part) <= 6 for part in parts):
+        raise UsageError(f"--t {text}: is no list of steps", "write it as 0,250,500,999")
+    steps = tuple(int(part) for part in parts)
+    twice = [t for t in steps if steps.count(t) > 1]
+    if twice:
+        raise UsageError(f"--t {text}: {twice[0]} is named twice", "name every step once")
+    return steps
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """`WxH` in pixels as (width, height). Raises UsageError."""
     parts = text.lower().split("x")

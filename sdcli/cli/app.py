@@ -38,6 +38,7 @@ COMMANDS = {
     "encode": Command("codec", "encode", "Turn pictures into latent files."),
     "decode": Command("codec", "decode", "Turn latent files into pictures."),
     "tokens": Command("tokens", "tokens", "Show what the text encoder makes of a prompt."),
+    "diffuse": Command("diffuse", "diffuse", "Show a picture at chosen steps into the noise."),
     "schedulers": Command("inside", "schedulers", "List the schedulers with the UNet evaluations they make."),
     "models": Command("models", "app", "What models there are, and what they are."),
     "doctor": Command("inside", "doctor", "Say what this installation can do."),
