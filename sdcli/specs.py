@@ -185,6 +185,30 @@ class DiffuseSpec:
         return self.SPACES if self.space == "both" else (self.space,)
 
 
+@dataclass(frozen=True, kw_only=True)
+class FigureSpec:
+    """`sdcli schedulers --plot`."""
+
+    plot: str = "sigmas"
+    name: str | None = None  # of a scheduler; None: all
+    steps: int | None = None  # None: the model's own, else the tool's default
+    model: str | None = None
+    output: Path = Path()
+    if_exists: str = "number"
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        _one_of("plot", self.plot, ("betas", "alpha-bar", "snr", "sigmas"))
+        if self.plot != "sigmas":
+            if self.name is not None:
+                raise UsageError(f"--plot {self.plot} of {self.name}: it is the model's, not a scheduler's", "drop one")
+            if self.steps is not None:
+                raise UsageError(f"--steps with --plot {self.plot}: it has a value for every t", "leave it out")
+        elif self.steps is not None:
+            _between("steps", self.steps, 1, MAX_STEPS)
+        _one_of("if_exists", self.if_exists, ("number", "overwrite", "error"))
+
+
 def parse_timesteps(text: str) -> tuple[int, ...]:
     """`0,250,999` as numbers, in the order given. Raises UsageError, for a step that is named twice as well."""
     parts = [part.strip() for part in text.split(",")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,17 +11,60 @@ import typer
 from sdcli import output
 from sdcli import schedulers as registry
 from sdcli.cli import options
+from sdcli.errors import UsageError
+from sdcli.specs import FigureSpec
+
+# Options of `schedulers --plot` alone.
+Plot = Annotated[
+    str | None,
+    typer.Option(
+        "--plot",
+        metavar="WHAT",
+        help="Draw a figure: betas, alpha-bar or snr of the model, or the sigmas of NAME, or of all schedulers.",
+    ),
+]
+FigureOut = Annotated[
+    Path, typer.Option("--output", "-o", metavar="PATH", help="With --plot: a .png file, or a folder.")
+]
+FigureSteps = Annotated[
+    int | None,
+    typer.Option("--steps", "-s", help="With --plot sigmas: steps, 1 to 1000. Default: the model's own, else 25."),
+]
+FigureIfExists = Annotated[
+    str, typer.Option("--if-exists", help="With --plot, for a file that is there: number, overwrite or error.")
+]
 
 
 def schedulers(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Tell all about one; without it, list them.")
     ] = None,
+    plot: Plot = None,
+    out: FigureOut = FigureSpec.output,
+    steps: FigureSteps = FigureSpec.steps,
+    model: options.Model = FigureSpec.model,
+    if_exists: FigureIfExists = FigureSpec.if_exists,
+    offline: options.Offline = FigureSpec.offline,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """List the schedulers with the UNet evaluations they make for a number of steps."""
+    """List the schedulers with the UNet evaluations they make for a number of steps, or draw a figure of them."""
+    if plot is not None:
+        _draw(
+            FigureSpec(
+                plot=plot,
+                name=registry.find(name).name if name is not None else None,
+                steps=steps,
+                model=model,
+                output=out,
+                if_exists=if_exists,
+                offline=offline,
+            )
+        )
+        return
+    if out != FigureSpec.output or steps is not None:
+        raise UsageError("--output and --steps are of a figure", "say which with --plot")
     if name is not None:
         output.document(dataclasses.asdict(registry.describe(registry.find(name))))
         return
@@ -33,6 +77,13 @@ def schedulers(
         calls = "".join(f"{count:>4}" for count in row.evaluations.values())
         also = f" (also {', '.join(row.aliases)})" if row.aliases else ""
         output.result(f"{row.name:10}{calls}  {row.summary}{also}", dataclasses.asdict(row))
+
+
+def _draw(spec: FigureSpec) -> None:
+    from sdcli import figures  # deferred: imports torch
+
+    record = figures.run(spec)
+    output.result(str(record.path), record.facts)
 
 
 def doctor(json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
