@@ -1,6 +1,7 @@
 """Latent files: safetensors with `latents` (1, C, h, w) float32, and as metadata what they need to be decoded.
 
-Written are model, scaling_factor, height and width in px, and mode: `mean` or `sample` of a VAE's posterior. Any file
+Written are model, scaling_factor, height and width in px, and mode: `mean` or `sample` of a VAE's posterior, `invert`
+for the noise that draws a picture, `diffuse` for a picture noised to step t; each with what it was made by. Any file
 with the tensor is read; the metadata is checked where it is there. No torch until a tensor is read or written.
 """
 

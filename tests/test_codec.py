@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdcli import codec, generate, latent_files
+from sdcli import codec, generate, latent_files, store
 from sdcli.errors import ExitCode, InputError, NumericalError, OutputError, SdcliWarning, UsageError
 from sdcli.pipeline import images
 from sdcli.pipeline.bundle import load_bundle
@@ -389,6 +389,20 @@ def test_what_is_drawn_from_the_noise_of_a_picture_is_the_picture_and_more_so_wi
         assert not torch.allclose(tensor(noise), wanted, atol=0.1)
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < errors[0] / 3  # that it is no small one is the random UNet's, which denoises nothing
+
+
+def test_the_embedded_model_draws_a_drawing_again_from_its_noise(tmp_path: Path) -> None:
+    image = Image.new("RGB", (64, 64), "white")
+    ImageDraw.Draw(image).ellipse((8, 8, 56, 56), fill=(250, 200, 40), outline=(80, 50, 20), width=3)
+    image.save(tmp_path / "drawing.png")
+    builtin, errors = store.BUILTIN_FOLDER, []
+    wanted = tensor(encoded(builtin, tmp_path / "drawing.png", tmp_path / "drawing.safetensors").path)
+    for steps in (5, 20):
+        how: dict[str, Any] = {"invert": "a smiling face", "steps": steps}
+        noise = encoded(builtin, tmp_path / "drawing.png", tmp_path / f"{steps}.safetensors", **how).path
+        back = drawn_again(builtin, noise, tmp_path, steps, "a smiling face")
+        errors.append(float((back - wanted).square().mean().sqrt() / wanted.std()))
+    assert errors[1] < errors[0] < 1 and errors[1] < 0.2
 
 
 def test_the_prompt_of_an_inversion_counts_and_so_does_guidance(sd1: Path, photo: Path, tmp_path: Path) -> None:
