@@ -49,6 +49,7 @@ def line_chart(
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # where it keeps its list of fonts is nobody's concern
     import matplotlib.style  # deferred, here and below: 0.3 s that only a plot needs
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     with matplotlib.style.context("default", after_reset=True):  # whatever a matplotlibrc of the user says
         height = max(HEIGHT, NAME_HEIGHT * (len(curves) + 1))
@@ -57,6 +58,8 @@ def line_chart(
         _dress(axes, title, x_label, y_label)
         if log_x:
             _scale_x(axes, curves)
+        elif all(float(x).is_integer() for curve in curves for x in curve.xs):
+            axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
         if log_y and any(y > 0 and math.isfinite(y) for curve in curves for y in curve.ys):
             axes.set_yscale("log", nonpositive="mask")
         lines = [_draw(axes, curve, place, len(curves)) for place, curve in enumerate(curves)]

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
@@ -117,6 +118,20 @@ def marker_rows(png: bytes) -> list[float]:
 def test_values_that_cannot_be_drawn_leave_a_gap(ys: list[float], is_log: bool) -> None:
     assert picture(chart(Curve("a", STEPS, ys), FALLING, log_x=is_log, log_y=is_log)).shape == (750, 1200, 3)
     assert chart(Curve("a", STEPS, ys), log_x=is_log, log_y=is_log)
+
+
+def test_whole_numbers_are_counted_in_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks: list[list[float]] = []
+    savefig = Figure.savefig
+
+    def remember(figure: Figure, *args: Any, **kwargs: Any) -> None:
+        savefig(figure, *args, **kwargs)
+        ticks.append([float(x) for x in figure.axes[0].get_xticks()])
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    chart(Curve("a", range(1, 20), [float(n) for n in range(19)]))
+    chart(Curve("a", [0.25, 19.0], [0.0, 1.0]))
+    assert all(x.is_integer() for x in ticks[0]) and not all(x.is_integer() for x in ticks[1])
 
 
 def test_the_settings_of_the_user_and_the_process_change_nothing_and_stay_as_they_are() -> None:
