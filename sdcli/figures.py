@@ -25,6 +25,8 @@ NAMES_SHOWN = 3  # of schedulers that walk the same sigmas, in a legend
 MAX_NAME = 28  # characters of a model's name
 SAME = 1e-2  # relative difference of sigmas that no eye can see
 
+NAMED = ("sigmas", "timestep_spacing")  # choices that move the noise levels, shown beside a scheduler's name
+
 Numbers = list[float | None]  # None where it is not finite: a noise level without any signal
 
 
@@ -51,17 +53,18 @@ def run(spec: FigureSpec) -> FigureRecord:
     Raises UsageError for a scheduler that cannot do the steps or shows no sigmas, InputError for a malformed config,
     OutputError when the figure cannot be written.
     """
-    target = _target(spec)
+    chosen = _chosen(spec) if spec.name is not None else None
+    target = _target(spec, chosen.name if chosen is not None else "schedulers")
     model = store.resolve(spec.model, offline=spec.offline)
     config = read_json(model.folder / "scheduler" / "scheduler_config.json")
     check_config(config)
     facts: dict[str, Any] = {"plot": spec.plot, "model": model.ref}
     if spec.plot == "sigmas":
         steps = spec.steps if spec.steps is not None else int(own_settings(model).get("steps", DEFAULT_STEPS))
-        walks = [_walk(schedulers.find(spec.name), config, steps)] if spec.name else _walks(config, steps)
+        walks = [_walk(chosen, config, steps)] if chosen is not None else _walks(config, steps)
         png = _draw_sigmas(walks, model.ref, steps)
         rows = [{"scheduler": w.name, "timesteps": w.timesteps, "sigmas": w.sigmas} for w in walks]
-        facts |= {"steps": steps, "schedulers": rows}
+        facts |= {"steps": steps, **(chosen.choices if chosen is not None else {}), "schedulers": rows}
     else:
         values = _values(spec.plot, config)
         png = _draw_schedule(spec.plot, values, model.ref)
@@ -70,12 +73,19 @@ def run(spec: FigureSpec) -> FigureRecord:
     return FigureRecord(path, {"path": str(path), **facts})
 
 
-def _target(spec: FigureSpec) -> Path:
+def _chosen(spec: FigureSpec) -> schedulers.Scheduler:
+    """The scheduler named, with the options given for it."""
+    return schedulers.choose(
+        schedulers.find(str(spec.name)), sigmas=spec.sigmas, order=spec.order, timestep_spacing=spec.timestep_spacing
+    )
+
+
+def _target(spec: FigureSpec, name: str) -> Path:
     check_names(spec.output)
     many = is_output_folder(spec.output)
     if not many and spec.output.suffix.lower() != ".png":
         raise UsageError(f"--output {spec.output}: figures are written as PNG", "name a .png file or a folder")
-    target = spec.output / f"{spec.name or 'schedulers'}-{spec.plot}.png" if many else spec.output
+    target = spec.output / f"{name}-{spec.plot}.png" if many else spec.output
     check_writable(target.parent)
     remove_dead_parts(target.parent)
     check_free([target], spec.if_exists)
@@ -128,7 +138,8 @@ def _walk(scheduler: schedulers.Scheduler, config: dict[str, Any], steps: int) -
         levels = [_sigma(float(alpha_bar[int(t)])) for t in timesteps]
     else:
         raise UsageError(f"scheduler {scheduler.name}: shows neither sigmas nor alphas_cumprod", "plot another")
-    return Walk(scheduler.name, timesteps, _numbers(levels))
+    name = " ".join([scheduler.name, *(str(scheduler.choices[key]) for key in NAMED if key in scheduler.choices)])
+    return Walk(name, timesteps, _numbers(levels))
 
 
 def _sigma(a: float) -> float:

@@ -191,6 +191,9 @@ class FigureSpec:
 
     plot: str = "sigmas"
     name: str | None = None  # of a scheduler; None: all
+    sigmas: str | None = None
+    order: int | None = None
+    timestep_spacing: str | None = None
     steps: int | None = None  # None: the model's own, else the tool's default
     model: str | None = None
     output: Path = Path()

@@ -39,6 +39,9 @@ def schedulers(
     name: Annotated[
         str | None, typer.Argument(metavar="[NAME]", help="Tell all about one; without it, list them.")
     ] = None,
+    sigmas: options.Sigmas = FigureSpec.sigmas,
+    order: options.Order = FigureSpec.order,
+    timestep_spacing: options.TimestepSpacing = FigureSpec.timestep_spacing,
     plot: Plot = None,
     out: FigureOut = FigureSpec.output,
     steps: FigureSteps = FigureSpec.steps,
@@ -50,11 +53,17 @@ def schedulers(
     debug: options.Debug = False,
 ) -> None:
     """List the schedulers with the UNet evaluations they make for a number of steps, or draw a figure of them."""
+    chosen = {"sigmas": sigmas, "order": order, "timestep_spacing": timestep_spacing}
+    if name is None and any(value is not None for value in chosen.values()):
+        raise UsageError("--sigmas, --order and --timestep-spacing are of one scheduler", "say which")
     if plot is not None:
         _draw(
             FigureSpec(
                 plot=plot,
-                name=registry.find(name).name if name is not None else None,
+                name=name,
+                sigmas=sigmas,
+                order=order,
+                timestep_spacing=timestep_spacing,
                 steps=steps,
                 model=model,
                 output=out,
@@ -66,15 +75,20 @@ def schedulers(
     if out != FigureSpec.output or steps is not None:
         raise UsageError("--output and --steps are of a figure", "say which with --plot")
     if name is not None:
-        output.document(dataclasses.asdict(registry.describe(registry.find(name))))
+        one = registry.choose(registry.find(name), sigmas=sigmas, order=order, timestep_spacing=timestep_spacing)
+        output.document(dataclasses.asdict(registry.describe(one)))
         return
+    _list()
+
+
+def _list() -> None:
     listing = registry.listing()
     for text in listing.warnings:
         output.warning(text)
     output.heading(f"{'':10}evaluations for\n{'':10}" + "".join(f"{n:>4}" for n in registry.STEP_COUNTS) + " steps")
     for scheduler in listing.schedulers:
         row = registry.describe(scheduler)
-        calls = "".join(f"{count:>4}" for count in row.evaluations.values())
+        calls = "".join(f"{count if count is not None else '-':>4}" for count in row.evaluations.values())
         also = f" (also {', '.join(row.aliases)})" if row.aliases else ""
         output.result(f"{row.name:10}{calls}  {row.summary}{also}", dataclasses.asdict(row))
 

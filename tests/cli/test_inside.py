@@ -33,9 +33,24 @@ def test_a_figure_is_one_path_and_the_numbers_are_in_the_json(shell: Shell) -> N
     assert len(values) == 1000 and values[0] == pytest.approx(0.00085)
 
 
+def test_what_is_chosen_of_a_scheduler_shows_in_its_figure_and_its_description(shell: Shell) -> None:
+    figure = ("--plot", "sigmas", "--steps", 5, "--json")
+    plain = json.loads(shell("schedulers", "dpm", *figure, "-o", "a.png").stdout)
+    named = json.loads(shell("schedulers", "DPM++ 2M Karras", *figure).stdout)
+    asked = json.loads(shell("schedulers", "dpm", "--sigmas", "karras", *figure, "-o", "c.png").stdout)
+    assert named["path"] == "dpm-sigmas.png"
+    assert named["sigmas"] == asked["sigmas"] == "karras"
+    assert named["schedulers"] == asked["schedulers"] != plain["schedulers"]
+    assert named["schedulers"][0]["scheduler"] == "dpm karras"
+    row = json.loads(shell("schedulers", "dpm", "--order", 3, "--json").stdout)
+    assert (row["order"], row["choices"], row["overrides"]["solver_order"]) == (3, {"order": 3}, 3)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--sigmas", "karras"], "--sigmas, --order and --timestep-spacing are of one scheduler; say which"),
+        (["euler-a", "--plot", "sigmas", "--sigmas", "karras"], "scheduler euler-a takes no --sigmas"),
         (["--plot", "time"], "--plot time: unknown"),
         (["eular", "--plot", "sigmas"], "scheduler 'eular' is unknown; did you mean euler"),
         (["euler", "--plot", "betas"], "--plot betas of euler"),
