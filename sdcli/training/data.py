@@ -18,6 +18,7 @@ from torch import Tensor
 from sdcli.errors import InputError, SdcliWarning
 from sdcli.pipeline.images import SUFFIXES, fit, read_image, read_size, to_pixels
 from sdcli.training import layouts
+from sdcli.training.known import Known
 from sdcli.training.order import mixed_seed
 from sdcli.training.samples import Sample, class_names, some
 
@@ -89,21 +90,29 @@ def check_captions(dataset: Dataset) -> None:
 def check(dataset: Dataset, workers: int = 2) -> Iterator[int]:
     """Decode every picture once, yielding how many are done; all that cannot be read are named together.
 
+    One that an earlier start decoded, and that has not changed since, is not decoded again.
     Raises InputError at the end if any failed.
     """
+    known = Known(dataset.root)
 
     def problem(sample: Sample) -> str | None:
+        if known.is_decoded(sample):
+            return None
         try:
             load_image(sample)
         except InputError as error:
             return error.message
+        known.note_decoded(sample)
         return None
 
     problems: list[str] = []
-    with ThreadPoolExecutor(workers) as pool:
-        for done, found in enumerate(pool.map(problem, dataset.pictures), start=1):
-            problems += [found] if found else []
-            yield done
+    try:
+        with ThreadPoolExecutor(workers) as pool:
+            for done, found in enumerate(pool.map(problem, dataset.pictures), start=1):
+                problems += [found] if found else []
+                yield done
+    finally:  # a start that is stopped here has not looked in vain
+        known.save(dataset.pictures)
     if problems:
         raise InputError(
             f"{dataset.root}: {len(problems)} pictures cannot be read: {some(problems)}", "mend or remove them"
@@ -155,12 +164,6 @@ def load_pixels(sample: Sample, size: tuple[int, int], crop_by: torch.Generator 
     return to_pixels(image.crop((left, top, left + width, top + height)))
 
 
-def content_hash(sample: Sample) -> str:
-    """SHA-256 of a picture's bytes, in hex. Raises InputError when it cannot be read."""
-    with sample.open() as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _said(sample: Sample) -> tuple[str, ...]:
     """The sample's captions; blank ones say nothing."""
     return sample.captions if any(caption.strip() for caption in sample.captions) else ()
@@ -180,12 +183,14 @@ def _manifest(root: Path, samples: list[Sample]) -> str:
     """A hash of names, contents and captions, so that no run goes on with other data than it began with."""
     digest = hashlib.sha256()
     contents: dict[Path, str] = {}
+    known = Known(root)
     for sample in samples:
         if sample.place not in contents:
             try:
-                contents[sample.place] = content_hash(sample)
+                contents[sample.place] = known.content(sample)
             except InputError as error:  # `check` names it
                 contents[sample.place] = error.message
         row = [sample.name(root), contents[sample.place], list(sample.captions)]
         digest.update(json.dumps(row if sample.label is None else [*row, sample.label]).encode())
+    known.save(samples)
     return digest.hexdigest()

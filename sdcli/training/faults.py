@@ -13,7 +13,7 @@ from sdcli.errors import InputError
 from sdcli.files import atomic_write, open_regular, read_bytes
 from sdcli.pipeline.images import SUFFIXES, file_format, read_image, suffixes_of
 from sdcli.training import layouts
-from sdcli.training.data import content_hash
+from sdcli.training.known import content_hash
 from sdcli.training.loop import Preparing
 from sdcli.training.samples import MAX_CAPTION_BYTES, Fault, Layout, Sample, class_names
 from sdcli.training.shards import PACK_ANEW

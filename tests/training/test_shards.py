@@ -14,6 +14,7 @@ from PIL import Image
 
 from sdcli.errors import InputError
 from sdcli.training import data, layouts
+from sdcli.training.known import content_hash
 from sdcli.training.samples import Fault
 from tests.tars import packed
 
@@ -150,7 +151,7 @@ def test_a_picture_of_every_format_is_read_out_of_a_tar_as_out_of_its_file(drawn
     for file, member in zip(files, members, strict=True):
         assert f"a.tar/{file.name(drawn)}" == member.name(root)
         assert data.load_image(file).tobytes() == data.load_image(member).tobytes()
-        assert data.content_hash(file) == data.content_hash(member)
+        assert content_hash(file) == content_hash(member)
 
 
 def test_a_picture_cut_short_in_a_tar_is_named_with_its_tar(drawn: Path, root: Path) -> None:
