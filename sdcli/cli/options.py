@@ -165,6 +165,17 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     return path
 
 
+def _start_from(context: typer.Context, value: str | None) -> str | None:
+    """The model to start from; that of the environment counts only where no option and no file of options says one."""
+    source = context.get_parameter_source("model")
+    if source is None or source.name != "ENVIRONMENT":
+        return value
+    settings = context.default_map or {}
+    if context.params.get("init", settings.get("init")) is not None:
+        return None
+    return str(settings["model"]) if "model" in settings else value
+
+
 # Training
 ConfigFile = Annotated[
     Path | None,
@@ -181,7 +192,16 @@ Data = Annotated[
     typer.Option("--data", metavar="DIR", help="Folder of pictures, in any layout that sdcli dataset check reads."),
 ]
 TrainModel = Annotated[
-    str | None, typer.Option("--model", "-m", metavar="REF", help="Start from this model (default: builtin).")
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="SDCLI_MODEL",
+        metavar="REF",
+        callback=_start_from,
+        help="Start from this model (default: builtin).",
+        autocompletion=_model_refs,
+    ),
 ]
 Init = Annotated[
     str | None,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.forks import Forks
+from tests.forks import RUN_COMMAND, Forks
 from tests.runs import metrics, names, train_unet, train_vae
 
 
@@ -56,6 +56,39 @@ def test_a_file_of_settings_that_is_wrong_is_refused_with_its_line(
     assert (ended.code, said in ended.stderr) == (code, True), ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "same_as"),
+    [
+        ((), "", ("--model", "MODEL")),
+        (("--init", "tiny"), "", ("--init", "tiny")),
+        ((), 'init = "tiny"', ("--init", "tiny")),
+        (("--model", "builtin"), "", ("--model", "builtin")),
+        ((), 'model = "builtin"', ("--model", "builtin")),
+    ],
+    ids=["alone", "init", "init in a file", "model", "model in a file"],
+)
+def test_the_model_of_the_environment_counts_where_nothing_else_says_where_to_start(
+    pictures: Path,
+    sd1: Path,
+    forks: Forks,
+    tmp_path: Path,
+    options: tuple[str, ...],
+    settings: str,
+    same_as: tuple[str, ...],
+) -> None:
+    file = tmp_path / "train.toml"
+    file.write_text(settings, encoding="utf-8")
+    common = ("train-vae", "--data", str(pictures), "--resolution", "32", "--dry-run", "--json")
+    set_model = "import os; os.environ['SDCLI_MODEL'] = arguments.pop()\n"
+    planned = [
+        forks.python(set_model + RUN_COMMAND, [*common, "--config", str(file), *options, str(sd1)]),
+        forks.sdcli(*common, *(str(sd1) if word == "MODEL" else word for word in same_as)),
+    ]
+    assert [ended.code for ended in planned] == [0, 0], planned
+    there, here = (json.loads(ended.stdout) for ended in planned)
+    assert there["run"] == here["run"]  # named by its settings
 
 
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(pictures: Path, forks: Forks, tmp_path: Path) -> None:
