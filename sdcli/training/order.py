@@ -33,7 +33,9 @@ class Order:
     def __init__(self, groups: Sequence[Sequence[int]], *, batch_size: int, seed: int) -> None:
         self.groups, self.batch_size, self.seed = groups, batch_size, seed
         self.shares = [max(1, round(len(group) / batch_size)) for group in groups]  # batches a round
+        self.round_length = sum(self.shares)
         self._laps: dict[int, tuple[int, list[int]]] = {}  # group -> the lap looked at last, and its order
+        self._round: tuple[int, list[tuple[int, int]]] = (-1, [])  # the round looked at last, and its turns
 
     def batch(self, step: int) -> list[Draw]:
         """The showings of step `step` (from 0), the same whenever they are asked for."""
@@ -50,11 +52,21 @@ class Order:
         """The group of a step, and which of that group's batches it is."""
         if len(self.groups) == 1:
             return 0, step
-        lap, index = divmod(step, sum(self.shares))
+        number, index = divmod(step, self.round_length)
+        if self._round[0] != number:
+            self._round = (number, self._turns(number))
+        return self._round[1][index]
+
+    def _turns(self, number: int) -> list[tuple[int, int]]:
+        """The group of every step of a round, and which of that group's batches it is."""
         turns = [group for group, share in enumerate(self.shares) for _ in range(share)]
-        shuffled = [turns[i] for i in _permutation(len(turns), self.seed, "turns", lap)]
-        group = shuffled[index]
-        return group, lap * self.shares[group] + shuffled[:index].count(group)
+        counts = [number * share for share in self.shares]
+        found = []
+        for i in _permutation(len(turns), self.seed, "turns", number):
+            group = turns[i]
+            found.append((group, counts[group]))
+            counts[group] += 1
+        return found
 
     def _lap(self, group: int, lap: int) -> list[int]:
         known = self._laps.get(group)
