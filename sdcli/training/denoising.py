@@ -35,7 +35,8 @@ SAMPLES = 4  # pictures drawn on the way, unless prompts say how many
 SAMPLE_SETTINGS = {"scheduler": "dpm", "steps": 25, "guidance": 7.5}
 
 
-Prepare = Callable[[Path], Generator[Preparing, None, tuple[Condition, Callable[[Path], None]]]]
+Write = Callable[[Path, int], None]  # what was trained, into an empty folder; after so many steps
+Prepare = Callable[[Path], Generator[Preparing, None, tuple[Condition, Write]]]
 
 
 def run(
@@ -97,9 +98,9 @@ class DenoisingTask:
         condition: Condition,
         *,
         size: caches.Size,
-        write: Callable[[Path], None],
+        write: Write,
     ) -> None:
-        """write: puts what was trained into an empty folder. What is to learn requires gradients already."""
+        """What is to learn requires gradients already."""
         self.source, self.bundle, self.spec, self.dataset = model, model.bundle, spec, dataset
         self.moments, self.condition, self.size, self.write = moments, condition, size, write
         self.training, self.held_out = data.split(dataset, spec.holdout, spec.seed)
@@ -184,10 +185,10 @@ class DenoisingTask:
             yield Preparing("drawing samples", number + 1, len(names))
         return {}
 
-    def export(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
+    def export(self, folder: Path, step: int) -> Generator[Preparing, None, dict[str, float]]:
         """Write what was trained."""
         yield Preparing("writing the model", 0, 1)
-        self.write(folder)
+        self.write(folder, step)
         yield Preparing("writing the model", 1, 1)
         return {"parameters": float(sum(p.numel() for p in self.model.parameters() if p.requires_grad))}
 

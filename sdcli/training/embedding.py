@@ -6,7 +6,7 @@ Source: Gal et al. 2022, arXiv:2208.01618, section 4.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -22,6 +22,7 @@ from sdcli.pipeline.bundle import TextEncoder
 from sdcli.specs import TrainEmbeddingSpec
 from sdcli.training import data, denoising, parts, start
 from sdcli.training.conditions import Condition, Texts
+from sdcli.training.denoising import Write
 from sdcli.training.loop import Preparing, Report
 from sdcli.training.parts import ModelParts
 
@@ -38,9 +39,9 @@ def run(spec: TrainEmbeddingSpec) -> Iterator[Report]:
     dataset = _named(data.find(spec.data, spec.caption), spec)
     model, rows, condition = prepare(spec, parts.model_as_it_is(spec, accelerator.device))
 
-    def ready(cache: Path) -> Generator[Preparing, None, tuple[Condition, Callable[[Path], None]]]:
+    def ready(cache: Path) -> Generator[Preparing, None, tuple[Condition, Write]]:
         yield from ()
-        return condition, lambda folder: _write(folder, spec, rows)
+        return condition, lambda folder, step: _write(folder, spec, rows, step)
 
     yield from denoising.run(spec, "embedding", dataset, model, accelerator, learned=rows, prepare=ready)
 
@@ -91,8 +92,8 @@ def first_vectors(encoder: TextEncoder, spec: TrainEmbeddingSpec) -> Tensor:
     return _table(encoder)[rows].float().cpu()
 
 
-def _write(folder: Path, spec: TrainEmbeddingSpec, rows: LearnedRows) -> None:
-    write_embedding(folder, Embedding(spec.token, rows.vectors), step=spec.steps)
+def _write(folder: Path, spec: TrainEmbeddingSpec, rows: LearnedRows, step: int) -> None:
+    write_embedding(folder, Embedding(spec.token, rows.vectors), step=step)
 
 
 def _table(encoder: TextEncoder) -> Tensor:

@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from accelerate.utils import broadcast_object_list
 
 from sdcli.files import atomic_write, output_error
 
@@ -18,7 +19,7 @@ METRICS = "metrics.jsonl"
 
 
 class Journal:
-    """What is measured while training. Only the first process writes."""
+    """What is measured while training. Only the first process reads and writes the file."""
 
     def __init__(
         self, folder: Path, accelerator: Accelerator, step: int, tracker: str | None = None, offline: bool = False
@@ -31,10 +32,9 @@ class Journal:
         self._tracker: GeneralTracker | None = None
         self.validated: dict[int, float] = {}  # step -> validation loss
         self._stream: IO[bytes] | None = None
-        for row in self._rows(step):
-            self._note(row)
-        accelerator.wait_for_everyone()
         if accelerator.is_main_process:
+            for row in self._rows(step):
+                self._note(row)
             if self.path.exists():
                 with atomic_write(self.path) as part, part.open("wb") as stream:
                     stream.writelines(_line(row) for row in self._rows(step))
@@ -42,6 +42,8 @@ class Journal:
             if tracker is not None:
                 self._tracker = _TRACKERS[tracker](folder, step, offline)
                 self._tracker.start()
+        if accelerator.num_processes > 1:  # what is done next depends on it
+            (self.validated,) = broadcast_object_list([self.validated])
 
     def __enter__(self) -> Journal:
         return self

@@ -101,8 +101,8 @@ class Task(Protocol):
     def sample(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
         """Write pictures that show what is learned so far into an empty folder."""
 
-    def export(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
-        """Write the trained model into an empty folder."""
+    def export(self, folder: Path, step: int) -> Generator[Preparing, None, dict[str, float]]:
+        """Write the trained model, as it was after `step` steps, into an empty folder."""
 
 
 def train(
@@ -209,7 +209,8 @@ def _export(task: Task, folder: Path, spec: TrainSpec, best: int | None) -> Iter
     summary.json says that it lies there and what it is: it goes before the one and comes after the other.
     """
     (folder / "summary.json").unlink(missing_ok=True)
-    summary = yield from _placed(folder / "export", task.export)
+    step = best if spec.export == "best" and best is not None else spec.steps
+    summary = yield from _placed(folder / "export", lambda part: task.export(part, step))
     if best is not None:
         summary["best_validated_step"] = best
     write_json(folder / "summary.json", {**summary, "dtype": spec.export_dtype, "of": spec.export})

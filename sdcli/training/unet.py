@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from sdcli.specs import TrainUnetSpec
 from sdcli.training import data, denoising, lora, parts, start
 from sdcli.training.caches import Size
 from sdcli.training.conditions import Condition
+from sdcli.training.denoising import Write
 from sdcli.training.loop import Preparing, Report
 from sdcli.training.parts import ModelParts
 
@@ -26,11 +27,11 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
     model = parts.model(spec, accelerator.device, dataset)
     size, factor = start.size(spec, model.bundle), latent.factor(model.bundle.vae)
 
-    def prepare(cache: Path) -> Generator[Preparing, None, tuple[Condition, Callable[[Path], None]]]:
+    def prepare(cache: Path) -> Generator[Preparing, None, tuple[Condition, Write]]:
         condition = yield from parts.condition(spec, model.bundle, dataset, cache, accelerator)
         encoder = _prepare(spec, model, condition)
         model.bundle.unet.register_to_config(sample_size=size[0] // factor)
-        return condition, lambda folder: _write(folder, spec, model, encoder, size)
+        return condition, lambda folder, _: _write(folder, spec, model, encoder, size)
 
     learned = model.bundle.unet
     yield from denoising.run(spec, "unet", dataset, model, accelerator, learned=learned, prepare=prepare)

@@ -145,7 +145,7 @@ class VaeTask:
         return {}
 
     @torch.no_grad()
-    def export(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
+    def export(self, folder: Path, step: int) -> Generator[Preparing, None, dict[str, float]]:
         """Write the scaling factor that makes the latents' std 1 over the training pictures, measure, save the VAE."""
         scaling_factor = yield from self._scaling_factor()
         facts: dict[str, float] = {"scaling_factor": scaling_factor}

@@ -104,7 +104,7 @@ def _denoising(
 ) -> DenoisingTask:
     sizes: Sequence[caches.Size] = [SIZE] * len(dataset.pictures)
     moments = _result(caches.moments(work, whole.bundle.vae, dataset, sizes, spec, accelerator))
-    return DenoisingTask(whole, spec, dataset, moments, condition, size=SIZE, write=lambda _: None)
+    return DenoisingTask(whole, spec, dataset, moments, condition, size=SIZE, write=lambda *_: None)
 
 
 def _result(stream: Any) -> Any:

@@ -105,6 +105,12 @@ def test_the_word_is_exported_in_three_dialects_that_say_the_same(embedding_run:
         assert torch.equal(vectors, next(iter(average.values())))
 
 
+def test_the_a1111_file_says_after_which_step_it_was(unet_run: Path, tmp_path: Path) -> None:
+    _, rows, _ = prepared(unet_run / "export")
+    embedding._write(tmp_path, TrainEmbeddingSpec(token=WORD, init_token="disc", steps=6), rows, 4)
+    assert torch.load(tmp_path / "my-disc.pt", weights_only=True)["step"] == 4
+
+
 def test_generate_draws_with_the_word(embedding_run: Path, unet_run: Path, forks: Forks, tmp_path: Path) -> None:
     common = ("--model", unet_run / "export", "--steps", 2, "--seed", 1, "--device", "cpu", "--no-metadata")
     file = embedding_run / "export" / "my-disc.safetensors"

@@ -64,11 +64,11 @@ class Line:
         (folder / "line.txt").write_text(str(self.model.state_dict()), encoding="utf-8")
         return {}
 
-    def export(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
+    def export(self, folder: Path, step: int) -> Generator[Preparing, None, dict[str, float]]:
         yield Preparing("exporting", 0, 1)
         save_file(self.model.state_dict(), folder / "line.safetensors")
         yield Preparing("exporting", 1, 1)
-        return {"bias": float(cast(nn.Linear, cast(nn.Sequential, self.model)[1]).bias.detach())}
+        return {"bias": float(cast(nn.Linear, cast(nn.Sequential, self.model)[1]).bias.detach()), "as_of": step}
 
 
 def spec_of(**settings: Any) -> TrainSpec:
@@ -314,7 +314,7 @@ def test_an_export_made_again_after_damage_is_the_same(tmp_path: Path) -> None:
 
 def test_an_export_that_fails_leaves_none_and_the_next_call_makes_it(tmp_path: Path) -> None:
     class FullDisk(Line):
-        def export(self, folder: Path) -> Generator[Preparing, None, dict[str, float]]:
+        def export(self, folder: Path, step: int) -> Generator[Preparing, None, dict[str, float]]:
             (folder / "half").touch()
             yield Preparing("exporting", 0, 1)
             raise OSError(28, "No space left on device")
@@ -518,10 +518,12 @@ def test_the_best_checkpoint_is_kept_beside_the_last_ones(tmp_path: Path) -> Non
 def test_the_best_can_be_exported_and_the_last_again(tmp_path: Path) -> None:
     run(tmp_path, Watched(), steps=8, holdout=0.5)
     last = exported(tmp_path)
-    run(tmp_path, Watched(), steps=8, holdout=0.5, export="best")
+    *_, best = run(tmp_path, Watched(), steps=8, holdout=0.5, export="best")
+    assert isinstance(best, Finished) and best.summary["as_of"] == 4
     average = load_file(tmp_path / "checkpoints" / "checkpoint-00000004" / "ema.safetensors")
     torch.testing.assert_close(exported(tmp_path), average, rtol=0, atol=0)
-    run(tmp_path, Watched(), steps=8, holdout=0.5, export="last")
+    *_, again = run(tmp_path, Watched(), steps=8, holdout=0.5, export="last")
+    assert isinstance(again, Finished) and again.summary["as_of"] == 8
     torch.testing.assert_close(exported(tmp_path), last, rtol=0, atol=0)
 
 

@@ -40,7 +40,7 @@ def task_of(pictures: Path, model: Path, tmp_path: Path, **settings: Any) -> Den
     condition = result_of(parts.condition(spec, whole.bundle, dataset, tmp_path / "cache", accelerator))
     encoder = unet._prepare(spec, whole, condition)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, step: int) -> None:
         unet._write(folder, spec, whole, encoder, (16, 16))
 
     return DenoisingTask(whole, spec, dataset, moments, condition, size=(16, 16), write=write)
