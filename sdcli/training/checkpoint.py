@@ -22,6 +22,7 @@ from torch import Tensor
 from sdcli.errors import InputError, LockedError, OutputError, SdcliWarning
 from sdcli.files import PART_NAME, atomic_write, make_folder, output_error, read_bytes, sync
 from sdcli.layout import read_json, write_json
+from sdcli.training import sharding
 
 FORMAT_VERSION = 1
 LOCK = ".lock"
@@ -233,7 +234,10 @@ def load_optimizer_state(
 ) -> None:
     """The inverse of `optimizer_state`."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, value in tensors.items():
         index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value
+        parameter = parameters[int(index)]
+        is_of_each_weight = value.shape == parameter.shape  # the others, such as the step, are the parameter's own
+        state.setdefault(int(index), {})[key] = sharding.like(value, parameter) if is_of_each_weight else value
     optimizer.load_state_dict({"state": state, "param_groups": settings["param_groups"]})

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from sdcli import pages
@@ -160,10 +161,10 @@ def train(
         return
     if spec.export == "best" and best is not None:
         state.load_average_of(best)
-    if accelerator.is_main_process:
-        with state.averaged():
+    with state.averaged():
+        if accelerator.is_main_process:
             yield from _export(task, folder, spec, best)
-    accelerator.wait_for_everyone()
+        accelerator.wait_for_everyone()
 
 
 def _look(task: Task, spec: TrainSpec, state: State, journal: Journal) -> Iterator[Report]:
@@ -182,10 +183,18 @@ def _look(task: Task, spec: TrainSpec, state: State, journal: Journal) -> Iterat
             yield Validated(step, terms)
     pictures = state.folder / "samples" / f"step-{step:08d}"
     is_due = spec.sample_every is not None and (step % spec.sample_every == 0 or step == spec.steps)
-    if is_due and state.accelerator.is_main_process and not pictures.exists():
+    if is_due and not _exists(pictures, state.accelerator):
         with state.averaged():
-            yield from _placed(pictures, task.sample)
+            if state.accelerator.is_main_process:
+                yield from _placed(pictures, task.sample)
+            state.accelerator.wait_for_everyone()
         _report(state.folder, state.accelerator)
+
+
+def _exists(path: Path, accelerator: Accelerator) -> bool:
+    """Whether a path exists for the first process; all agree, for they draw together."""
+    there = [path.exists()]
+    return bool(broadcast_object_list(there)[0]) if accelerator.num_processes > 1 else there[0]
 
 
 def _report(folder: Path, accelerator: Accelerator) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,20 +15,27 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.state import PartialState
+from accelerate.utils import (
+    DistributedType,
+    FullyShardedDataParallelPlugin,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy
 
 from sdcli.errors import UsageError
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import ModelBundle
 from sdcli.pipeline.device import pick_device
-from sdcli.specs import TrainSpec
+from sdcli.specs import TrainSpec, TrainUnetSpec
 from sdcli.training import checkpoint, data
 from sdcli.training.loop import Planned, Preparing, Report
 from sdcli.training.order import Order
 
 HASH_LENGTH = 12
-WAYS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)  # of working together
+WAYS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU, DistributedType.FSDP)
 PATIENCE = timedelta(days=1)  # of the other processes, while the first one reads pictures and fills caches
 
 
@@ -45,16 +53,49 @@ def accelerator_for(spec: TrainSpec) -> Accelerator:
         raise UsageError("--optimizer adamw8bit: needs bitsandbytes and a CUDA device", "use --optimizer adamw")
     if spec.tracker is not None and find_spec(spec.tracker) is None:
         raise UsageError(f"--tracker {spec.tracker}: is not installed", f"pip install {spec.tracker}, or leave it out")
-    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    plugin = _sharding(spec) if parse_flag_from_env("ACCELERATE_USE_FSDP") else None
     accelerator = Accelerator(
-        mixed_precision=spec.mixed_precision, cpu=device.type == "cpu", kwargs_handlers=[patience]
+        mixed_precision=spec.mixed_precision,
+        cpu=device.type == "cpu",
+        fsdp_plugin=plugin,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
+    if plugin is not None and accelerator.distributed_type is DistributedType.MULTI_CPU:
+        _shard_on_cpu(accelerator, plugin)
     if accelerator.distributed_type not in WAYS:
         raise UsageError(
-            f"accelerate is set up for {accelerator.distributed_type.value}, which splits the model itself",
-            "launch with --multi_gpu: every process holds the whole model",
+            f"accelerate is set up for {accelerator.distributed_type.value}, which splits the model in its own way",
+            "launch with --multi_gpu (every process holds the whole model), or for train-unet with --use_fsdp",
         )
     return accelerator
+
+
+def _sharding(spec: TrainSpec) -> FullyShardedDataParallelPlugin:
+    """How `accelerate launch --use_fsdp` was told to shard. Raises UsageError for what cannot be done so."""
+    version = os.environ.get("FSDP_VERSION", "1")  # accelerate's own default
+    whole = "launch with --multi_gpu; where memory is short, add --gradient-checkpointing or train with --lora-rank"
+    if not isinstance(spec, TrainUnetSpec) or spec.lora_rank is not None:
+        raise UsageError("FSDP shards a UNet that is trained whole, and this run trains something else", whole)
+    if version != "2":
+        raise UsageError(f"FSDP of version {version}: only version 2 is supported", "launch with --fsdp_version 2")
+    plugin = FullyShardedDataParallelPlugin()
+    if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
+        raise UsageError("FSDP with weights offloaded to the CPU is not supported", "set fsdp_offload_params to false")
+    if plugin.activation_checkpointing:
+        raise UsageError("FSDP: fsdp_activation_checkpointing is not supported", "use --gradient-checkpointing")
+    if spec.mixed_precision == "fp16" or spec.optimizer != "adamw":
+        raise UsageError("FSDP with --mixed-precision fp16 or 8-bit AdamW is not supported", "use bf16 and adamw")
+    plugin.cpu_ram_efficient_loading = False  # every process has read the whole model already
+    return plugin
+
+
+def _shard_on_cpu(accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
+    """Let accelerate shard among processes on CPUs: told so in its state, it does as it does by itself on GPUs."""
+    if accelerator.mixed_precision != "no":
+        plugin.set_mixed_precision(accelerator.mixed_precision)
+    accelerator.state.fsdp_plugin = plugin
+    accelerator.state.distributed_type = DistributedType.FSDP
+    PartialState._shared_state["distributed_type"] = DistributedType.FSDP
 
 
 def resolution(spec: TrainSpec, native: object, factor: int) -> int:

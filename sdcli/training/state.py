@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from sdcli.errors import NumericalError, ResourceError, SdcliWarning
 from sdcli.specs import TrainSpec
-from sdcli.training import checkpoint
+from sdcli.training import checkpoint, sharding
 from sdcli.training.order import mixed_seed
 
 Batch = dict[str, Tensor]  # every tensor has one row a sample
@@ -63,7 +64,7 @@ class State:
         self.accelerator.unscale_gradients()
         limit = self.spec.clip_norm if self.spec.clip_norm > 0 else math.inf
         norms = {
-            player.prefix + "grad_norm": float(nn.utils.clip_grad_norm_(player.trained.values(), limit))
+            player.prefix + "grad_norm": float(sharding.whole(nn.utils.clip_grad_norm_(player.trained.values(), limit)))
             for player in self._playing()
         }
         terms = self._means(tallies) | norms
@@ -91,14 +92,22 @@ class State:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """The weights that are exported - the moving average, if one is kept - in place of those that train."""
-        trained = self.players[0].trained
-        with self.ema.in_place_of(trained) if self.ema is not None else nullcontext():
-            self.players[0].turn.module.eval()
+        """The weights that are exported - the moving average, if one is kept - in place of those that train.
+
+        Every process takes part: where the weights lie in shards, each gets them whole.
+        """
+        player = self.players[0]
+        place: AbstractContextManager[None]
+        if player.is_sharded:
+            place = sharding.filled(player.turn.module, self.ema.values if self.ema is not None else player.trained)
+        else:
+            place = self.ema.in_place_of(player.trained) if self.ema is not None else nullcontext()
+        with place:
+            player.turn.module.eval()
             try:
                 yield
             finally:
-                self.players[0].turn.module.train()
+                player.turn.module.train()
 
     def save(self) -> Path:
         """Put a checkpoint of this very moment on disk; every process takes part, the first one writes."""
@@ -109,11 +118,13 @@ class State:
             tensors |= {player.turn.name: player.kept, f"{player.turn.name}-optimizer": optimizer}
         if self.ema is not None:
             tensors["ema"] = self.ema.values
+        is_main = self.accelerator.is_main_process
+        whole = {name: sharding.gathered(part, is_kept=is_main) for name, part in tensors.items()}
         scaler = self.accelerator.scaler
         state: dict[str, Any] = {"optimizers": settings, "scaler": scaler.state_dict() if scaler is not None else None}
         state |= {"bad_steps": self.bad_steps, "averaged_steps": self.ema.steps if self.ema is not None else 0}
-        if self.accelerator.is_main_process:
-            snapshot = checkpoint.Snapshot(self.step, tensors, state)
+        if is_main:
+            snapshot = checkpoint.Snapshot(self.step, whole, state)
             checkpoint.save(self.folder, snapshot, config_hash=self.config_hash)
         self.accelerator.wait_for_everyone()
         self.saved_steps.append(self.step)
@@ -240,7 +251,8 @@ class Ema:
         """Move towards the tensors' values now; the first time, take them."""
         warm = min(self.decay, (1.0 + self.steps) / (10.0 + self.steps))  # as tf.train.ExponentialMovingAverage
         share = 1.0 - warm if self.steps > 0 else 1.0
-        torch._foreach_lerp_(list(self.values.values()), [t.detach() for t in tensors.values()], share)
+        averages, values = map(sharding.local, self.values.values()), map(sharding.local, tensors.values())
+        torch._foreach_lerp_(list(averages), list(values), share)
         self.steps += 1
 
     @contextmanager
@@ -264,15 +276,22 @@ def lr_at(step: int, spec: TrainSpec) -> float:
 
 
 class _Player:
-    """A turn with its optimizer, ready for the device and the processes of the run."""
+    """A turn with its optimizer, ready for the device and the processes of the run.
+
+    Where accelerate shards what is trained, that is a twin of the turn's module, which is empty but when looked at.
+    """
 
     def __init__(self, turn: Turn, spec: TrainSpec, accelerator: Accelerator) -> None:
         self.turn = turn
         self.prefix = "" if turn.name == "model" else f"{turn.name}_"  # of its terms in the log
         turn.module.to(accelerator.device).train()
-        self.trained = {name: p for name, p in turn.module.named_parameters() if p.requires_grad}
-        optimizer = _OPTIMIZERS[spec.optimizer](list(self.trained.values()), spec)
-        self.module, self.optimizer = accelerator.prepare(turn.module, optimizer)
+        self.is_sharded = accelerator.distributed_type is DistributedType.FSDP
+        self.learner = sharding.twin(turn.module) if self.is_sharded else turn.module
+        optimizer = _OPTIMIZERS[spec.optimizer](list(_trained(self.learner).values()), spec)
+        self.module, self.optimizer = accelerator.prepare(self.learner, optimizer)
+        self.trained = _trained(self.learner)  # sharding replaced them
+        if self.is_sharded:
+            sharding.empty(turn.module)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -280,8 +299,8 @@ class _Player:
 
         Asked for anew each time: wrapping the module for several processes gives its parameters other storage.
         """
-        frozen = {name for name, p in self.turn.module.named_parameters() if not p.requires_grad}
-        return {name: tensor for name, tensor in self.turn.module.state_dict().items() if name not in frozen}
+        frozen = {name for name, p in self.learner.named_parameters() if not p.requires_grad}
+        return {name: tensor for name, tensor in self.learner.state_dict().items() if name not in frozen}
 
     def step(self, rate: float, scaler: torch.amp.GradScaler | None) -> None:
         optimizer = self.optimizer.optimizer  # accelerate's own step would update the scaler, too
@@ -293,11 +312,15 @@ class _Player:
             scaler.step(optimizer)
 
 
-def _adamw(parameters: list[Tensor], spec: TrainSpec) -> torch.optim.Optimizer:
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _adamw(parameters: list[nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=spec.peak_lr, weight_decay=spec.weight_decay, fused=True)
 
 
-def _adamw8bit(parameters: list[Tensor], spec: TrainSpec) -> torch.optim.Optimizer:
+def _adamw8bit(parameters: list[nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
     import bitsandbytes  # deferred: few have it, and `start.accelerator_for` has asked
 
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
@@ -312,7 +335,7 @@ _OPTIMIZERS = {"adamw": _adamw, "adamw8bit": _adamw8bit}
 @torch.no_grad()
 def _assign(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        tensor.copy_(values[name])
+        tensor.copy_(sharding.like(values[name], tensor))
 
 
 def _tally(value: Tensor, samples: int) -> Tensor:
