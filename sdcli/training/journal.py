@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -13,9 +15,11 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from accelerate.utils import broadcast_object_list
 
+from sdcli.errors import UsageError
 from sdcli.files import atomic_write, output_error
 
 METRICS = "metrics.jsonl"
+ID_LENGTH = 16
 
 
 class Journal:
@@ -26,7 +30,7 @@ class Journal:
     ) -> None:
         """Open the journal of a run that stands at `step`; lines after it are dropped, for they will come again.
 
-        tracker: `tensorboard` or `wandb`, whose package must be there.
+        tracker: `tensorboard` or `wandb`, whose package must be there. Raises UsageError where it does not start.
         """
         self.path = folder / METRICS
         self._tracker: GeneralTracker | None = None
@@ -41,7 +45,6 @@ class Journal:
             self._stream = self.path.open("ab", buffering=0)
             if tracker is not None:
                 self._tracker = _TRACKERS[tracker](folder, step, offline)
-                self._tracker.start()
         if accelerator.num_processes > 1:  # what is done next depends on it
             (self.validated,) = broadcast_object_list([self.validated])
 
@@ -96,12 +99,22 @@ class Journal:
 
 
 def _tensorboard(folder: Path, step: int, offline: bool) -> GeneralTracker:
-    return TensorBoardTracker("sdcli", folder / "tracker", purge_step=step + 1)
+    tracker = TensorBoardTracker("sdcli", folder / "tracker", purge_step=step + 1)
+    tracker.start()
+    return tracker
 
 
 def _wandb(folder: Path, step: int, offline: bool) -> GeneralTracker:
-    mode = "offline" if offline else "online"
-    return WandBTracker("sdcli", name=folder.name, dir=folder, mode=mode, id=folder.name, resume="allow")
+    import wandb  # deferred: few have it, and `start.accelerator_for` has asked
+
+    identity = hashlib.sha256((folder / "config.json").read_bytes() + os.fsencode(folder.resolve())).hexdigest()
+    mode = "offline" if offline else None  # None: as WANDB_MODE or `wandb offline` say, else online
+    tracker = WandBTracker("sdcli", name=folder.name, dir=folder, mode=mode, id=identity[:ID_LENGTH], resume="allow")
+    try:
+        tracker.start()
+    except wandb.Error as error:
+        raise UsageError(f"--tracker wandb: {error}", "set WANDB_MODE=offline to keep it on this machine") from error
+    return tracker
 
 
 _TRACKERS: dict[str, Callable[[Path, int, bool], GeneralTracker]] = {"tensorboard": _tensorboard, "wandb": _wandb}

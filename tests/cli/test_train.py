@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,11 @@ def test_what_is_drawn_on_the_way_can_be_said(pictures: Path, vae_run: Path, for
         (("--optimizer", "adamw8bit"), "needs bitsandbytes"),
         (("--export", "first"), "--export first: unknown"),
         (("--tracker", "mlflow"), "--tracker mlflow: unknown"),
-        (("--tracker", "wandb"), "--tracker wandb: is not installed; pip install wandb"),
+        pytest.param(
+            ("--tracker", "wandb"),
+            "--tracker wandb: is not installed; pip install wandb",
+            marks=pytest.mark.skipif(find_spec("wandb") is not None, reason="wandb is installed"),
+        ),
         (("--disc-width", 20), "--disc-width 20: out of range"),
         (("--disc-start", 0, "--disc-layers", 4), "pictures of 16 px are too small"),
         (("--regularizer", "gan"), "--regularizer gan: unknown"),
@@ -259,3 +264,39 @@ def test_a_journal_with_a_damaged_line_is_cut_there(pictures: Path, forks: Forks
     ended = forks.sdcli(*train_vae(pictures, run))
     assert ended.code == 0, ended.stderr
     assert [row["step"] for row in metrics(run)] == [1, 5, 6]
+
+
+# Trackers, where their packages are installed
+
+
+def test_tensorboard_shows_each_step_of_a_run_in_parts_once(
+    pictures: Path, vae_run: Path, forks: Forks, tmp_path: Path
+) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    command = (*train_unet(pictures, tmp_path / "run", vae_run), "--holdout", 0.3, "--tracker", "tensorboard")
+    for ended in (forks.sdcli(*command, "--stop-after", 3), forks.sdcli(*command)):
+        assert ended.code == 0, ended.stderr
+    events = reader.EventAccumulator(str(tmp_path / "run" / "tracker" / "sdcli"))
+    events.Reload()
+    steps = [row for row in metrics(tmp_path / "run") if "validation" not in row]
+    shown = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert shown == [(row["step"], pytest.approx(row["loss"])) for row in steps]
+    assert [event.step for event in events.Scalars("validation/loss")] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("mode", ["option", "variable", "online"])
+def test_wandb_keeps_a_run_on_this_machine_where_it_is_told_to(
+    pictures: Path, vae_run: Path, forks: Forks, tmp_path: Path, mode: str
+) -> None:
+    pytest.importorskip("wandb")
+    set_mode = {"WANDB_MODE": "offline" if mode == "variable" else "online", "HOME": str(tmp_path)}
+    code = f"import os; os.environ |= {set_mode!r}; os.environ.pop('WANDB_API_KEY', None)\n{RUN_COMMAND}"
+    command = [str(word) for word in train_unet(pictures, tmp_path / "run", vae_run)]
+    ended = forks.python(code, [*command, "--tracker", "wandb", *(["--offline"] if mode == "option" else [])])
+    logs = list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))
+    if mode == "online":
+        assert (ended.code, len(logs)) == (2, 0), ended.stderr
+        assert "sdcli: error: --tracker wandb: No API key configured" in ended.stderr
+    else:
+        assert (ended.code, len(logs)) == (0, 1), ended.stderr
+        assert ended.stdout == f"{tmp_path / 'run' / 'export'}\n"
