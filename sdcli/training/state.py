@@ -63,10 +63,7 @@ class State:
         tallies, portions = self._gradients(batch)
         self.accelerator.unscale_gradients()
         limit = self.spec.clip_norm if self.spec.clip_norm > 0 else math.inf
-        norms = {
-            player.prefix + "grad_norm": float(sharding.whole(nn.utils.clip_grad_norm_(player.trained.values(), limit)))
-            for player in self._playing()
-        }
+        norms = {player.prefix + "grad_norm": player.clip(limit) for player in self._playing()}
         terms = self._means(tallies) | norms
         losses = [terms[player.prefix + "loss"] for player in self._playing()]
         is_loss_good = all(loss is not None and math.isfinite(loss) for loss in losses)
@@ -301,6 +298,14 @@ class _Player:
         """
         frozen = {name for name, p in self.learner.named_parameters() if not p.requires_grad}
         return {name: tensor for name, tensor in self.learner.state_dict().items() if name not in frozen}
+
+    def clip(self, limit: float) -> float:
+        """Shorten the gradient to this norm where it is longer; most are not, and then nothing is written. Its norm."""
+        norm = nn.utils.get_total_norm([p.grad for p in self.trained.values() if p.grad is not None])
+        found = float(sharding.whole(norm))
+        if found > limit:
+            nn.utils.clip_grads_with_norm_(self.trained.values(), limit, norm)
+        return found
 
     def step(self, rate: float, scaler: torch.amp.GradScaler | None) -> None:
         optimizer = self.optimizer.optimizer  # accelerate's own step would update the scaler, too
