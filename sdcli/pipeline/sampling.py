@@ -100,14 +100,16 @@ def guided_prediction(
 ) -> Tensor:
     """One call of the UNet; with twice as many contexts as images, both halves in one batch and guidance between.
 
-    x: (B, C, h, w) as the scheduler scaled it; context: (B or 2B, 77, D). Returns (B, C, h, w) float32, or
-    (B, 2C, h, w) where the UNet predicts variances too: those given the context, which guidance does not touch.
+    x: (B, C, h, w) as the scheduler scaled it; context: (B or 2B, 77, D). Returns (B, C, h, w) float32, of a float64
+    context float64, or (B, 2C, h, w) where the UNet predicts variances too: those given the context, which guidance
+    does not touch.
     rescale: how far, from 0 to 1, an image's guided prediction gets back the standard deviation that it has without
     guidance; it keeps high guidance from overexposing (Lin et al. 2023, arXiv:2305.08891, eq. 14-16).
     """
     is_guided = context.shape[0] == 2 * x.shape[0]
     batch = torch.cat([x, x]) if is_guided else x
-    prediction: Tensor = unet(batch.to(context.dtype), t, encoder_hidden_states=context, return_dict=False)[0].float()
+    prediction: Tensor = unet(batch.to(context.dtype), t, encoder_hidden_states=context, return_dict=False)[0]
+    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
     if not is_guided:
         return prediction
     channels = x.shape[1]
