@@ -73,6 +73,12 @@ def description(text: str, record: Mapping[str, Any]) -> None:
     _print(_json(record, indent=2) if _mode.is_json else text)
 
 
+def record(row: Mapping[str, Any]) -> None:
+    """What only --json says: one line; a person is told in other words."""
+    if _mode.is_json:
+        _print(_json(row))
+
+
 def heading(text: str) -> None:
     """The head of a table for a person; JSON has none."""
     if not _mode.is_json:

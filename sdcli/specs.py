@@ -224,6 +224,80 @@ def parse_timesteps(text: str) -> tuple[int, ...]:
     return steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class BenchSpec:
+    """`sdcli bench`. None means: the model's own setting, else the tool's default."""
+
+    schedulers: str = "all"  # or names with commas between
+    steps: str = "5,10,20,50"
+    model: str | None = None
+    prompt: tuple[str, ...] = ()  # none: some of the embedded model's vocabulary
+    class_name: tuple[str, ...] = ()  # of a model of classes, in place of prompts; none: its first ones
+    negative: str = ""
+    guidance: float | None = None
+    seed: int = 0
+    seeds: int = 1  # pictures of each prompt
+    size: str | None = None
+    batch_size: int | None = None
+    reference_steps: int = 250
+    data: Path | None = None
+    features: str = "builtin"
+    csv: Path | None = None
+    plot: Path | None = None
+    plot_quality: str = "rmse"
+    plot_over: str = "seconds"
+    run: Path | None = None
+    if_exists: str = "number"
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+
+    ALL: ClassVar[str] = "all"
+    QUALITIES: ClassVar[tuple[str, ...]] = ("rmse", "psnr", "frechet")
+
+    def __post_init__(self) -> None:
+        self.step_counts()
+        if self.guidance is not None:
+            _at_least("guidance", self.guidance, 1.0)
+        _between("seed", self.seed, 0, MAX_SEED)
+        _between("seeds", self.seeds, 1, 1_000_000)
+        if self.size is not None:
+            parse_size(self.size)
+        if self.batch_size is not None:
+            _at_least("batch_size", self.batch_size, 1)
+        _between("reference_steps", self.reference_steps, 4, 100_000)
+        if self.class_name and self.prompt:
+            raise UsageError("--prompt and --class exclude each other", "give one of them")
+        for name in ("csv", "plot"):
+            path, ending = getattr(self, name), {"csv": ".csv", "plot": ".png"}[name]
+            if path is not None and path.suffix.lower() != ending:
+                raise UsageError(f"{_option(name)} {path}: is no {ending} file", f"name one that ends in {ending}")
+        _one_of("plot_quality", self.plot_quality, self.QUALITIES)
+        _one_of("plot_over", self.plot_over, ("seconds", "evaluations", "steps"))
+        if self.plot is not None and self.plot_quality == "frechet" and self.data is None:
+            raise UsageError("--plot-quality frechet without --data", "name a folder of pictures to compare with")
+        _one_of("if_exists", self.if_exists, IF_EXISTS)
+        _one_of("dtype", self.dtype, DTYPES)
+
+    def step_counts(self) -> tuple[int, ...]:
+        """The numbers of steps, rising, each once. Raises UsageError."""
+        words = [word.strip() for word in self.steps.split(",")]
+        if not all(word.isascii() and word.isdigit() and len(word) <= 4 for word in words):
+            raise UsageError(f"--steps {self.steps}: are no numbers of steps", "write them as 5,10,20,50")
+        for word in words:
+            _between("steps", int(word), 1, MAX_STEPS)
+        return tuple(sorted({int(word) for word in words}))
+
+    def scheduler_names(self) -> tuple[str, ...]:
+        """The schedulers named, as typed; none for all. Raises UsageError."""
+        if self.schedulers.strip().lower() == self.ALL:
+            return ()
+        names = tuple(word.strip() for word in self.schedulers.split(","))
+        if not all(names):
+            raise UsageError(f"--schedulers {self.schedulers}: one is empty", "write them as ddim,pndm,dpm")
+        return names
+
+
 def parse_size(text: str) -> tuple[int, int]:
     """`WxH` in pixels as (width, height). Raises UsageError."""
     parts = text.lower().split("x")

@@ -17,8 +17,8 @@ ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots"}
-FOUNDATION |= {"conditioning", "latent_files"}
-BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan"}
+FOUNDATION |= {"conditioning", "latent_files", "ledger", "bench_plan"}
+BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan", "bench_plan"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
@@ -37,6 +37,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Of the pipeline one leaf without torch: what is wrong in a prompt is found before anything heavy is imported.
     "plan": GROUND
     | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "sdcli.pipeline.prompt"},
+    "ledger": GROUND,
+    "bench_plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger"},
     "curves": GROUND,
     "charts": GROUND | {"curves"},
     "pages": GROUND | {"specs", "curves", "charts"},
@@ -48,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "builtin": GROUND | {"builtin", "pipeline"},
 }
 STORY_MAY_IMPORT = FOUNDATION | {"pipeline"}
-STAND_ON_GENERATE = {"batch", "replay", "serve"}
+STAND_ON_GENERATE = {"batch", "bench", "replay", "serve"}
 PIPELINE_LEAVES = {"classes", "device", "heatmaps", "images", "noise", "pickles", "prompt"}
 LIGHT = (
     "errors",

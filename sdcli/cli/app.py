@@ -40,6 +40,7 @@ COMMANDS = {
     "tokens": Command("tokens", "tokens", "Show what the text encoder makes of a prompt."),
     "diffuse": Command("diffuse", "diffuse", "Show a picture at chosen steps into the noise."),
     "schedulers": Command("inside", "schedulers", "List the schedulers with the UNet evaluations they make."),
+    "bench": Command("bench", "bench", "Compare schedulers: evaluations, time, distance to the solution."),
     "models": Command("models", "app", "What models there are, and what they are."),
     "doctor": Command("inside", "doctor", "Say what this installation can do."),
     "dataset": Command("dataset", "app", "Look at training pictures before they are trained on."),

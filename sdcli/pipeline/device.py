@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import resource
+import sys
+from pathlib import Path
+from types import TracebackType
+
 import torch
 from accelerate import PartialState
 
@@ -34,3 +40,48 @@ def pick_device(name: str) -> torch.device:
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of weights on a device: float32 on CPU and MPS, float16 on CUDA, unless one is named."""
     return AUTO_DTYPES.get(device.type, torch.float32) if name == "auto" else DTYPES[name]
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+class Peak:
+    """The most memory used between entering and leaving, in bytes, and of which kind.
+
+    kind: `cuda`, what torch had allocated on the device; else `rss`, the resident memory of this process at the moments
+    of `look`. Where the system does not tell it, `rss` is the highest since the process began.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.kind = "cuda" if device.type == "cuda" else "rss"
+        self.bytes = 0
+        self._device = device
+
+    def __enter__(self) -> Peak:
+        if self.kind == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self.look()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.look()
+
+    def look(self) -> None:
+        """Take what is used now into account."""
+        now = torch.cuda.max_memory_allocated(self._device) if self.kind == "cuda" else _resident()
+        self.bytes = max(self.bytes, now)
+
+
+def _resident() -> int:
+    try:
+        return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):  # no Linux
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -64,6 +64,11 @@ class Perceptual(nn.Module):
         self.least_side = 2 ** (len(stages) - 1)  # px
         self.requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it works."""
+        return self.scale.device
+
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """How different pictures look: 0 for equal ones.
 

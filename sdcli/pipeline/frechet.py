@@ -1,0 +1,73 @@
+"""Pictures as a network sees them, for the Frechet distance: which network looks, and at what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sdcli.errors import InputError
+from sdcli.pipeline.features import perceptual
+from sdcli.pipeline.images import SUFFIXES, fit, load_image, to_images, to_pixels
+from sdcli.pipeline.measures import RunningGaussian
+
+BATCH_PIXELS = 16 * 256 * 256  # looked at together
+
+
+class Extractor(Protocol):
+    """A network that turns a picture into a vector: `features` (B, 3, H, W) in [-1, 1] -> (B, D)."""
+
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where it works."""
+        ...
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """What pictures show."""
+        ...
+
+
+def extractor(weights: str, device: torch.device) -> Extractor:
+    """The network that `weights` asks for: `builtin`, or the file with the weights of another.
+
+    Raises InputError when the file cannot be read or holds something else, NumericalError when it holds NaN or Inf.
+    """
+    return perceptual(weights).to(device)
+
+
+def pictures(folder: Path) -> list[Path]:
+    """Every picture below a folder, in the order of their names. Raises InputError when there is none."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    if not found:
+        raise InputError(f"--data {folder}: holds no picture", f"accepted are {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def look_at_files(
+    network: Extractor, paths: Sequence[Path], size: tuple[int, int], seen: RunningGaussian
+) -> Iterator[int]:
+    """Take picture files into `seen`, scaled and cropped to a size in px; yields how many are done.
+
+    Raises InputError for a file that cannot be read.
+    """
+    at_once = max(1, BATCH_PIXELS // (size[0] * size[1]))
+    for first in range(0, len(paths), at_once):
+        batch = paths[first : first + at_once]
+        look(network, torch.cat([to_pixels(fit(load_image(path), *size)) for path in batch]), seen)
+        yield first + len(batch)
+
+
+def look_at_drawn(network: Extractor, pixels: Tensor, seen: RunningGaussian) -> None:
+    """Take drawn pictures (B, 3, H, W) into `seen` as their files would be: clipped, of 8 bits."""
+    look(network, torch.cat([to_pixels(image) for image in to_images(pixels)]), seen)
+
+
+@torch.no_grad()
+def look(network: Extractor, pixels: Tensor, seen: RunningGaussian) -> None:
+    """Take what a network sees in pixels (B, 3, H, W) in [-1, 1] into `seen`."""
+    seen.add(network.features(pixels.to(network.device)))
