@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sdcli import __version__, generate, ledger, plots, schedulers, store
-from sdcli.bench_plan import AUTO_FEATURES, BenchPlan, Cell
+from sdcli.bench_plan import BenchPlan, Cell
 from sdcli.errors import NumericalError, UsageError
 from sdcli.files import place, read_bytes
 from sdcli.pipeline import frechet, sampling, vae
@@ -343,7 +343,7 @@ def _identity(
 ) -> dict[str, Any]:
     """What makes two calls the same run, as plain JSON values. Schedulers and steps are not: they only add rows."""
     features = spec.features
-    if data and features not in AUTO_FEATURES:
+    if data and features != BenchSpec.features:
         features = hashlib.sha256(read_bytes(Path(features), max_bytes=MAX_FEATURES_BYTES)).hexdigest()
     return {
         "kind": "bench",

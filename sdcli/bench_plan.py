@@ -31,7 +31,6 @@ GRID: dict[str, object] = {
     "clip_sample": False,
     "thresholding": False,
 }
-AUTO_FEATURES = ("auto", "builtin")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def plan_bench(spec: BenchSpec) -> BenchPlan:
             plan.check_names(path)
             check_writable(path.parent)
             plan.check_free([path], spec.if_exists)
-    if spec.features not in AUTO_FEATURES:
+    if spec.features != BenchSpec.features:
         open_regular(Path(spec.features)).close()
     if spec.data is not None and not is_folder(spec.data):
         raise InputError(f"--data {spec.data}: is no folder", "name a folder of pictures")

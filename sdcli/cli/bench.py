@@ -45,7 +45,7 @@ Features = Annotated[
     typer.Option(
         "--features",
         metavar="builtin|FILE",
-        help="Network of the Frechet distance: builtin, or a file with the weights of VGG16, as LPIPS uses it.",
+        help="Network of the Frechet distance: builtin, or a file with the weights of VGG16 or of FID's Inception v3.",
     ),
 ]
 Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="The table as a .csv file, too.")]

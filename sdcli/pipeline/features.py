@@ -178,15 +178,33 @@ def load_convolutions(stages: nn.ModuleList, path: Path) -> None:
     """
     row = convolutions(stages)
     shapes = {f"features.{key}": tuple(value.shape) for key, value in row.state_dict().items()}
-    found = _read_safetensors(path, shapes.keys()) if path.suffix == ".safetensors" else _read_pickled(path)
-    for key, shape in shapes.items():
-        _check(path, key, found.get(key), shape)
+    found = read_weights(path, shapes.keys())
+    checked = {key: check_weight(path, key, found.get(key), shape, EXPECTED) for key, shape in shapes.items()}
     # Copied, so that neither a user's file nor one that the pickle reader made stays mapped.
-    state = {key.removeprefix("features."): found[key].to(torch.float32, copy=True) for key in shapes}
+    state = {key.removeprefix("features."): value.to(torch.float32, copy=True) for key, value in checked.items()}
     for key, value in state.items():
         if not value.isfinite().all():
             raise NumericalError(f"{path}: features.{key} holds NaN or Inf", "get the weights again")
     row.load_state_dict(state, assign=True)
+
+
+def read_weights(path: Path, wanted: Set[str] | None = None) -> dict[str, Tensor]:
+    """The tensors of a state dict in a file, .safetensors or what torch.save wrote; of the former those wanted alone.
+
+    Raises InputError when the file cannot be read, ResourceError when there is no room to.
+    """
+    return _read_safetensors(path, wanted) if path.suffix == ".safetensors" else _read_pickled(path)
+
+
+def check_weight(path: Path, key: str, value: Tensor | None, shape: tuple[int, ...], expected: str) -> Tensor:
+    """The value of a state dict, if it is a plain tensor of that shape; else InputError, with what is expected."""
+    if value is None:
+        raise InputError(f"{path}: has no {key}", expected)
+    if tuple(value.shape) != shape:
+        raise InputError(f"{path}: {key} has shape {tuple(value.shape)}, not {shape}", expected)
+    if not value.is_floating_point():
+        raise InputError(f"{path}: {key} holds {value.dtype}", "expected are floating-point numbers")
+    return value
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -194,21 +212,12 @@ def _unit(x: Tensor) -> Tensor:
     return x / (x.square().sum(dim=1, keepdim=True) + SQUARED_EPSILON).sqrt()
 
 
-def _check(path: Path, key: str, value: Tensor | None, shape: tuple[int, ...]) -> None:
-    """Raise InputError unless the value of a state dict is a plain tensor of that shape."""
-    if value is None:
-        raise InputError(f"{path}: has no {key}", EXPECTED)
-    if tuple(value.shape) != shape:
-        raise InputError(f"{path}: {key} has shape {tuple(value.shape)}, not {shape}", EXPECTED)
-    if not value.is_floating_point():
-        raise InputError(f"{path}: {key} holds {value.dtype}", "expected are floating-point numbers")
-
-
-def _read_safetensors(path: Path, wanted: Set[str]) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, wanted: Set[str] | None) -> dict[str, Tensor]:
     open_regular(path, max_bytes=MAX_WEIGHT_BYTES).close()
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in wanted & set(file.keys())}
+            names = set(file.keys())
+            return {key: file.get_tensor(key) for key in (names if wanted is None else names & wanted)}
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(f"{path}: is no whole safetensors file ({reason(error)})", "get the file again") from error
 

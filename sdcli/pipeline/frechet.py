@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from sdcli.errors import InputError
-from sdcli.pipeline.features import perceptual
+from sdcli.pipeline.features import BUILTIN, embedded, lpips, read_weights
 from sdcli.pipeline.images import SUFFIXES, fit, load_image, to_images, to_pixels
+from sdcli.pipeline.inception import FIRST_KEY, inception
 from sdcli.pipeline.measures import RunningGaussian
 
+VGG16_KEY = "features.0.weight"
+EXPECTED = "expected is the state dict of torchvision's vgg16 or of FID's Inception v3, in .pth or .safetensors"
 BATCH_PIXELS = 16 * 256 * 256  # looked at together
 
 
@@ -33,11 +36,20 @@ class Extractor(Protocol):
 
 
 def extractor(weights: str, device: torch.device) -> Extractor:
-    """The network that `weights` asks for: `builtin`, or the file with the weights of another.
+    """The network that `weights` asks for: `builtin`, or the file with the weights of VGG16 or of FID's Inception v3.
 
+    Which of them a file holds is found by the names of its tensors.
     Raises InputError when the file cannot be read or holds something else, NumericalError when it holds NaN or Inf.
     """
-    return perceptual(weights).to(device)
+    if weights == BUILTIN:
+        return embedded().to(device)
+    path = Path(weights)
+    names = read_weights(path).keys()
+    if FIRST_KEY in names:
+        return inception(path).to(device)
+    if VGG16_KEY not in names:
+        raise InputError(f"{weights}: holds neither VGG16 nor Inception v3", EXPECTED)
+    return lpips(path).to(device)
 
 
 def pictures(folder: Path) -> list[Path]:
