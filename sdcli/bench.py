@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import statistics
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
-from sdcli import __version__, generate, ledger, plots, schedulers, store
+from sdcli import __version__, generate, ledger, store
 from sdcli.bench_plan import BenchPlan, Cell
-from sdcli.errors import NumericalError, UsageError
+from sdcli.bench_row import Laboratory, measured, row_of, warmed
+from sdcli.bench_row import Progress as Progress  # one of the events
+from sdcli.bench_table import csv_bytes, figure
 from sdcli.files import place, read_bytes
-from sdcli.pipeline import frechet, sampling, vae
+from sdcli.pipeline import frechet, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.contexts import contexts
-from sdcli.pipeline.device import Peak, pick_device, pick_dtype, synchronize
-from sdcli.pipeline.measures import Gaussian, RunningGaussian, frechet_distance, psnr
-from sdcli.pipeline.noise import alpha_bars
-from sdcli.pipeline.reference import NoiseLevels, first_scale, missed
+from sdcli.pipeline.device import pick_device, pick_dtype
+from sdcli.pipeline.measures import RunningGaussian
 from sdcli.pipeline.solution import Pictures, Reference, solved
-from sdcli.scheduler_config import has_zero_terminal_snr, prediction_type, train_timesteps
+from sdcli.scheduler_config import prediction_type
 from sdcli.specs import BenchSpec
 
-COLUMNS = (
-    *("scheduler", "steps", "status", "evaluations", "seconds_per_step", "seconds_per_image", "latent_rmse"),
-    *("psnr_db", "frechet_distance", "features", "pictures", "data_pictures", "memory_bytes", "memory", "note"),
-)
 REFERENCE = "reference.safetensors"
-# Of the noise that an end at the first timestep instead of sigma 0 would leave; whole strides leave a tenth.
-LARGEST_MISS = 0.5
 MAX_FEATURES_BYTES = 1 << 30
-QUALITY = {"rmse": "latent_rmse", "psnr": "psnr_db", "frechet": "frechet_distance"}
-QUALITY_LABELS = {
-    "rmse": "RMSE of the latents to the reference",
-    "psnr": "PSNR of the pictures to the reference, dB",
-    "frechet": "Frechet distance",
-}
-OVER = {"seconds": "seconds_per_image", "evaluations": "evaluations", "steps": "steps"}
-OVER_LABELS = {"seconds": "seconds an image", "evaluations": "evaluations of the UNet", "steps": "steps"}
 
 
 @dataclass(frozen=True)
@@ -55,15 +36,6 @@ class Settings:
 
     facts: dict[str, Any]
     folder: Path
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where one piece of the work stands."""
-
-    what: str
     done: int
     total: int
 
@@ -111,31 +83,16 @@ def run(spec: BenchSpec, plan: BenchPlan) -> Iterator[Event]:
         laboratory = (yield from _laboratory(spec, plan, data, device, dtype, folder, todo)) if todo else None
         for cell in plan.cells:
             if cell.problem:
-                row = _row(cell, status="skipped", note=cell.problem)
+                row = row_of(cell, status="skipped", note=cell.problem)
             elif cell.key in book.rows:
                 row = book.rows[cell.key]
             else:
                 assert laboratory is not None
-                row = yield from _measured(laboratory, cell, must_work=not plan.is_all)
+                row = yield from measured(laboratory, cell, must_work=not plan.is_all)
                 book.add(cell.key, row)
             rows.append(row)
             yield Row(row)
     yield from _written(spec, rows)
-
-
-@dataclass(frozen=True)
-class Laboratory:
-    """Everything that measuring a row needs: the model, the pictures to draw, and what they are compared with."""
-
-    bundle: ModelBundle
-    config: dict[str, Any]
-    guidance: float
-    batches: tuple[Pictures, ...]
-    reference: Reference | None  # None where every scheduler draws noise
-    targets: tuple[Tensor, ...]  # the reference's pictures, batch by batch: (B, 3, H, W)
-    network: frechet.Extractor | None
-    data: Gaussian | None
-    data_pictures: int
 
 
 def _laboratory(
@@ -178,7 +135,7 @@ def _laboratory(
         data=seen.gaussian() if data else None,
         data_pictures=seen.count,
     )
-    yield from _warmed(laboratory)
+    yield from warmed(laboratory)
     return laboratory
 
 
@@ -212,130 +169,6 @@ def _batches(spec: BenchSpec, plan: BenchPlan, bundle: ModelBundle) -> tuple[Pic
         seeds = [(spec.seed + first + i) % 2**64 for i in range(len(some))]
         batches.append(Pictures(context, away, tuple(seeds), shape))
     return tuple(batches)
-
-
-def _warmed(laboratory: Laboratory) -> Iterator[Event]:
-    """One evaluation that nobody times: the first of a process pays for kernels and memory."""
-    scheduler = schedulers.find("ddim")
-    config = laboratory.config | {"prediction_type": "v_prediction"}
-    for _ in _drawn(laboratory, laboratory.batches[0], schedulers.create(scheduler, config, 1), 1.0, {}):
-        yield Progress("warming up", 1, 1)
-
-
-def _drawn(
-    laboratory: Laboratory, batch: Pictures, scheduler: Any, scale: float, extra: Mapping[str, float]
-) -> Iterator[sampling.Step]:
-    sources = sampling.generators(batch.seeds)
-    noise = sampling.initial_noise(batch.shape, sources)
-    yield from sampling.denoise(
-        laboratory.bundle.unet,
-        scheduler,
-        noise * scale,
-        batch.context,
-        negative=batch.negative,
-        guidance=laboratory.guidance,
-        sources=sources,
-        step_arguments=extra,
-    )
-
-
-def _measured(laboratory: Laboratory, cell: Cell, *, must_work: bool) -> Generator[Event, None, dict[str, Any]]:
-    """The row of a cell; a scheduler nobody named that fails gets a row that says so."""
-    try:
-        return (yield from _measure(laboratory, cell))
-    except (UsageError, NumericalError) as error:
-        if must_work:
-            raise
-        return _row(cell, status="failed", note=error.message)
-
-
-def _measure(laboratory: Laboratory, cell: Cell) -> Generator[Event, None, dict[str, Any]]:
-    """Draw every picture with a scheduler; measure the time without VAE and text, then compare."""
-    bundle, device = laboratory.bundle, laboratory.bundle.device
-    make = partial(schedulers.create, cell.scheduler, laboratory.config, cell.steps, device=str(device))
-    scale = first_scale(make())
-    note = _why_not_comparable(cell, laboratory.config)
-    seconds: list[float] = []
-    results: list[Tensor] = []
-    calls = 0
-
-    def count(*_: object) -> None:
-        nonlocal calls
-        calls += 1
-
-    hook = bundle.unet.register_forward_hook(count)
-    try:
-        with Peak(device) as peak:
-            for done, batch in enumerate(laboratory.batches):
-                scheduler = make()  # carries history: a fresh one for each batch
-                latents = torch.empty(0)
-                began = time.perf_counter()
-                for step in _drawn(laboratory, batch, scheduler, scale, cell.scheduler.step_arguments):
-                    synchronize(device)
-                    seconds.append(time.perf_counter() - began)
-                    latents = step.latents
-                    peak.look()
-                    what = f"{cell.label}, {cell.steps} steps"
-                    yield Progress(what, done * step.total + step.index, len(laboratory.batches) * step.total)
-                    began = time.perf_counter()
-                results.append(latents)
-    finally:
-        hook.remove()
-    pictures = sum(len(batch.seeds) for batch in laboratory.batches)
-    evaluations = calls // len(laboratory.batches)
-    return _row(
-        cell,
-        status="done",
-        note=note,
-        evaluations=evaluations,
-        seconds_per_step=statistics.median(seconds) * evaluations / cell.steps,
-        seconds_per_image=sum(seconds) / pictures,
-        pictures=pictures,
-        memory_bytes=peak.bytes,
-        memory=peak.kind,
-        **_compared(laboratory, results, is_comparable=not note),
-    )
-
-
-def _compared(laboratory: Laboratory, results: Sequence[Tensor], *, is_comparable: bool) -> dict[str, Any]:
-    """Distances of latents (B, C, h, w), batch by batch, to the reference and, as pictures, to the data."""
-    facts: dict[str, Any] = {}
-    seen, decibels = RunningGaussian(), []
-    needs_pictures = is_comparable or laboratory.network is not None
-    for number, latents in enumerate(results if needs_pictures else ()):
-        pixels = vae.decode_finite(laboratory.bundle.vae, latents)
-        if laboratory.network is not None:
-            frechet.look_at_drawn(laboratory.network, pixels, seen)
-        if is_comparable:
-            decibels.append(psnr(pixels.clamp(-1, 1), laboratory.targets[number].clamp(-1, 1)))
-    if is_comparable:
-        assert laboratory.reference is not None
-        apart = torch.cat([one.cpu().double() for one in results]) - laboratory.reference.latents
-        facts |= {"latent_rmse": float(apart.square().mean().sqrt()), "psnr_db": float(torch.cat(decibels).mean())}
-    if laboratory.network is not None and laboratory.data is not None:
-        facts["frechet_distance"] = frechet_distance(seen.gaussian(), laboratory.data)
-        facts |= {"features": laboratory.network.name, "data_pictures": laboratory.data_pictures}
-    return facts
-
-
-def _why_not_comparable(cell: Cell, config: dict[str, Any]) -> str:
-    """Why the result of a scheduler is no solution of the reference's problem; empty when it is one."""
-    if cell.scheduler.is_stochastic:
-        return "draws noise on the way: only its Frechet distance says something"
-    kind = "sample" if has_zero_terminal_snr(config) else "epsilon"
-    probe: Any = schedulers.create(cell.scheduler, config | {"prediction_type": kind}, cell.steps)
-    first, last = float(probe.timesteps[0]), train_timesteps(config) - 1
-    if abs(first - last) > 0.5:
-        return f"starts at timestep {first:g} of {last}: not the reference's problem"
-    left = missed(probe, prediction_type=kind, step_arguments=cell.scheduler.step_arguments)
-    if not left <= LARGEST_MISS * NoiseLevels.of(alpha_bars(config)).sigmas[0]:
-        return f"starts or ends at another sigma than the reference ({left:.3f} of the noise is left)"
-    return ""
-
-
-def _row(cell: Cell, *, status: str, note: str = "", **facts: Any) -> dict[str, Any]:
-    known = {"scheduler": cell.label, "steps": cell.steps, "status": status, "note": note, **facts}
-    return {name: known.get(name) for name in COLUMNS}
 
 
 def _identity(
@@ -381,7 +214,11 @@ def _data_hash(spec: BenchSpec, data: Sequence[Path]) -> str | None:
 
 def _written(spec: BenchSpec, rows: Sequence[dict[str, Any]]) -> Iterator[Written]:
     """The table and the figure, where they were asked for; a file that says the same already stays."""
-    for path, make in ((spec.csv, partial(_csv, rows)), (spec.plot, partial(_figure, spec, rows))):
+    title = f"Schedulers on {spec.model if spec.model is not None else store.BUILTIN}"
+    for path, make in (
+        (spec.csv, partial(csv_bytes, rows)),
+        (spec.plot, partial(figure, rows, title=title, quality=spec.plot_quality, over=spec.plot_over)),
+    ):
         if path is None:
             continue
         content = make()
@@ -390,31 +227,3 @@ def _written(spec: BenchSpec, rows: Sequence[dict[str, Any]]) -> Iterator[Writte
             yield Written(path)
         else:
             yield Written(place(content, path, spec.if_exists))
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue().encode(errors="surrogateescape")
-
-
-def _figure(spec: BenchSpec, rows: Sequence[dict[str, Any]]) -> bytes:
-    """Quality over cost, a curve a scheduler."""
-    quality, cost = QUALITY[spec.plot_quality], OVER[spec.plot_over]
-    curves = []
-    for name in dict.fromkeys(row["scheduler"] for row in rows):
-        points = [(r[cost], r[quality]) for r in rows if r["scheduler"] == name and r[quality] is not None]
-        if points:
-            curves.append(plots.Curve(name, [x for x, _ in sorted(points)], [y for _, y in sorted(points)]))
-    # Few values would each be a tick of a logarithmic axis: fine for counts, crowded for seconds.
-    is_spread = spec.plot_over != "seconds" or len({x for curve in curves for x in curve.xs}) > plots.MAX_OWN_TICKS
-    return plots.line_chart(
-        curves,
-        title=f"Schedulers on {spec.model or store.BUILTIN}",
-        x_label=OVER_LABELS[spec.plot_over],
-        y_label=QUALITY_LABELS[spec.plot_quality],
-        log_x=is_spread,
-        log_y=spec.plot_quality == "rmse",
-    )

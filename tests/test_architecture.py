@@ -17,7 +17,7 @@ ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots"}
-FOUNDATION |= {"conditioning", "latent_files", "ledger", "bench_plan"}
+FOUNDATION |= {"conditioning", "latent_files", "ledger", "bench_plan", "bench_table", "bench_row"}
 BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan", "bench_plan"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -39,6 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "sdcli.pipeline.prompt"},
     "ledger": GROUND,
     "bench_plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger"},
+    "bench_table": GROUND | {"plots"},
+    "bench_row": GROUND | {"schedulers", "scheduler_config", "bench_plan", "bench_table", "pipeline"},
     "curves": GROUND,
     "charts": GROUND | {"curves"},
     "pages": GROUND | {"specs", "curves", "charts"},

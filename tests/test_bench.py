@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from sdcli import bench
 from sdcli.bench_plan import PROMPTS, plan_bench
+from sdcli.bench_table import COLUMNS
 from sdcli.errors import ExitCode, SdcliWarning, UsageError
 from sdcli.pipeline.measures import frechet_distance
 from sdcli.schedulers import find, names
@@ -146,10 +147,10 @@ def test_json_tells_the_settings_then_the_reference_then_a_line_a_row(shell: She
     assert (settings["done"], settings["rows"]) == (0, 2)
     assert len(settings["model_hash"]) == 64 and settings["scheduler_config"]["timestep_spacing"] == "trailing"
     assert reference["reference"]["steps"] == 8
-    assert [list(row) for row in rows] == [list(bench.COLUMNS)] * 2
+    assert [list(row) for row in rows] == [list(COLUMNS)] * 2
     assert (table, figure) == ({"path": "t.csv"}, {"path": "t.png"})
     read = list(csv.DictReader(io.StringIO(Path("t.csv").read_text(encoding="utf-8"))))
-    assert [list(row) for row in read] == [list(bench.COLUMNS)] * 2
+    assert [list(row) for row in read] == [list(COLUMNS)] * 2
     assert [float(row["latent_rmse"]) for row in read] == [row["latent_rmse"] for row in rows]
     assert read[0]["frechet_distance"] == ""
     assert Image.open("t.png").size == (1200, 750)

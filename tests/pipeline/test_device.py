@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdcli.errors import ExitCode, ResourceError, UsageError
-from sdcli.pipeline.device import pick_device, pick_dtype
+from sdcli.pipeline.device import Peak, pick_device, pick_dtype, synchronize
 
 HAS_CUDA = torch.cuda.is_available()
 
@@ -55,3 +55,27 @@ def test_a_device_this_machine_lacks_is_a_resource_error(name: str) -> None:
 )
 def test_dtype_is_the_one_named_else_the_devices_own(name: str, device: str, dtype: torch.dtype) -> None:
     assert pick_dtype(name, torch.device(device)) == dtype
+
+
+def test_the_peak_of_memory_is_that_of_the_moments_looked_at() -> None:
+    cpu = pick_device("cpu")
+    with Peak(cpu) as idle:
+        pass
+    with Peak(cpu) as busy:
+        held = torch.ones(64 << 20, dtype=torch.uint8)
+        synchronize(cpu)
+        busy.look()
+        del held
+    assert (idle.kind, busy.kind) == ("rss", "rss")
+    assert busy.bytes >= idle.bytes + (60 << 20)
+
+
+@pytest.mark.gpu
+def test_the_peak_of_a_gpu_is_what_torch_had_allocated() -> None:
+    cuda = pick_device("cuda")
+    with Peak(cuda) as peak:
+        held = torch.ones(64 << 20, dtype=torch.uint8, device=cuda)
+        synchronize(cuda)
+        del held
+    assert peak.kind == "cuda"
+    assert peak.bytes >= 64 << 20
