@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from sdcli import bench
+from sdcli import bench, store
 from sdcli.bench_plan import PROMPTS, plan_bench
 from sdcli.bench_table import COLUMNS
 from sdcli.errors import ExitCode, SdcliWarning, UsageError
@@ -350,3 +350,13 @@ def test_frechet_of_the_drawn_pictures_to_themselves_is_0(sd1: Path, pictures: P
     assert list(frechet.look_at_files(network, frechet.pictures(pictures), (32, 32), first)) == [6]
     list(frechet.look_at_files(network, frechet.pictures(pictures), (32, 32), second))
     assert frechet_distance(first.gaussian(), second.gaussian()) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_on_the_embedded_model_s_pndm_and_dpm_end_closer_to_the_solution_than_ddim(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"prompt": ("a picture of a puppy", "an apple on a blue background"), "reference_steps": 60}
+    rows = rows_of(store.BUILTIN_FOLDER, tmp_path, schedulers="ddim,s-pndm,dpm", steps="10,20,50", **how)
+    apart = {(row["scheduler"], row["steps"]): row["latent_rmse"] for row in rows}
+    for steps in (10, 20, 50):
+        assert apart["s-pndm", steps] < apart["ddim", steps]
+        assert apart["dpm", steps] < apart["ddim", steps]
