@@ -44,8 +44,8 @@ def figure(rows: Sequence[Row], *, title: str, quality: str, over: str) -> bytes
         points = sorted((r[cost], r[column]) for r in rows if r["scheduler"] == name and r[column] is not None)
         if points:
             curves.append(plots.Curve(name, [x for x, _ in points], [y for _, y in points]))
-    # Few values would each be a tick of a logarithmic axis: fine for counts, crowded for seconds.
-    is_spread = over != "seconds" or len({x for curve in curves for x in curve.xs}) > plots.MAX_OWN_TICKS
+    # Few values would each be a tick of a logarithmic axis: fine for steps, crowded for all else.
+    is_spread = over == "steps" or len({x for curve in curves for x in curve.xs}) > plots.MAX_OWN_TICKS
     return plots.line_chart(
         curves, title=title, x_label=x_label, y_label=y_label, log_x=is_spread, log_y=quality == "rmse"
     )
