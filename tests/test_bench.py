@@ -248,10 +248,10 @@ def test_of_all_those_that_cannot_are_told_and_the_others_go_on(shell: Shell, mo
     assert (ended.code, ended.stderr) == (0, "")
     rows = {row["scheduler"]: row for row in records(ended.lines)}
     assert set(rows) == set(names())
-    assert rows["pndm"]["status"] == "skipped" and "cannot sample this model" in rows["pndm"]["note"]
+    assert rows["dpm2"]["status"] == "skipped" and "cannot sample this model" in rows["dpm2"]["note"]
     assert rows["ddim"]["status"] == "done"
-    named = shell("bench", "--model", model, "--schedulers", "ddim,pndm", "--steps", "2", *QUICK)
-    assert named.code == ExitCode.USAGE and "pndm cannot sample this model" in named.stderr
+    named = shell("bench", "--model", model, "--schedulers", "ddim,dpm2", "--steps", "2", *QUICK)
+    assert named.code == ExitCode.USAGE and "dpm2 cannot sample this model" in named.stderr
 
 
 def test_a_scheduler_of_another_package_is_measured_and_a_broken_one_an_error_only_when_chosen(

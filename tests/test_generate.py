@@ -180,7 +180,7 @@ def test_sd1_gives_the_latents_of_every_step_and_the_pixels_of_diffusers(
 @pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("steps", [5, pytest.param(25, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 7.5])
-@pytest.mark.parametrize("scheduler", ORACLES)
+@pytest.mark.parametrize("scheduler", [name for name in ORACLES if name != "pndm"])  # diffusers' weighs v: solvers.py
 def test_sd2_gives_the_latents_of_every_step_and_the_pixels_of_diffusers(
     sd2: Path, parts: Any, scheduler: str, guidance: float, steps: int, batch: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Solvers that diffusers lacks, in their paper's notation; they behave like its schedulers."""
+"""Solvers that diffusers lacks or has otherwise, in their paper's notation; they behave like its schedulers."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ def transfer(x: Tensor, e: Tensor, a: float, b: float) -> Tensor:
     return math.sqrt(b / a) * x - slope * e
 
 
-class SPNDM:
-    """Pseudo linear multistep methods: of order 2 S-PNDM, of order 1 DDIM, of 3 and 4 what PLMS is called.
+class PNDM:
+    """Pseudo linear multistep methods: of order 1 DDIM, of order 2 S-PNDM, of order 4 what is called PLMS.
 
     Of order 2 and above the first step is a pseudo improved Euler step: it is taken, the noise predicted at its end,
     and taken again with the mean of both; so the second timestep comes twice. From there the order grows with the
-    history. Steps go from each timestep to the next, also where they are not evenly spaced, and the history holds the
-    noise itself whatever the UNet predicts.
+    history. Steps go from each timestep to the next, also where they are not evenly spaced.
+    At order 4 and of a UNet that predicts the noise it draws what diffusers' PNDMScheduler draws with `skip_prk_steps`.
+    Of one that predicts v that class weighs the v of different timesteps, which is not the method: here the history
+    holds the noise, whatever the UNet predicts.
     Source: Liu et al. 2022, arXiv:2202.09778, section 3.
     """
 
@@ -55,7 +57,7 @@ class SPNDM:
         steps_offset: int = 0,
         prediction_type: str = "epsilon",
         timestep_spacing: str = "leading",
-        solver_order: int = 2,
+        solver_order: int = 4,
     ) -> None:
         self.config: dict[str, object] = {key: value for key, value in locals().items() if key != "self"}
         self.alphas_cumprod = alpha_bars(self.config)  # (T,) float64
@@ -128,11 +130,10 @@ class SPNDM:
         return (x - math.sqrt(a) * prediction) / math.sqrt(1 - a)
 
 
-class FPNDM(SPNDM):
+class FPNDM(PNDM):
     """F-PNDM: three pseudo Runge-Kutta steps of four evaluations, then pseudo linear multistep steps of order 4.
 
-    Of a UNet that predicts the noise it draws what diffusers' PNDMScheduler draws without `skip_prk_steps`; of one that
-    predicts v that class mixes the v of different timesteps, which is not the paper's method.
+    Of a UNet that predicts the noise it draws what diffusers' PNDMScheduler draws without `skip_prk_steps`.
     Source: Liu et al. 2022, arXiv:2202.09778, algorithm 2, eq. 12 and 13.
     """
 

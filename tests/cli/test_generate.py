@@ -72,7 +72,7 @@ def test_what_is_chosen_of_scheduler_and_guidance_is_in_the_record(shell: Shell)
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--scheduler", "pndm", "--order", "2"], "--order 2: scheduler pndm takes no --order"),
+        (["--scheduler", "heun", "--order", "2"], "--order 2: scheduler heun takes no --order"),
         (["--scheduler", "dpm", "--order", "4"], "--order 4: scheduler dpm does not take it; use one of 1, 2, 3"),
         (["--scheduler", "euler", "--eta", "0.5"], "takes no --eta; ddim and tcd do"),
         (["--eta", "1.5"], "--eta 1.5: out of range"),

@@ -12,7 +12,7 @@ from diffusers import DDIMScheduler, PNDMScheduler
 from torch import Tensor
 
 from sdcli.errors import NumericalError
-from sdcli.pipeline.solvers import FPNDM, SPNDM, transfer
+from sdcli.pipeline.solvers import FPNDM, PNDM, transfer
 from sdcli.schedulers import create, find
 from tests import models
 
@@ -38,8 +38,8 @@ def walk(sampler: Any, predict: Callable[[Tensor, float], Tensor] = noise) -> li
     return seen
 
 
-def ours(order: int, steps: int, **how: Any) -> SPNDM:
-    sampler = SPNDM(**{**CONFIG, "solver_order": order, **how})  # type: ignore[arg-type]
+def ours(order: int, steps: int, **how: Any) -> PNDM:
+    sampler = PNDM(**{**CONFIG, "solver_order": order, **how})  # type: ignore[arg-type]
     sampler.set_timesteps(steps)
     return sampler
 
@@ -152,9 +152,9 @@ def test_of_order_4_it_is_diffusers_pndm(steps: int) -> None:
         assert torch.allclose(mine, other, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("solver", [SPNDM, FPNDM])
+@pytest.mark.parametrize("solver", [PNDM, FPNDM])
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
-def test_what_the_network_predicts_does_not_matter(solver: type[SPNDM], prediction_type: str) -> None:
+def test_what_the_network_predicts_does_not_matter(solver: type[PNDM], prediction_type: str) -> None:
     """The history holds the noise itself, so a network that says the same in other words draws the same."""
     sampler, plain = (solver(**{**CONFIG, "prediction_type": one}) for one in (prediction_type, "epsilon"))  # type: ignore[arg-type]
     sampler.set_timesteps(7)
