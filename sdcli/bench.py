@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +20,7 @@ from sdcli.bench_table import csv_bytes, figure
 from sdcli.files import place, read_bytes
 from sdcli.pipeline import frechet, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
-from sdcli.pipeline.contexts import contexts
+from sdcli.pipeline.contexts import contexts, lengths
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.measures import RunningGaussian
 from sdcli.pipeline.solution import Pictures, Reference, solved
@@ -162,13 +163,22 @@ def _batches(spec: BenchSpec, plan: BenchPlan, bundle: ModelBundle) -> tuple[Pic
     factor = vae.factor(bundle.vae)
     shape = (int(bundle.unet.config["in_channels"]), plan.base.height // factor, plan.base.width // factor)
     negative = spec.negative if isinstance(null, str) else null
+    away_from = negative if plan.base.guidance > 1 else None
     batches = []
-    for first in range(0, len(conditions), size):
-        some = conditions[first : first + size]
-        context, away = contexts(bundle.conditioner, some, negative if plan.base.guidance > 1 else None)
-        seeds = [(spec.seed + first + i) % 2**64 for i in range(len(some))]
-        batches.append(Pictures(context, away, tuple(seeds), shape))
+    for alike in _alike(lengths(bundle.conditioner, conditions, away_from)):
+        for places in (alike[i : i + size] for i in range(0, len(alike), size)):
+            context, away = contexts(bundle.conditioner, [conditions[i] for i in places], away_from)
+            batches.append(Pictures(context, away, tuple((spec.seed + i) % 2**64 for i in places), shape))
     return tuple(batches)
+
+
+def _alike(values: Sequence[int]) -> Iterator[range]:
+    """The places of equal values that follow each other."""
+    first = 0
+    for _, run_of_them in groupby(values):
+        count = len(list(run_of_them))
+        yield range(first, first + count)
+        first += count
 
 
 def _identity(

@@ -82,6 +82,8 @@ class Plan:
     def guidance_facts(self) -> dict[str, Any]:
         """What a record says of guidance besides its scale, by the options' names; nothing where it is as usual."""
         facts: dict[str, Any] = {}
+        if self.guidance <= 1:
+            return facts
         if self.guidance_interval != (0.0, 1.0):
             facts["guidance_interval"] = "{:g}:{:g}".format(*self.guidance_interval)
         if self.guidance_rescale > 0:
@@ -140,6 +142,9 @@ def plan(spec: GenerateSpec) -> Plan:
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
     guidance = _first(spec.guidance, own.get("guidance"), DEFAULT_GUIDANCE)
+    if guidance <= 1 and (spec.guidance_interval != GenerateSpec.guidance_interval or spec.guidance_rescale > 0):
+        what = "--guidance-interval and --guidance-rescale change nothing at --guidance 1"
+        raise UsageError(what, "leave them out, or guide by more")
     width, height = _size(spec, model, own, config)
     seed = spec.seed if spec.seed is not None else secrets.randbits(DRAWN_SEED_BITS)
     return Plan(

@@ -31,6 +31,7 @@ class Scheduler:
     takes_sigmas, takes_variance: whether `sigmas` and `variance` can be chosen.
     step_arguments: given to every call of `step`.
     choices: what the user chose, by the names of the options.
+    package: that it comes from; empty for a built-in one.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Scheduler:
     takes_variance: bool = False
     step_arguments: Mapping[str, float] = field(default_factory=dict)
     choices: Mapping[str, object] = field(default_factory=dict)
+    package: str = ""
 
 
 def _one_per_step(steps: int) -> int:
@@ -166,7 +168,7 @@ BUILT_IN: tuple[Scheduler, ...] = (
         class_name="DPMSolverMultistepScheduler",
         evaluations=_one_per_step,
         order=2,
-        aliases=("dpm++2m", "dpmsolver++", "dpm-solver++"),
+        aliases=("dpm++2m", "k-dpm++2m", "dpmsolver++", "dpm-solver++"),
         overrides={
             "algorithm_type": "dpmsolver++",
             "solver_order": 2,
@@ -185,7 +187,7 @@ BUILT_IN: tuple[Scheduler, ...] = (
         class_name="DPMSolverMultistepScheduler",
         evaluations=_one_per_step,
         order=1,
-        aliases=("dpm++2m-sde",),
+        aliases=("dpm++2m-sde", "dpm++2m-sde-gpu"),
         is_stochastic=True,
         overrides={
             "algorithm_type": "sde-dpmsolver++",
@@ -311,6 +313,7 @@ BUILT_IN: tuple[Scheduler, ...] = (
         evaluations=_one_per_step,
         order=2,
         aliases=("uni-pc",),
+        overrides={"solver_order": 2},
         has_spare_interval=True,
         orders=(1, 2, 3),
         takes_sigmas=True,

@@ -140,6 +140,9 @@ def choose(
     chosen = {name: value for name, value in asked.items() if value is not None}
     for name, value in chosen.items():
         _check_choice(scheduler, name, value)
+        if scheduler.choices.get(name, value) != value:
+            option = "--" + name.replace("_", "-")
+            raise UsageError(f"{option} {value}: the scheduler's name says {scheduler.choices[name]}", "leave one out")
     overrides, of_steps = dict(scheduler.overrides), dict(scheduler.step_arguments)
     if sigmas is not None:
         overrides |= {key: key == f"use_{sigmas}_sigmas" for key in SIGMA_KEYS} | {"use_lu_lambdas": False}
@@ -219,8 +222,13 @@ def create(
     if has_learned_variance(config) and not scheduler.uses_learned_variance:
         del arguments["variance_type"]  # by it DPM-Solver would cut every prediction to the 3 channels of a picture
     accepted = inspect.signature(make).parameters
-    sampler = make(**{key: value for key, value in arguments.items() if key in accepted})
-    sampler.set_timesteps(steps, device=device)
+    try:
+        sampler = make(**{key: value for key, value in arguments.items() if key in accepted})
+        sampler.set_timesteps(steps, device=device)
+    except Exception as error:  # whatever a class of others raises
+        if not scheduler.package:
+            raise
+        raise _broken(scheduler.name, "cannot be made", error, scheduler.package) from error
     # Some sigma tables repeat a rounded timestep; looking the first one up by value would then skip a step.
     if hasattr(sampler, "set_begin_index"):
         sampler.set_begin_index(0)
@@ -316,13 +324,23 @@ def _plugins() -> dict[str, EntryPoint]:
 
 
 def _load(entry_point: EntryPoint) -> Scheduler:
+    """What a plug-in says of its scheduler. Raises UsageError where it does not load, or what it says does not hold."""
     package = entry_point.dist.name if entry_point.dist is not None else entry_point.value
-    hint = f"update or remove the package {package}"
     try:
-        scheduler = entry_point.load()
+        loaded = entry_point.load()
     except Exception as error:  # whatever a package of others raises
-        what = f"{type(error).__name__}: {error}"
-        raise UsageError(f"scheduler {entry_point.name}: its plug-in does not load: {what}", hint) from error
-    if not isinstance(scheduler, Scheduler):
+        raise _broken(entry_point.name, "its plug-in does not load", error, package) from error
+    if not isinstance(loaded, Scheduler):
+        hint = f"update or remove the package {package}"
         raise UsageError(f"scheduler {entry_point.name}: its plug-in is no sdcli.schedulers.Scheduler", hint)
-    return replace(scheduler, name=_normalized(entry_point.name))
+    scheduler = replace(loaded, name=_normalized(entry_point.name), package=package)
+    try:
+        describe(scheduler)
+    except Exception as error:
+        raise _broken(entry_point.name, "its plug-in does not describe it", error, package) from error
+    return scheduler
+
+
+def _broken(name: str, what: str, error: Exception, package: str) -> UsageError:
+    said = f"{type(error).__name__}: {error}"
+    return UsageError(f"scheduler {name}: {what}: {said}", f"update or remove the package {package}")

@@ -530,20 +530,40 @@ def test_a_broken_plug_in_is_told_by_name_and_spoils_nothing(tmp_path: Path, mon
         "wrong": "broken_sampler:NUMBER",
         "away": "broken_sampler:AWAY",
         "dpm": "broken_sampler:MISSING",
+        "raises": "broken_sampler:RAISES",
+        "greedy": "broken_sampler:GREEDY",
+        "unmade": "broken_sampler:UNMADE",
     }
     source = (
         "import dataclasses\nfrom sdcli.schedulers import find\nNUMBER = 3\n"
         "AWAY = dataclasses.replace(find('dpm'), module='nowhere_at_all')\n"
+        "RAISES = dataclasses.replace(find('dpm'), evaluations=lambda steps: 1 // 0)\n"
+        "GREEDY = dataclasses.replace(find('dpm'), least_steps=5000)\n"
+        "class Sampler:\n    def __init__(self):\n        raise TypeError('not today')\n"
+        "UNMADE = dataclasses.replace(find('dpm'), module='broken_sampler', class_name='Sampler')\n"
     )
     install(tmp_path, "broken_sampler", targets, source)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert find("dpm").class_name == "DPMSolverMultistepScheduler"
-    assert [scheduler.name for scheduler in listing().schedulers] == [*(built_in.name for built_in in BUILT_IN), "away"]
-    assert [warning.split(":")[0] for warning in listing().warnings] == ["scheduler bursts", "scheduler wrong"]
+    assert [scheduler.name for scheduler in listing().schedulers] == [
+        *(built_in.name for built_in in BUILT_IN),
+        "away",
+        "unmade",
+    ]
+    broken = ["scheduler bursts", "scheduler greedy", "scheduler raises", "scheduler wrong"]
+    assert [warning.split(":")[0] for warning in listing().warnings] == broken
     with pytest.raises(UsageError, match=r"bursts: its plug-in does not load: AttributeError.*package broken_sampler"):
         find("bursts")
     with pytest.raises(UsageError, match="wrong: its plug-in is no"):
         find("wrong")
+    with pytest.raises(
+        UsageError, match=r"raises: its plug-in does not describe it: ZeroDivisionError"
+    ):
+        find("raises")
+    with pytest.raises(UsageError, match=r"greedy: its plug-in does not describe it.*package broken_sampler"):
+        find("greedy")
+    with pytest.raises(UsageError, match=r"unmade: cannot be made: TypeError: not today; .*package broken_sampler"):
+        create(find("unmade"), SD15, 5)
     with pytest.raises(UsageError, match=r"away: nowhere_at_all\.DPMSolverMultistepScheduler cannot be imported"):
         create(find("away"), SD15, 5)
 

@@ -72,8 +72,8 @@ def schedulers(
             )
         )
         return
-    if out != FigureSpec.output or steps is not None:
-        raise UsageError("--output and --steps are of a figure", "say which with --plot")
+    if out != FigureSpec.output or steps is not None or if_exists != FigureSpec.if_exists:
+        raise UsageError("--output, --steps and --if-exists are of a figure", "say which with --plot")
     if name is not None:
         one = registry.choose(registry.find(name), sigmas=sigmas, order=order, timestep_spacing=timestep_spacing)
         output.document(dataclasses.asdict(registry.describe(one)))

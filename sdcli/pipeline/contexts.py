@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -22,7 +21,8 @@ def contexts(
     """The context of each condition and, if there is a negative one, that of it beside each.
 
     conditions: prompts, in which words are swapped, and a negative prompt, in which none is; or labels of classes.
-    Returns (B, 77 k, D) for prompts of up to k chunks, (B, 1, D) for labels.
+    Returns (B, 77 k, D) for prompts of up to k chunks, (B, 1, D) for labels. Shorter prompts get empty chunks: draw
+    only prompts of equal `lengths` together, so that no image depends on its neighbours.
     """
     if isinstance(conditioner, ClassEmbedder):
         away = None if negative is None else _labels(conditioner, [negative] * len(conditions))
@@ -33,6 +33,14 @@ def contexts(
     return positive, None if negative is None else torch.stack([away for _, away in chosen])
 
 
+def lengths(conditioner: Conditioner, conditions: Sequence[Condition], negative: Condition | None) -> list[int]:
+    """The chunks in the context of each condition beside the negative one: those alike can be drawn together."""
+    if isinstance(conditioner, ClassEmbedder):
+        return [1] * len(conditions)
+    least = 1 if negative is None else len(text.read(text.without_swaps(conditioner), str(negative)).chunks)
+    return [max(least, len(text.read(conditioner, str(prompt)).chunks)) for prompt in conditions]
+
+
 def _labels(embedder: ClassEmbedder, labels: Sequence[Condition]) -> Tensor:
     context: Tensor = embedder(torch.tensor(labels, device=embedder.embedding.weight.device))
     return context  # (B, 1, D)
@@ -41,22 +49,14 @@ def _labels(embedder: ClassEmbedder, labels: Sequence[Condition]) -> Tensor:
 def _pairs(encoder: TextEncoder, prompts: list[str], negative: Condition | None) -> dict[str, tuple[Tensor, Tensor]]:
     """The contexts (77 k, D) of each prompt and of the negative one; where there is none, the prompt's own twice.
 
-    Prompt and negative prompt are given empty chunks up to as many as the longer of them has. Prompts that come to
-    different lengths are then repeated to the least length that all of them divide: attention over copies of a context
-    is attention over the context, so that no image depends on its neighbours.
+    Prompts and negative prompt are given empty chunks up to as many as the longest of them has.
     """
     plain = text.without_swaps(encoder)
-    read = {prompt: text.read(encoder, prompt) for prompt in prompts}
+    read = [text.read(encoder, prompt) for prompt in prompts]
     away = None if negative is None else text.read(plain, str(negative))
-    least = 1 if away is None else len(away.chunks)
-    counts = {prompt: max(least, len(read[prompt].chunks)) for prompt in prompts}
-    longest = math.lcm(*counts.values())
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    for count in sorted(set(counts.values())):
-        alike, times = [prompt for prompt in prompts if counts[prompt] == count], (1, longest // count, 1)
-        positive = text.encode_chunks(encoder, [read[prompt].padded(count) for prompt in alike]).repeat(times)
-        found |= {prompt: (context, context) for prompt, context in zip(alike, positive, strict=True)}
-        if away is not None:
-            unconditional = text.encode_chunks(plain, [away.padded(count)]).repeat(times)[0]
-            found |= {prompt: (found[prompt][0], unconditional) for prompt in alike}
-    return found
+    count = max(len(one.chunks) for one in (*read, *([away] if away is not None else [])))
+    positive = text.encode_chunks(encoder, [one.padded(count) for one in read])
+    if away is None:
+        return {prompt: (context, context) for prompt, context in zip(prompts, positive, strict=True)}
+    (unconditional,) = text.encode_chunks(plain, [away.padded(count)])
+    return {prompt: (context, unconditional) for prompt, context in zip(prompts, positive, strict=True)}

@@ -77,9 +77,9 @@ def denoise(
     takes_variances = solver.config.get("variance_type") in LEARNED_VARIANCES
     both = torch.cat([negative, context]) if negative is not None else context  # (2B, 77, D), negative first
     x = noise.to(context.device) * solver.init_noise_sigma
-    total = len(solver.timesteps)
+    total, begun = len(solver.timesteps), _shares_begun(solver)
     for index, t in enumerate(solver.timesteps, start=1):
-        given = both if _is_within(interval, index, total, solver.num_inference_steps) else context
+        given = both if interval[0] <= begun[index - 1] < interval[1] else context
         scaled = solver.scale_model_input(x, t)
         prediction = guided_prediction(unet, scaled, t, given, guidance=guidance, rescale=rescale)
         if not takes_variances:
@@ -123,7 +123,8 @@ def guided_prediction(
     return torch.cat([guided, variances], dim=1)
 
 
-def _is_within(interval: tuple[float, float], index: int, total: int, steps: int) -> bool:
-    """Whether a call of the UNet, of 1 to total, is of a step in the interval; both of a two-stage step alike."""
-    done = (index - 1) * steps // total / steps  # of the way, before this step
-    return interval[0] <= done < interval[1]
+def _shares_begun(solver: Any) -> list[float]:
+    """For every call of the UNet the share of the steps before the one it belongs to, alike for all calls of a step."""
+    total, steps = len(solver.timesteps), solver.num_inference_steps
+    even = [call * steps // total for call in range(total)]  # diffusers' take one call, or two and in the last step one
+    return [step / steps for step in getattr(solver, "steps_of_calls", even)]

@@ -81,6 +81,7 @@ class PNDM:
         self.num_inference_steps = num_inference_steps
         self._of_calls = self._calls(of_steps)
         self.timesteps = torch.tensor(self._of_calls, device=device)
+        self.steps_of_calls = self._steps_of_calls(len(of_steps))
         self._index = 0  # of the next call
         self._method = self._walk(of_steps)
         next(self._method)
@@ -104,6 +105,10 @@ class PNDM:
     def _calls(self, t: list[int]) -> list[int]:
         """The timesteps at which the UNet is asked, from those of the steps."""
         return [*t[:2], *t[1:]] if self.solver_order > 1 and len(t) > 1 else t
+
+    def _steps_of_calls(self, steps: int) -> list[int]:
+        """The step, from 0, that each call of the UNet belongs to."""
+        return [0] * (len(self._of_calls) - steps) + list(range(steps))
 
     def _walk(self, t: list[int]) -> Generator[Tensor, tuple[Tensor, Tensor], None]:
         """The method, straight down: it is sent x and the noise e predicted there, and yields the next x."""
@@ -142,6 +147,9 @@ class FPNDM(PNDM):
             [now, _middle(now, then), _middle(now, then), then] for now, then in pairwise(t[: RUNGE_KUTTA_STEPS + 1])
         ]
         return [*chain.from_iterable(start), *t[RUNGE_KUTTA_STEPS:]]
+
+    def _steps_of_calls(self, steps: int) -> list[int]:
+        return sorted([*range(steps), *[*range(RUNGE_KUTTA_STEPS)] * 3])
 
     def _walk(self, t: list[int]) -> Generator[Tensor, tuple[Tensor, Tensor], None]:
         levels = [*map(self._alpha_bar, t), self.final_alpha_cumprod]

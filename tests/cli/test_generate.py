@@ -82,6 +82,10 @@ def test_what_is_chosen_of_scheduler_and_guidance_is_in_the_record(shell: Shell)
         (["--guidance-interval", "0.8:0.2"], "expected is A:B with 0 <= A < B <= 1"),
         (["--guidance-interval", "half"], "write it as 0.2:0.8"),
         (["--guidance-interval", "nan:1"], "out of range"),
+        (["--guidance", "1", "--guidance-interval", "0.2:0.4"], "change nothing at --guidance 1"),
+        (["--guidance", "1", "--guidance-rescale", "0.7"], "change nothing at --guidance 1"),
+        (["--scheduler", "DPM++ 2M Karras", "--sigmas", "model"], "--sigmas model: the scheduler's name says karras"),
+        (["--scheduler", "DPM++ 3M", "--order", "1"], "--order 1: the scheduler's name says 3"),
         (["--guidance-rescale", "nan"], "--guidance-rescale nan: out of range"),
     ],
 )

@@ -54,8 +54,9 @@ def test_what_is_chosen_of_a_scheduler_shows_in_its_figure_and_its_description(s
         (["--plot", "time"], "--plot time: unknown"),
         (["eular", "--plot", "sigmas"], "scheduler 'eular' is unknown; did you mean euler"),
         (["euler", "--plot", "betas"], "--plot betas of euler"),
-        (["euler", "--steps", "5"], "--output and --steps are of a figure; say which with --plot"),
-        (["-o", "a.png"], "--output and --steps are of a figure"),
+        (["euler", "--steps", "5"], "--output, --steps and --if-exists are of a figure; say which with --plot"),
+        (["-o", "a.png"], "are of a figure"),
+        (["--if-exists", "bogus"], "are of a figure"),
         (["--plot", "betas", "-o", "a.jpg"], "figures are written as PNG"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 
 from sdcli.pipeline import text, vocabulary
 from sdcli.pipeline.bundle import TextEncoder, load_conditioner, load_text
-from sdcli.pipeline.contexts import contexts
+from sdcli.pipeline.contexts import contexts, lengths
 
 SHORT, LONG, LONGER = "a puppy", "cat " * 80, "dog " * 160
 
@@ -49,16 +49,15 @@ def test_the_shorter_of_the_two_is_filled_with_empty_chunks(
     assert any(torch.allclose(one[0, -77:], nothing, rtol=0, atol=1e-6) for one in (context, away))
 
 
-def test_prompts_of_different_lengths_are_repeated_and_attention_sees_no_difference(encoder: TextEncoder) -> None:
-    context, away = contexts(encoder, [SHORT, LONG, LONGER], "")
+def test_prompts_of_other_lengths_get_empty_chunks_and_lengths_tell_which_are_alike(encoder: TextEncoder) -> None:
+    prompts = [SHORT, LONG, LONGER, SHORT]
+    assert lengths(encoder, prompts, None) == [1, 2, 3, 1]
+    assert lengths(encoder, prompts, LONG) == [2, 2, 3, 2]
+    context, away = contexts(encoder, prompts, "")
     assert away is not None
-    assert context.shape == away.shape == (3, 6 * 77, 16)
-    query = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(0))
-    for row, (prompt, chunks) in enumerate([(SHORT, 1), (LONG, 2), (LONGER, 3)]):
-        alone = encoded(encoder, prompt, chunks)
-        attend = torch.nn.functional.scaled_dot_product_attention
-        together = attend(query, context[row][None], context[row][None])
-        assert torch.allclose(together, attend(query, alone[None], alone[None]), rtol=0, atol=1e-5)
+    assert context.shape == away.shape == (4, 3 * 77, 16)
+    for row, prompt in enumerate(prompts):
+        assert torch.allclose(context[row], encoded(encoder, prompt, 3), rtol=0, atol=1e-6)
 
 
 def test_words_are_swapped_in_the_prompt_and_not_in_the_negative(encoder: TextEncoder) -> None:
@@ -78,3 +77,4 @@ def test_labels_have_one_row_each(classed: Path) -> None:
     assert context.shape == away.shape == (2, 1, 16)
     assert torch.equal(away[0], away[1]) and not torch.equal(context[0], context[1])
     assert contexts(embedder, [2], None)[1] is None
+    assert lengths(embedder, [2, 0], None) == [1, 1]

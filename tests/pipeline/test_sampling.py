@@ -96,6 +96,9 @@ def test_guidance_1_with_a_negative_equals_none_at_all(unet: UNet2DConditionMode
         ("heun", 5, (0.2, 0.4), [2, 3]),  # both evaluations of the second step
         ("heun", 5, (0.8, 1.0), [8]),  # the last step takes one
         ("pndm", 5, (0.0, 0.2), [0, 1]),  # the first step is taken twice
+        ("f-pndm", 4, (0.0, 0.5), [*range(8)]),  # of four calls each in the first three
+        ("f-pndm", 4, (0.5, 1.0), [*range(8, 13)]),
+        ("dpm2", 5, (0.2, 0.4), [2, 3]),
     ],
 )
 def test_outside_the_interval_there_is_one_pass_without_the_negative(
