@@ -556,9 +556,7 @@ def test_a_broken_plug_in_is_told_by_name_and_spoils_nothing(tmp_path: Path, mon
         find("bursts")
     with pytest.raises(UsageError, match="wrong: its plug-in is no"):
         find("wrong")
-    with pytest.raises(
-        UsageError, match=r"raises: its plug-in does not describe it: ZeroDivisionError"
-    ):
+    with pytest.raises(UsageError, match=r"raises: its plug-in does not describe it: ZeroDivisionError"):
         find("raises")
     with pytest.raises(UsageError, match=r"greedy: its plug-in does not describe it.*package broken_sampler"):
         find("greedy")
