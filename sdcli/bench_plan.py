@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli import layout, ledger, plan, schedulers, store
+from sdcli import layout, ledger, naming, plan, schedulers, store
 from sdcli.errors import InputError, UsageError
 from sdcli.files import check_writable, is_folder, open_regular
 from sdcli.scheduler_config import has_zero_terminal_snr, prediction_type
@@ -88,9 +88,9 @@ def plan_bench(spec: BenchSpec) -> BenchPlan:
         raise UsageError(what, "there is no solution to compare with; train it with --prediction v")
     for path in (spec.csv, spec.plot):
         if path is not None:
-            plan.check_names(path)
+            naming.check_names(path)
             check_writable(path.parent)
-            plan.check_free([path], spec.if_exists)
+            naming.check_free([path], spec.if_exists)
     if spec.features != BenchSpec.features:
         open_regular(Path(spec.features)).close()
     if spec.data is not None and not is_folder(spec.data):

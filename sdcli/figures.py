@@ -15,8 +15,9 @@ from sdcli import plots, schedulers, store
 from sdcli.errors import SdcliWarning, UsageError
 from sdcli.files import check_writable, place, remove_dead_parts
 from sdcli.layout import read_json
+from sdcli.naming import check_free, check_names, is_output_folder
 from sdcli.pipeline import noise
-from sdcli.plan import DEFAULT_STEPS, check_free, check_names, is_output_folder, own_settings
+from sdcli.plan import DEFAULT_STEPS, own_settings
 from sdcli.scheduler_config import check_config
 from sdcli.specs import FigureSpec
 

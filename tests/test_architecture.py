@@ -17,7 +17,7 @@ ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots"}
-FOUNDATION |= {"conditioning", "latent_files", "ledger", "bench_plan", "bench_table", "bench_row"}
+FOUNDATION |= {"conditioning", "latent_files", "ledger", "naming", "bench_plan", "bench_table", "bench_row"}
 BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan", "bench_plan"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -34,11 +34,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedulers": GROUND | {"scheduler_config", "scheduler_steps", "scheduler_table"},
     "conditioning": GROUND | {"specs"},
     "latent_files": GROUND,
+    "naming": GROUND | {"specs"},
     # Of the pipeline one leaf without torch: what is wrong in a prompt is found before anything heavy is imported.
     "plan": GROUND
-    | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "sdcli.pipeline.prompt"},
+    | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming"}
+    | {"sdcli.pipeline.prompt"},
     "ledger": GROUND,
-    "bench_plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger"},
+    "bench_plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming"},
     "bench_table": GROUND | {"plots"},
     "bench_row": GROUND | {"schedulers", "scheduler_config", "bench_plan", "bench_table", "pipeline"},
     "curves": GROUND,
@@ -67,6 +69,7 @@ LIGHT = (
     "schedulers",
     "conditioning",
     "latent_files",
+    "naming",
     "plan",
     "plots",
 )

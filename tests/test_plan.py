@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from sdcli.conditioning import Label
 from sdcli.errors import ExitCode, InputError, OutputError, SdcliError, UsageError
-from sdcli.plan import EmbeddingFile, plan, slug
+from sdcli.plan import EmbeddingFile, plan
 from sdcli.specs import GenerateSpec
 from tests import models
 
@@ -179,35 +177,6 @@ def test_planning_writes_nothing(asked: Any, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     plan(asked(count=3))
     assert sorted(tmp_path.rglob("*")) == before
-
-
-@pytest.mark.parametrize(
-    ("prompt", "name"),
-    [
-        ("a picture of a puppy", "a-picture-of-a-puppy"),
-        ("  A  Dog,\tand: a CAT!  ", "a-dog-and-a-cat"),
-        ("../../etc/passwd", "etc-passwd"),
-        ("C:\\con\0.png", "c-con-png"),
-        ("\x1b[31mred\x1b[0m", "31mred-0m"),
-        ("Ein Hündchen", "ein-hündchen"),
-        ("小狗的照片", "小狗的照片"),
-        ("!!! ... ???", "image"),
-        ("🐶", "image"),
-        ("x" * 999, "x" * 60),
-        ("-rf --output", "rf-output"),
-    ],
-)
-def test_a_prompt_becomes_a_plain_file_name(prompt: str, name: str) -> None:
-    assert slug(prompt) == name
-
-
-@given(st.text(max_size=400))
-def test_every_prompt_becomes_a_name_that_fits_and_stays_in_its_folder(prompt: str) -> None:
-    name = f"{slug(prompt)}-{2**64 - 1}.png"
-    assert len(name.encode()) <= 255
-    assert Path("folder", name).parent == Path("folder")
-    assert name.isprintable() and " " not in name
-    assert not name.startswith(("-", "."))
 
 
 # A model that draws classes, or draws unconditionally.
