@@ -17,14 +17,14 @@ from sdcli.conditioning import Label, inverted_label
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.files import check_writable, is_folder, open_regular, place, remove_dead_parts
 from sdcli.layout import classes, read_json
-from sdcli.naming import check_free, check_names, is_output_folder
+from sdcli.naming import check_free, check_names, check_quality, is_output_folder, picture_format
 from sdcli.pipeline import images, prompt, sampling, text, vae, vocabulary
 from sdcli.pipeline.bundle import load_conditioner, load_unet, load_vae
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.inversion import invert
-from sdcli.pipeline.metadata import png_bytes
+from sdcli.pipeline.metadata import picture_bytes
 from sdcli.plan import DEFAULT_STEPS, check_multiple, check_text, own_settings, parts_shape, vae_factor
 from sdcli.specs import CodecSpec, parse_size
 
@@ -111,12 +111,15 @@ def encode(spec: CodecSpec) -> Iterator[Progress | CodecRecord]:
 
 
 def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
-    """Latent files -> PNG pictures. Every file is read once before the first is decoded.
+    """Latent files -> pictures. Every file is read once before the first is decoded.
 
     Raises InputError for a file that is no latent file or belongs to another model's VAE.
     """
     sources = _sources(spec, frozenset({".safetensors"}))
-    targets = _targets(spec, sources, ".png")
+    many = is_output_folder(spec.output)
+    form = picture_format(Path() if many else spec.output, spec.format)
+    check_quality(form, spec.quality)
+    targets = _targets(spec, sources, f".{form}" if many else spec.output.suffix)
     model = store.resolve(spec.model, offline=spec.offline)
     coder = _load(spec, model)
     for source in sources:
@@ -127,7 +130,7 @@ def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
             continue
         latents = latent_files.read(source, coder.config)
         (image,) = images.to_images(vae.decode_finite(coder, latents))
-        path = place(png_bytes(image, None), target, spec.if_exists)
+        path = place(picture_bytes(image, None, form, spec.quality), target, spec.if_exists)
         facts = {"path": str(path), "source": str(source), "width": image.width, "height": image.height}
         yield CodecRecord(path, facts | {"model": model.ref})
 
@@ -208,7 +211,7 @@ def _targets(spec: CodecSpec, sources: list[Path], suffix: str) -> list[Path]:
     check_names(spec.output)
     ending = "." + suffix.rpartition(".")[2]
     many = is_output_folder(spec.output)
-    if not many and spec.output.suffix.lower() != ending:
+    if not many and spec.output.suffix.lower() != ending.lower():
         raise UsageError(f"--output {spec.output}: the result is a {ending} file", f"name a {ending} file or a folder")
     if not many and len(sources) > 1:
         raise UsageError(f"--output {spec.output}: is one file for {len(sources)} results", "name a folder")

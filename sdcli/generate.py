@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdcli import __version__, latent_files, schedulers, store
+from sdcli import __version__, latent_files, naming, schedulers, store
 from sdcli.errors import SdcliWarning
 from sdcli.files import place, read_bytes, remove_dead_parts
 from sdcli.pipeline import sampling, text, vae, vocabulary
@@ -23,7 +23,7 @@ from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
-from sdcli.pipeline.metadata import png_bytes
+from sdcli.pipeline.metadata import picture_bytes
 from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.vocabulary import Swap
 from sdcli.plan import Plan, text_width
@@ -47,7 +47,7 @@ class ImageRecord:
 
     facts: Mapping[str, Any]
     path: Path | None
-    png: bytes | None = None
+    data: bytes | None = None
 
 
 def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
@@ -120,10 +120,11 @@ def draw(
 
 def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: GenerateSpec) -> ImageRecord:
     """Put one picture in place, under a free name if `--if-exists number` asks for it."""
-    png = png_bytes(image, None if spec.no_metadata else facts)
+    form = naming.picture_format(target, spec.format)
+    data = picture_bytes(image, None if spec.no_metadata else facts, form, spec.quality)
     if str(target) == "-":
-        return ImageRecord({"path": "-", **facts}, None, png)
-    path = place(png, target, spec.if_exists)
+        return ImageRecord({"path": "-", **facts}, None, data)
+    path = place(data, target, spec.if_exists)
     return ImageRecord({"path": str(path), **facts}, path)
 
 

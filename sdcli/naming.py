@@ -11,6 +11,7 @@ from sdcli.files import check_writable, is_folder
 from sdcli.specs import MAX_SEED, GenerateSpec
 
 SLUG_LENGTH = 60
+SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpg", ".jpeg": "jpg"}
 MAX_NAME_BYTES = 255  # of a file, on every file system in common use
 
 
@@ -20,21 +21,44 @@ def targets(spec: GenerateSpec, seed: int, subject: str) -> tuple[Path, ...]:
     subject: what the pictures show, in words.
     Raises OutputError when the folder cannot be written, or a file is there that must not be replaced.
     """
+    many = is_output_folder(spec.output)
+    form = picture_format(Path() if many else spec.output, spec.format)
+    check_quality(form, spec.quality)
     if str(spec.output) == "-":
         return (spec.output,)
     check_names(spec.output)
-    many = is_output_folder(spec.output)
     folder = spec.output if many else spec.output.parent
-    if not many and spec.output.suffix.lower() != ".png":
-        raise UsageError(f"--output {spec.output}: pictures are written as PNG", "name a .png file or a folder")
     check_writable(folder)
     if many:
-        names = [f"{slug(subject)}-{(seed + i) % (MAX_SEED + 1)}.png" for i in range(spec.count)]
+        names = [f"{slug(subject)}-{(seed + i) % (MAX_SEED + 1)}.{form}" for i in range(spec.count)]
     else:
-        names = [spec.output.name] + [f"{spec.output.stem}-{i}.png" for i in range(2, spec.count + 1)]
+        stem, suffix = spec.output.stem, spec.output.suffix.lower()
+        names = [spec.output.name] + [f"{stem}-{i}{suffix}" for i in range(2, spec.count + 1)]
     paths = tuple(folder / name for name in names)
     check_free(paths, spec.if_exists)
     return paths
+
+
+def picture_format(output: Path, asked: str | None) -> str:
+    """The format of a picture, `png`, `webp` or `jpg`: by its suffix if it has one, else the one asked for, else PNG.
+
+    Raises UsageError for a suffix that names none of them, or another than asked for.
+    """
+    suffix = output.suffix.lower()
+    if not suffix:
+        return asked if asked is not None else "png"
+    if suffix not in SUFFIXES:
+        kinds = ", ".join(SUFFIXES)
+        raise UsageError(f"--output {output}: is of no kind of picture", f"name a file of {kinds}, or a folder")
+    if asked not in (None, SUFFIXES[suffix]):
+        raise UsageError(f"--output {output} with --format {asked}: contradict each other", "leave out --format")
+    return SUFFIXES[suffix]
+
+
+def check_quality(form: str, quality: int | None) -> None:
+    """Raise UsageError for a quality of what has none."""
+    if quality is not None and form == "png":
+        raise UsageError(f"--quality {quality}: a PNG picture loses nothing", "leave it out, or use --format webp")
 
 
 def is_output_folder(output: Path) -> bool:

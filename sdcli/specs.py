@@ -17,6 +17,7 @@ MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
 MIN_SIDE, MAX_SIDE = 8, 16384  # px
 IF_EXISTS = ("number", "skip", "overwrite", "error")
+PICTURE_FORMATS = ("png", "webp", "jpg")
 LORA_LR = 1e-4
 MAX_MIX = 10.0  # of a weight in --mix, up or down
 TENSOR_SUFFIXES = (".safetensors", ".png")
@@ -52,6 +53,8 @@ class GenerateSpec:
     mix: tuple[str, ...] = ()  # WORD=WEIGHT,OTHER=WEIGHT,...
     latents: Path | None = None  # the initial noise of the one image
     output: Path = Path()
+    format: str | None = None  # None: by the suffix of the output, else png
+    quality: int | None = None  # of webp and jpg; None: the tool's default
     if_exists: str = "number"
     no_metadata: bool = False
     device: str = "auto"
@@ -86,6 +89,7 @@ class GenerateSpec:
             raise UsageError("the prompt and --class exclude each other", "give one of them")
         if str(self.output) == "-" and self.count > 1:
             raise UsageError(f"--count {self.count} with --output -: stdout takes one picture", "name a folder")
+        check_picture_options(self.format, self.quality)
         _one_of("if_exists", self.if_exists, IF_EXISTS)
         _one_of("dtype", self.dtype, DTYPES)
 
@@ -127,6 +131,8 @@ class CodecSpec:
     guidance: float = 1.0
     seed: int = 0
     size: str | None = None
+    format: str | None = None  # of decoded pictures, like quality, as in GenerateSpec
+    quality: int | None = None
     if_exists: str = "number"
     device: str = "auto"
     dtype: str = "auto"
@@ -134,6 +140,7 @@ class CodecSpec:
 
     def __post_init__(self) -> None:
         _between("seed", self.seed, 0, MAX_SEED)
+        check_picture_options(self.format, self.quality)
         if self.size is not None:
             parse_size(self.size)
         if self.steps is not None:
@@ -210,6 +217,14 @@ class FigureSpec:
         elif self.steps is not None:
             _between("steps", self.steps, 1, MAX_STEPS)
         _one_of("if_exists", self.if_exists, ("number", "overwrite", "error"))
+
+
+def check_picture_options(form: str | None, quality: int | None) -> None:
+    """Raise UsageError for an unknown `--format`, or a `--quality` out of range."""
+    if form is not None:
+        _one_of("format", form, PICTURE_FORMATS)
+    if quality is not None:
+        _between("quality", quality, 1, 100)
 
 
 def parse_timesteps(text: str) -> tuple[int, ...]:

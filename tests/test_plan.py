@@ -155,9 +155,9 @@ def test_a_file_is_numbered_from_the_second_image_on(asked: Any, tmp_path: Path)
     assert [path.name for path in targets] == ["x.PNG", "x-2.png", "x-3.png"]
 
 
-def test_only_png_files_are_written(asked: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"x\.jpg: pictures are written as PNG"):
-        plan(asked(output=tmp_path / "x.jpg"))
+def test_only_files_of_a_known_kind_are_written(asked: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"x\.bmp: is of no kind of picture"):
+        plan(asked(output=tmp_path / "x.bmp"))
 
 
 def test_a_folder_below_a_file_is_refused(asked: Any, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_a_spec_cannot_be_changed() -> None:
     ("spec", "command", "apart"),
     [
         (GenerateSpec, generate.generate, {"dry_run"}),
-        (CodecSpec, codec.encode, set()),
+        (CodecSpec, codec.encode, {"format", "quality"}),  # of decode
         (TrainVaeSpec, train.train_vae, set()),
         (TrainUnetSpec, train.train_unet, set()),
         (TrainEmbeddingSpec, train.train_embedding, {"init", "vlb_weight", "export_dtype"}),

@@ -78,6 +78,8 @@ def decode(
     inputs: options.Inputs,
     out: options.OutputPath = CodecSpec.output,
     model: options.Model = CodecSpec.model,
+    format: options.Format = CodecSpec.format,
+    quality: options.Quality = CodecSpec.quality,
     if_exists: options.IfExists = CodecSpec.if_exists,
     device: options.Device = CodecSpec.device,
     dtype: options.Dtype = CodecSpec.dtype,
@@ -86,9 +88,17 @@ def decode(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Turn latent files into PNG pictures; prints the path of each."""
+    """Turn latent files into pictures; prints the path of each."""
     spec = CodecSpec(
-        inputs=tuple(inputs), output=out, model=model, if_exists=if_exists, device=device, dtype=dtype, offline=offline
+        inputs=tuple(inputs),
+        output=out,
+        model=model,
+        format=format,
+        quality=quality,
+        if_exists=if_exists,
+        device=device,
+        dtype=dtype,
+        offline=offline,
     )
     from sdcli import codec  # deferred: imports torch
 

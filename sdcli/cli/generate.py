@@ -40,7 +40,7 @@ Latents = Annotated[
     ),
 ]
 Out = Annotated[
-    Path, typer.Option("--output", "-o", metavar="PATH", help="A .png file, a folder, or - for PNG bytes on stdout.")
+    Path, typer.Option("--output", "-o", metavar="PATH", help="A picture file, a folder, or - for its bytes on stdout.")
 ]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Write nothing about the making into the picture.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")]
@@ -72,6 +72,8 @@ def generate(
     mix: options.Mix = GenerateSpec.mix,  # type: ignore[assignment]
     latents: Latents = GenerateSpec.latents,
     out: Out = GenerateSpec.output,
+    format: options.Format = GenerateSpec.format,
+    quality: options.Quality = GenerateSpec.quality,
     if_exists: options.IfExists = GenerateSpec.if_exists,
     no_metadata: NoMetadata = GenerateSpec.no_metadata,
     dry_run: DryRun = False,
@@ -102,7 +104,7 @@ def generate(
         for event in story.run(spec, decided):
             if isinstance(event, story.Progress):
                 bar.update("denoising", event.done, event.total)
-            elif event.png is not None:
-                output.results_in_bytes(event.png)
+            elif event.data is not None:
+                output.results_in_bytes(event.data)
             else:
                 output.result(str(event.path), event.facts)

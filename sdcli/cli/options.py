@@ -137,6 +137,16 @@ Mix = Annotated[
 IfExists = Annotated[
     str, typer.Option("--if-exists", help="For a file that is there: number (puppy-2.png), skip, overwrite or error.")
 ]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format", metavar="NAME", help="Of pictures: png, webp or jpg. Default: by the suffix of --output, else png."
+    ),
+]
+Quality = Annotated[
+    int | None,
+    typer.Option("--quality", help="Of webp and jpg, 1 to 100; webp at 100 loses nothing. Default: 90."),
+]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
 Inputs = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or folders of files.")]
 OutputPath = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="A file (for one input) or a folder.")]

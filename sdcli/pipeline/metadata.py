@@ -5,14 +5,19 @@ from __future__ import annotations
 import io
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
+
+from sdcli.errors import SdcliWarning
 
 # What a picture's own record leaves out, so that the same command gives the same bytes wherever and whenever it runs.
 NOT_INSIDE = frozenset({"path", "seconds"})
+DEFAULT_QUALITY = 90
+MAX_EXIF = {"jpg": 65_533, "webp": 1 << 24}  # bytes; of JPEG a segment less its length
 A1111_SAMPLERS = {
     "ddim": "DDIM",
     "pndm": "PLMS",
@@ -47,6 +52,63 @@ def png_bytes(image: Image.Image, record: Mapping[str, Any] | None) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=chunks)
     return buffer.getvalue()
+
+
+def picture_bytes(
+    image: Image.Image, record: Mapping[str, Any] | None, form: str = "png", quality: int | None = None
+) -> bytes:
+    """A picture file with the record inside; None: without.
+
+    form: `png`, whose texts are as in `png_bytes`; `webp` or `jpg`, which carry the same two as EXIF.
+    quality: 1 to 100 of the latter two; WebP at 100 is lossless, JPEG from 90 on keeps colour at full resolution.
+    """
+    if form == "png":
+        return png_bytes(image, record)
+    quality = quality if quality is not None else DEFAULT_QUALITY
+    buffer = io.BytesIO()
+    exif = exif_bytes(record, MAX_EXIF[form]) if record is not None else b""
+    if form == "webp":
+        # method 4 is libwebp's own default: the bytes do not depend on what Pillow's may become.
+        image.save(buffer, format="WEBP", quality=quality, lossless=quality == 100, method=4, exif=exif)
+    else:
+        fine = {"subsampling": 0} if quality >= DEFAULT_QUALITY else {}
+        image.save(buffer, format="JPEG", quality=quality, exif=exif, **fine)
+    return buffer.getvalue()
+
+
+def exif_bytes(record: Mapping[str, Any], most: int) -> bytes:
+    """An EXIF block with the record: `UserComment` in the A1111 form, `ImageDescription` as `sdcli` and JSON.
+
+    EXIF and not XMP, because whoever copies a picture's EXIF has both; XMP is a block of its own.
+    Big-endian throughout, as A1111's reader takes UTF-16 to be, whatever the block says.
+    most: what the file can hold, in bytes; the A1111 form, and then the JSON, are left out with a warning beyond it.
+    """
+    inside = {key: value for key, value in record.items() if key not in NOT_INSIDE}
+    described = b"sdcli " + json.dumps(inside).encode("ascii")
+    comment = b"UNICODE\0" + a1111_parameters(inside).replace("\0", "").encode("utf-16-be", "replace")
+    for texts in ((described, comment), (described, b"")):
+        block = _exif(*texts)
+        if len(block) <= most:
+            if not texts[1]:
+                _warn_of_size("the parameters in the A1111 form do not fit", most)
+            return block
+    _warn_of_size("what tells of its making does not fit", most)
+    return b""
+
+
+def _exif(description: bytes, comment: bytes) -> bytes:
+    """EXIF with these two texts; an empty one is left out. Source: EXIF 2.32, sections 4.6.2 to 4.6.5."""
+    exif = Image.Exif()
+    exif.endian = ">"
+    exif[ExifTags.Base.ImageDescription] = description.decode("ascii")
+    if comment:
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    return exif.tobytes()
+
+
+def _warn_of_size(what: str, most: int) -> None:
+    note = f"{what} into the {most:,} bytes that this format has for it, and is left out; PNG holds any"
+    warnings.warn(note, SdcliWarning, stacklevel=4)
 
 
 def a1111_parameters(record: Mapping[str, Any]) -> str:

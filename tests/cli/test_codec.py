@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sdcli.errors import ExitCode
 from tests.commands import Shell, tree
 
 
@@ -85,3 +86,14 @@ def test_what_is_there_is_skipped_when_asked(shell: Shell) -> None:
     outcome = shell("encode", "one.png", "two.png", "--if-exists", "skip", "--json")
     assert outcome.code == 0
     assert [json.loads(line).get("skipped", False) for line in outcome.lines] == [True, False]
+
+
+def test_decoded_pictures_are_of_the_format_asked_for(shell: Shell) -> None:
+    shell("encode", "one.png")
+    latents = "one.latents.safetensors"
+    assert shell("decode", latents, "-o", "back", "--format", "webp").stdout == "back/one.webp\n"
+    assert shell("decode", latents, "-o", "back.JPG", "--quality", 50).stdout == "back.JPG\n"
+    assert [Image.open(path).format for path in ("back/one.webp", "back.JPG")] == ["WEBP", "JPEG"]
+    for options, words in ((["--quality", "9"], "a PNG picture"), (["-o", "x.jpg", "--format", "png"], "contradict")):
+        outcome = shell("decode", latents, *options)
+        assert outcome.code == ExitCode.USAGE and words in outcome.stderr

@@ -76,7 +76,7 @@ ARGUMENTS: list[tuple[list[str], ExitCode, str]] = [
     (["--scheduler", "ddim", "--steps", "1000"], ExitCode.USAGE, "scheduler ddim cannot do 1000 steps"),
     (["-o", "file/out"], ExitCode.OUTPUT, "file/out: "),
     (["-o", "file/out/x.png"], ExitCode.OUTPUT, "file/out: "),
-    (["-o", "x.jpg"], ExitCode.USAGE, "--output x.jpg: pictures are written as PNG"),
+    (["-o", "x.bmp"], ExitCode.USAGE, "--output x.bmp: is of no kind of picture"),
     (["-o", "-", "-n", "2"], ExitCode.USAGE, "--count 2 with --output -: stdout takes one picture"),
     (["-o", "x" * 300 + ".png"], ExitCode.OUTPUT, "has over 255 bytes"),
     (["--embedding", "none.pt"], ExitCode.INPUT, "none.pt: no such file or directory"),
@@ -279,7 +279,7 @@ def test_the_codec_fails_with_one_line_and_leaves_nothing(
         ([name], ExitCode.INPUT, f"{name}: "),
         ([name, "--if-exists", "ask"], ExitCode.USAGE, "--if-exists ask"),
         ([name, "-o", f"{name}/out"], ExitCode.OUTPUT, f"{name}/out"),
-        ([name, "-o", "x.jpg"], ExitCode.USAGE, "--output x.jpg: the result is a"),
+        ([name, "-o", "x.bmp"], ExitCode.USAGE, "--output x.bmp: "),
     ]:
         check(shell(command, "--model", model, *arguments), code, said)
     assert tree(tmp_path) == before

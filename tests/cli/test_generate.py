@@ -225,6 +225,43 @@ def test_a_dash_sends_the_picture_and_nothing_else_to_stdout(shell: Shell) -> No
     assert list(tree(Path())) == ["x.png"]
 
 
+@pytest.mark.parametrize(("form", "name"), [("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG")])
+def test_a_format_is_that_of_files_in_a_folder_of_a_file_by_its_suffix_and_of_stdout(
+    shell: Shell, form: str, name: str
+) -> None:
+    drawn = ("generate", PROMPT, "-s", 1, "--seed", 7)
+    assert shell(*drawn, "-o", "out", "--format", form).stdout == f"out/a-picture-of-a-puppy-7.{form}\n"
+    shell(*drawn, "-o", f"x.{form}")
+    outcome = shell(*drawn, "-o", "-", "--format", form)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert outcome.data == Path(f"x.{form}").read_bytes() == Path(f"out/a-picture-of-a-puppy-7.{form}").read_bytes()
+    with Image.open(f"x.{form}") as opened:
+        assert (opened.format, opened.size) == (name, (models.SIZE, models.SIZE))
+    shell(*drawn, "-o", f"bare.{form}", "--no-metadata")
+    assert b"sdcli" in outcome.data and b"sdcli" not in Path(f"bare.{form}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--format", "bmp"], "--format bmp: unknown; use one of png, webp, jpg"),
+        (["-o", "x.bmp"], "--output x.bmp: is of no kind of picture; name a file of .png, .webp, .jpg, .jpeg"),
+        (["-o", "x.jpeg", "--format", "webp"], "--output x.jpeg with --format webp: contradict each other"),
+        (["--quality", "90"], "--quality 90: a PNG picture loses nothing"),
+        (["-o", "-", "--quality", "90"], "--quality 90: a PNG picture loses nothing"),
+        (["--format", "webp", "--quality", "0"], "--quality 0: out of range; it must lie in 1..100"),
+        (["--format", "webp", "--quality", "101"], "--quality 101: out of range"),
+    ],
+)
+def test_a_format_or_a_quality_that_makes_no_sense_is_a_usage_error(
+    shell: Shell, options: list[str], words: str
+) -> None:
+    outcome = shell("generate", PROMPT, *options)
+    assert (outcome.code, outcome.stdout) == (ExitCode.USAGE, "")
+    assert words in outcome.stderr
+    assert tree(Path()) == {}
+
+
 def test_a_dash_reads_the_prompt_from_stdin(shell: Shell) -> None:
     row = json.loads(shell("generate", "-", "-s", 1, "--json", stdin="  ein\nHündchen \n".encode()).stdout)
     assert row["prompt"] == "ein\nHündchen"

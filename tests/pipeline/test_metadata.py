@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from sdcli.pipeline.metadata import A1111_SAMPLERS, a1111_parameters, png_bytes
+from sdcli.errors import SdcliWarning
+from sdcli.pipeline.metadata import A1111_SAMPLERS, a1111_parameters, picture_bytes, png_bytes
 from sdcli.schedulers import BUILT_IN
 
 RECORD: dict[str, Any] = {
@@ -180,6 +181,70 @@ def test_without_a_record_there_is_the_picture_alone(image: Image.Image) -> None
 def test_the_pixels_are_kept(image: Image.Image) -> None:
     for record in (None, RECORD):
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(png_bytes(image, record)))), np.asarray(image))
+
+
+# WebP and JPEG.
+
+
+def exif(data: bytes) -> dict[int, Any]:
+    """Description and comment, as Pillow reads them."""
+    with Image.open(io.BytesIO(data)) as opened:
+        found = opened.getexif()
+        return dict(found) | dict(found.get_ifd(ExifTags.IFD.Exif))
+
+
+def without_offset(data: bytes) -> dict[int, Any]:
+    """The same without the place of the second directory."""
+    return {tag: value for tag, value in exif(data).items() if tag != ExifTags.IFD.Exif}
+
+
+@pytest.mark.parametrize("form", ["webp", "jpg"])
+@pytest.mark.parametrize("prompt", PROMPTS[:-1])
+def test_exif_holds_the_record_and_the_parameters_as_a1111_encodes_them(
+    image: Image.Image, form: str, prompt: str
+) -> None:
+    found = exif(picture_bytes(image, RECORD | {"prompt": prompt}, form))
+    name, _, text = found[ExifTags.Base.ImageDescription].partition(" ")
+    inside = {k: v for k, v in (RECORD | {"prompt": prompt}).items() if k not in ("path", "seconds")}
+    assert (name, json.loads(text)) == ("sdcli", inside)
+    comment = found[ExifTags.Base.UserComment]
+    assert comment.startswith(b"UNICODE\0")
+    assert comment[8:].decode("utf-16-be") == a1111_parameters(inside).replace("\0", "")
+
+
+@pytest.mark.parametrize("form", ["webp", "jpg"])
+def test_exif_survives_that_pillow_opens_and_saves_the_picture_in_another_format(image: Image.Image, form: str) -> None:
+    data = picture_bytes(image, RECORD, form)
+    for other in ("JPEG", "WEBP", "PNG"):
+        again = io.BytesIO()
+        with Image.open(io.BytesIO(data)) as opened:
+            opened.save(again, format=other, exif=opened.getexif())
+        assert without_offset(again.getvalue()) == without_offset(data)
+
+
+@pytest.mark.parametrize("form", ["webp", "jpg"])
+def test_without_a_record_there_is_no_exif(image: Image.Image, form: str) -> None:
+    assert exif(picture_bytes(image, None, form)) == {}
+
+
+@pytest.mark.parametrize(("form", "letters", "left"), [("jpg", 30_000, {270}), ("jpg", 70_000, set())])
+def test_what_jpeg_cannot_hold_is_left_out_with_a_warning(
+    image: Image.Image, form: str, letters: int, left: set[int]
+) -> None:
+    with pytest.warns(SdcliWarning, match=r"into the 65,533 bytes .* left out; PNG holds any"):
+        data = picture_bytes(image, RECORD | {"prompt": "x" * letters}, form)
+    assert exif(data).keys() == left
+    assert len(exif(picture_bytes(image, RECORD | {"prompt": "x" * letters}, "webp"))) == 3
+
+
+def test_webp_at_quality_100_loses_nothing_and_less_takes_fewer_bytes() -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    whole = picture_bytes(noise, None, "webp", 100)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(whole))), np.asarray(noise))
+    for form in ("webp", "jpg"):
+        sizes = [len(picture_bytes(noise, None, form, quality)) for quality in (10, 50, 90)]
+        assert sizes == sorted(set(sizes))
+        assert picture_bytes(noise, None, form) == picture_bytes(noise, None, form, 90)
 
 
 def chunk_starts(png: bytes) -> list[int]:
