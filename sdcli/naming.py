@@ -3,40 +3,86 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from string import Formatter
 
 from sdcli.errors import OutputError, UsageError
 from sdcli.files import check_writable, is_folder
-from sdcli.specs import MAX_SEED, GenerateSpec
+from sdcli.specs import GenerateSpec
 
 SLUG_LENGTH = 60
 SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpg", ".jpeg": "jpg"}
+FIELD_FORM = re.compile(r"[<>^]?0?\d{0,3}(\.\d{1,3})?[sdxXbefg]?")  # of Python's forms what makes sense in a name
+MAX_WEBP_SIDE = 16_383  # px
 MAX_NAME_BYTES = 255  # of a file, on every file system in common use
 
 
-def targets(spec: GenerateSpec, seed: int, subject: str) -> tuple[Path, ...]:
-    """The path of each image: the file named (numbered from the second image on), or a name of its own in a folder.
+def targets(spec: GenerateSpec, seeds: Sequence[int], subject: str, settings: Mapping[str, object]) -> tuple[Path, ...]:
+    """The path of each image: a name of its own in a folder, or by a template, or the file, numbered from the second.
 
-    subject: what the pictures show, in words.
-    Raises OutputError when the folder cannot be written, or a file is there that must not be replaced.
+    subject: what the pictures show, in words; settings: what a template may name besides index, seed and slug.
+    Raises UsageError for what cannot be a name, OutputError when a folder cannot be written, or a file is there that
+    must not be replaced.
     """
-    many = is_output_folder(spec.output)
-    form = picture_format(Path() if many else spec.output, spec.format)
-    check_quality(form, spec.quality)
-    if str(spec.output) == "-":
-        return (spec.output,)
-    check_names(spec.output)
-    folder = spec.output if many else spec.output.parent
-    check_writable(folder)
-    if many:
-        names = [f"{slug(subject)}-{(seed + i) % (MAX_SEED + 1)}.{form}" for i in range(spec.count)]
+    output = spec.output
+    has_fields = is_template(output)
+    many = not has_fields and is_output_folder(output)
+    if has_fields:
+        form = _template_format(str(output), spec.format)
     else:
-        stem, suffix = spec.output.stem, spec.output.suffix.lower()
-        names = [spec.output.name] + [f"{stem}-{i}{suffix}" for i in range(2, spec.count + 1)]
-    paths = tuple(folder / name for name in names)
+        form = picture_format(Path() if many else output, spec.format)
+    check_quality(form, spec.quality)
+    _check_sides(form, settings)
+    if str(output) == "-":
+        return (output,)
+    if has_fields:
+        words: dict[str, object] = {"slug": slug(subject), **settings}
+        paths = [_filled(output, form, {"index": i, "seed": seed, **words}) for i, seed in enumerate(seeds, start=1)]
+        paths = _apart(paths, spec.if_exists)
+    elif many:
+        paths = [output / f"{slug(subject)}-{seed}.{form}" for seed in seeds]
+    else:
+        paths = _numbered(output, len(seeds))
+    for path in paths:
+        check_names(path)
+    for folder in {path.parent for path in paths}:
+        check_writable(folder)
     check_free(paths, spec.if_exists)
-    return paths
+    return tuple(paths)
+
+
+def is_template(output: Path) -> bool:
+    """Whether a path has fields to fill, or braces written twice."""
+    return "{" in str(output) or "}" in str(output)
+
+
+def fill(template: str, values: Mapping[str, object]) -> str:
+    """A template with its fields filled: `{seed}`, `{index:04d}`, and `{{` for a brace.
+
+    A value stays in the part of the path where it stands: see `_safe`. Fields are names alone: Python's own formatting
+    would look up attributes and items of what it is given.
+    Raises UsageError for an unknown field, or a form that does not fit one.
+    """
+    filled = ""
+    for literal, field, form, conversion in _pieces(template):
+        filled += literal
+        if field is None:
+            continue
+        if field not in values:
+            raise UsageError(f"--output {template}: {{{field}}} is no field", f"there are {', '.join(values)}")
+        if conversion or not FIELD_FORM.fullmatch(form or ""):
+            what = f"{field}{'!' + conversion if conversion else ''}{':' + form if form else ''}"
+            raise UsageError(f"--output {template}: {{{what}}} is in no form for names", "write it as in {index:04d}")
+        value = values[field]
+        form = "g" if not form and isinstance(value, float) else form or ""
+        try:
+            filled += _safe(format(value, form))
+        except (ValueError, OverflowError) as error:
+            what = f"--output {template}: {{{field}:{form}}}: {str(error)[:1].lower()}{str(error)[1:]}"
+            raise UsageError(what, "write it as in {index:04d} or {slug:.20}") from error
+    return filled
 
 
 def picture_format(output: Path, asked: str | None) -> str:
@@ -85,3 +131,63 @@ def check_free(targets: Iterable[Path], if_exists: str) -> None:
     for path in targets:
         if if_exists == "error" and path.exists():
             raise OutputError(f"{path}: exists", "choose another name, or --if-exists number, skip or overwrite")
+
+
+def _pieces(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
+    """Text, field, form and conversion of each piece of a template. Raises UsageError for a brace without partner."""
+    try:
+        return list(Formatter().parse(template))
+    except ValueError as error:
+        what = f"--output {template}: has a brace without its partner"
+        raise UsageError(what, "write {{ for a brace that is none of a field") from error
+
+
+def _template_format(template: str, asked: str | None) -> str:
+    """The format by the suffix of a template, which is what is written, not what a field may end with."""
+    return picture_format(Path(template) if _has_suffix(template) else Path(), asked)
+
+
+def _has_suffix(template: str) -> bool:
+    tail = ""
+    for literal, field, _, _ in _pieces(template):
+        tail = tail + literal if field is None else ""
+    return Path("x" + tail).suffix != ""
+
+
+def _filled(template: Path, form: str, values: Mapping[str, object]) -> Path:
+    path = fill(str(template), values)
+    return Path(path if _has_suffix(str(template)) else f"{path}.{form}")
+
+
+def _safe(value: str) -> str:
+    """A value as a piece of a file name: no separator, no control character, no dot at an end, never empty."""
+    plain = "".join(c if c.isalnum() or c in "-_.+," else "-" for c in value)
+    return plain.strip(".-") or "_"
+
+
+def _apart(paths: Sequence[Path], if_exists: str) -> list[Path]:
+    """The same paths, equal ones numbered. Raises UsageError unless `--if-exists number` asks for that."""
+    taken: set[Path] = set()
+    numbers: dict[Path, int] = {}
+    found: list[Path] = []
+    for path in paths:
+        if path in taken and if_exists != "number":
+            raise UsageError(f"{path}: would be the name of two pictures", "add {seed} or {index} to the template")
+        one = path
+        while one in taken:
+            numbers[path] = numbers.get(path, 1) + 1
+            one = path.with_name(f"{path.stem}-{numbers[path]}{path.suffix}")
+        taken.add(one)
+        found.append(one)
+    return found
+
+
+def _numbered(output: Path, count: int) -> list[Path]:
+    numbers = (output.with_name(f"{output.stem}-{i}{output.suffix.lower()}") for i in range(2, count + 1))
+    return [output, *numbers]
+
+
+def _check_sides(form: str, settings: Mapping[str, object]) -> None:
+    for name in ("width", "height"):
+        if form == "webp" and isinstance(side := settings.get(name), int) and side > MAX_WEBP_SIDE:
+            raise UsageError(f"{name} {side} px: WebP takes up to {MAX_WEBP_SIDE}", "use --format png")

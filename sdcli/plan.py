@@ -145,19 +145,24 @@ def plan(spec: GenerateSpec) -> Plan:
         raise UsageError(what, "leave them out, or guide by more")
     width, height = _size(spec, model, own, config)
     seed = spec.seed if spec.seed is not None else secrets.randbits(DRAWN_SEED_BITS)
+    seeds = tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count))
+    guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
+    named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
     return Plan(
         model=model,
         scheduler=scheduler,
         scheduler_config=config,
         steps=steps,
-        guidance=1.0 if classes == () else float(guidance),  # of an unconditional model there is nothing to guide
+        guidance=guidance,
         guidance_interval=parse_interval(spec.guidance_interval),
         guidance_rescale=spec.guidance_rescale,
         label=label,
         width=width,
         height=height,
-        seeds=tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count)),
-        targets=targets(spec, seed, spec.prompt if label is None else label.name),
+        seeds=seeds,
+        targets=targets(
+            spec, seeds, spec.prompt if label is None else label.name, {**named, "model": Path(model.ref).name}
+        ),
         embeddings=embeddings,
         swaps=swaps,
         latents=spec.latents,

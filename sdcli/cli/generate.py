@@ -40,7 +40,10 @@ Latents = Annotated[
     ),
 ]
 Out = Annotated[
-    Path, typer.Option("--output", "-o", metavar="PATH", help="A picture file, a folder, or - for its bytes on stdout.")
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="PATH", help="A picture file, a folder, a template of fields, or - for stdout."
+    ),
 ]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Write nothing about the making into the picture.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")]

@@ -262,6 +262,16 @@ def test_a_format_or_a_quality_that_makes_no_sense_is_a_usage_error(
     assert tree(Path()) == {}
 
 
+def test_a_template_names_the_pictures_and_an_unknown_field_is_told_with_the_list(shell: Shell) -> None:
+    drawn = ("generate", PROMPT, "-s", 1, "--seed", 7, "-n", 2)
+    outcome = shell(*drawn, "-o", "out/{scheduler}/{index:04d}-{seed}-{slug}.webp")
+    names = [f"out/dpm/000{i}-{6 + i}-a-picture-of-a-puppy.webp" for i in (1, 2)]
+    assert (outcome.code, outcome.lines, outcome.stderr) == (0, names, "")
+    assert set(tree(Path())) == {"out", "out/dpm", *names}
+    wrong = shell(*drawn, "-o", "{date}.png")
+    assert wrong.code == ExitCode.USAGE and "{date} is no field; there are index, seed, slug" in wrong.stderr
+
+
 def test_a_dash_reads_the_prompt_from_stdin(shell: Shell) -> None:
     row = json.loads(shell("generate", "-", "-s", 1, "--json", stdin="  ein\nHündchen \n".encode()).stdout)
     assert row["prompt"] == "ein\nHündchen"
