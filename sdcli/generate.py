@@ -16,7 +16,7 @@ from PIL import Image
 from sdcli import __version__, latent_files, naming, schedulers, store
 from sdcli.errors import SdcliWarning
 from sdcli.files import place, read_bytes, remove_dead_parts
-from sdcli.pipeline import sampling, text, vae, vocabulary
+from sdcli.pipeline import sampling, sheets, text, vae, vocabulary
 from sdcli.pipeline.adapters import MAX_BYTES, Embedding, read_embedding
 from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder, load_bundle
 from sdcli.pipeline.classes import ClassEmbedder
@@ -73,6 +73,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     condition, negative, chunks = _conditions(spec, plan, bundle.conditioner, embeddings)
     shared = _shared_facts(spec, plan, chunks, embeddings)
     size = spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
+    tiles: list[Image.Image] = []
     for first in range(0, len(todo), size):
         ids = todo[first : first + size]
         began = time.perf_counter()
@@ -86,6 +87,10 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         for i, image in zip(ids, images, strict=True):
             facts = shared | {"seed": plan.seeds[i], "evaluations": evaluations, "seconds": round(seconds, 3)}
             yield write(image, facts, plan.targets[i], spec)
+            if spec.grid is not None:
+                tiles.append(sheets.tile(image, len(todo)))
+    if spec.grid is not None:
+        yield _write_grid(spec.grid, tiles, [plan.seeds[i] for i in todo], spec, plan)
 
 
 def draw(
@@ -126,6 +131,17 @@ def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: Gene
         return ImageRecord({"path": "-", **facts}, None, data)
     path = place(data, target, spec.if_exists)
     return ImageRecord({"path": str(path), **facts}, path)
+
+
+def _write_grid(
+    target: Path, tiles: Sequence[Image.Image], seeds: Sequence[int], spec: GenerateSpec, plan: Plan
+) -> ImageRecord:
+    """The contact sheet of the pictures drawn, in the order of their seeds."""
+    heading = spec.prompt if plan.label is None else plan.label.name
+    sheet = sheets.contact_sheet(tiles, [f"seed {seed}" for seed in seeds], heading)
+    form = naming.picture_format(target, None)
+    path = place(picture_bytes(sheet, None, form, spec.quality), target, spec.if_exists)
+    return ImageRecord({"path": str(path), "grid": list(seeds)}, path)
 
 
 def auto_batch_size(width: int, height: int) -> int:

@@ -53,6 +53,20 @@ def targets(spec: GenerateSpec, seeds: Sequence[int], subject: str, settings: Ma
     return tuple(paths)
 
 
+def check_extra(option: str, path: Path, if_exists: str, beside: Sequence[Path]) -> None:
+    """Refuse a picture file that is written besides the images, if it is no name for one, or one of theirs.
+
+    Raises UsageError, or OutputError when it cannot be written or is there and must not be replaced.
+    """
+    if path.suffix.lower() not in SUFFIXES or is_folder(path):
+        raise UsageError(f"{option} {path}: is no name of a picture file", f"name a file of {', '.join(SUFFIXES)}")
+    if path in beside:
+        raise UsageError(f"{option} {path}: would be the name of a picture, too", "choose another")
+    check_names(path)
+    check_writable(path.parent)
+    check_free([path], if_exists)
+
+
 def is_template(output: Path) -> bool:
     """Whether a path has fields to fill, or braces written twice."""
     return "{" in str(output) or "}" in str(output)

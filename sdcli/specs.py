@@ -55,6 +55,7 @@ class GenerateSpec:
     output: Path = Path()
     format: str | None = None  # None: by the suffix of the output, else png
     quality: int | None = None  # of webp and jpg; None: the tool's default
+    grid: Path | None = None  # a contact sheet of all, besides
     if_exists: str = "number"
     no_metadata: bool = False
     device: str = "auto"
@@ -89,6 +90,8 @@ class GenerateSpec:
             raise UsageError("the prompt and --class exclude each other", "give one of them")
         if str(self.output) == "-" and self.count > 1:
             raise UsageError(f"--count {self.count} with --output -: stdout takes one picture", "name a folder")
+        if str(self.output) == "-" and self.grid is not None:
+            raise UsageError("--grid with --output -: stdout takes one picture", "name a folder")
         check_picture_options(self.format, self.quality)
         _one_of("if_exists", self.if_exists, IF_EXISTS)
         _one_of("dtype", self.dtype, DTYPES)

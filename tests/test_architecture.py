@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 STORY_MAY_IMPORT = FOUNDATION | {"pipeline"}
 STAND_ON_GENERATE = {"batch", "bench", "replay", "serve"}
-PIPELINE_LEAVES = {"classes", "device", "heatmaps", "images", "noise", "pickles", "prompt"}
+PIPELINE_LEAVES = {"classes", "device", "heatmaps", "images", "noise", "pickles", "prompt", "sheets"}
 LIGHT = (
     "errors",
     "files",

@@ -45,6 +45,9 @@ Out = Annotated[
         "--output", "-o", metavar="PATH", help="A picture file, a folder, a template of fields, or - for stdout."
     ),
 ]
+Grid = Annotated[
+    Path | None, typer.Option("--grid", metavar="FILE", help="A contact sheet of all pictures, with their seeds, too.")
+]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Write nothing about the making into the picture.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")]
 
@@ -77,6 +80,7 @@ def generate(
     out: Out = GenerateSpec.output,
     format: options.Format = GenerateSpec.format,
     quality: options.Quality = GenerateSpec.quality,
+    grid: Grid = GenerateSpec.grid,
     if_exists: options.IfExists = GenerateSpec.if_exists,
     no_metadata: NoMetadata = GenerateSpec.no_metadata,
     dry_run: DryRun = False,

@@ -272,6 +272,37 @@ def test_a_template_names_the_pictures_and_an_unknown_field_is_told_with_the_lis
     assert wrong.code == ExitCode.USAGE and "{date} is no field; there are index, seed, slug" in wrong.stderr
 
 
+def test_a_grid_is_written_besides_the_pictures_and_told_last(shell: Shell) -> None:
+    drawn = ("generate", PROMPT, "-s", 1, "--seed", 7, "-n", 3, "-b", 2, "-o", "out", "--grid", "sheets/all.webp")
+    outcome = shell(*drawn, "--json")
+    rows = [json.loads(line) for line in outcome.lines]
+    assert (outcome.code, outcome.stderr, len(rows)) == (0, "", 4)
+    assert rows[-1] == {"path": "sheets/all.webp", "grid": [7, 8, 9]}
+    with Image.open("sheets/all.webp") as sheet:
+        assert sheet.width == 8 + 3 * 168  # 32 px enlarged five times
+        assert sheet.getexif() == {}
+    before = Path("sheets/all.webp").read_bytes()
+    assert shell(*drawn, "--if-exists", "overwrite").lines[-1] == "sheets/all.webp"
+    assert Path("sheets/all.webp").read_bytes() == before
+    assert len(shell(*drawn, "--if-exists", "skip").lines) == 3  # nothing was drawn
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--grid", "x.bmp"], "--grid x.bmp: is no name of a picture file; name a file of .png, .webp, .jpg, .jpeg"),
+        (["--grid", "folder"], "--grid folder: is no name of a picture file"),
+        (["-o", "x.png", "--grid", "x.png"], "--grid x.png: would be the name of a picture, too"),
+        (["-o", "-", "--grid", "x.png"], "--grid with --output -: stdout takes one picture"),
+    ],
+)
+def test_a_grid_that_cannot_be_is_a_usage_error(shell: Shell, options: list[str], words: str) -> None:
+    outcome = shell("generate", PROMPT, *options)
+    assert (outcome.code, outcome.stdout) == (ExitCode.USAGE, "")
+    assert words in outcome.stderr
+    assert tree(Path()) == {}
+
+
 def test_a_dash_reads_the_prompt_from_stdin(shell: Shell) -> None:
     row = json.loads(shell("generate", "-", "-s", 1, "--json", stdin="  ein\nHündchen \n".encode()).stdout)
     assert row["prompt"] == "ein\nHündchen"
