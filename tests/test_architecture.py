@@ -55,7 +55,19 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 STORY_MAY_IMPORT = FOUNDATION | {"pipeline"}
 STAND_ON_GENERATE = {"batch", "bench", "replay", "serve"}
-PIPELINE_LEAVES = {"classes", "device", "heatmaps", "images", "noise", "pickles", "prompt", "sheets"}
+PIPELINE_LEAVES = {
+    "classes",
+    "comfy",
+    "containers",
+    "device",
+    "heatmaps",
+    "images",
+    "noise",
+    "parameters",
+    "pickles",
+    "prompt",
+    "sheets",
+}
 LIGHT = (
     "errors",
     "files",

@@ -1,0 +1,127 @@
+"""ComfyUI's `prompt` JSON, a graph of nodes: what it was that drew the picture."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+MAX_NODES = 10_000
+OUTPUTS = ("SaveImage", "PreviewImage", "SaveAnimated")  # beginnings of the names of what shows a picture
+SEEDS = ("seed", "noise_seed")
+TEXTS = ("text", "text_g", "text_l", "prompt", "string", "value", "t5xxl", "clip_l")
+MODELS = ("ckpt_name", "unet_name", "model_name")
+Graph = Mapping[str, Any]
+
+
+def read_graph(graph: Graph) -> dict[str, Any]:
+    """Prompt, negative, seed, steps, sampler, guidance, size and model of the sampler next to the picture shown.
+
+    Links are followed from inputs to what feeds them, each node once, so that a circle ends. What is not found is left
+    out; nodes of extensions are understood as far as their inputs have ComfyUI's names.
+    """
+    if len(graph) > MAX_NODES:
+        return {}
+    sampler = _sampler(graph)
+    if sampler is None:
+        return {}
+    found = {
+        "prompt": _text(graph, sampler, ("positive", "conditioning"), "negative"),
+        "negative": _text(graph, sampler, ("negative",), "positive"),
+        "seed": _first(graph, sampler, SEEDS, int),
+        "steps": _first(graph, sampler, ("steps",), int),
+        "sampler": _first(graph, sampler, ("sampler_name",), str),
+        "schedule": _first(graph, sampler, ("scheduler",), str),
+        "guidance": _first(graph, sampler, ("cfg", "guidance"), (int, float)),
+        "width": _first(graph, sampler, ("width",), int, through=("latent_image", "samples", "pixels")),
+        "height": _first(graph, sampler, ("height",), int, through=("latent_image", "samples", "pixels")),
+        "model": _first(graph, sampler, MODELS, str),
+        "strength": _first(graph, sampler, ("denoise",), (int, float)),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _sampler(graph: Graph) -> str | None:
+    """The sampler nearest to a node that shows a picture, else the first there is."""
+    samplers = [name for name in graph if "KSampler" in _kind(graph, name) and _kind(graph, name) != "KSamplerSelect"]
+    samplers += [name for name in graph if _kind(graph, name).startswith("SamplerCustom")]
+    for name in graph:
+        if _kind(graph, name).startswith(OUTPUTS):
+            for above in _upward(graph, name):
+                if above in samplers:
+                    return above
+    return samplers[0] if samplers else None
+
+
+def _text(graph: Graph, sampler: str, inputs: tuple[str, ...], other: str) -> str | None:
+    """The first text above a conditioning input of the sampler or, with a guider between them, of that."""
+    for name in _upward(graph, sampler, not_through=(other,)):
+        given = _inputs(graph, name)
+        for key in inputs:
+            start = _link(graph, given.get(key))
+            if start is not None:
+                found: str | None = _first(graph, start, TEXTS, str, not_through=(other,))
+                return found
+    return None
+
+
+def _first(
+    graph: Graph,
+    start: str,
+    keys: tuple[str, ...],
+    kind: type | tuple[type, ...],
+    *,
+    through: tuple[str, ...] = (),
+    not_through: tuple[str, ...] = (),
+) -> Any:
+    """The first plain value of one of these names, from a node upward."""
+    for name in _upward(graph, start, through=through, not_through=not_through):
+        given = _inputs(graph, name)
+        for key in keys:
+            value = given.get(key)
+            if isinstance(value, kind) and not isinstance(value, bool):
+                return value
+            source = _link(graph, value)
+            if source is not None and key not in TEXTS:  # a number that comes from a node of its own
+                values = [v for v in _inputs(graph, source).values() if isinstance(v, kind) and not isinstance(v, bool)]
+                if values:
+                    return values[0]
+    return None
+
+
+def _upward(
+    graph: Graph, start: str, *, through: tuple[str, ...] = (), not_through: tuple[str, ...] = ()
+) -> Iterator[str]:
+    """A node and those that feed it, nearest first. through: only by inputs of these names, where the start has any."""
+    seen, waiting = {start}, deque([start])
+    while waiting:
+        name = waiting.popleft()
+        yield name
+        for key, value in _inputs(graph, name).items():
+            source = _link(graph, value)
+            if (
+                source is None
+                or source in seen
+                or key in not_through
+                or (name == start and through and key not in through)
+            ):
+                continue
+            seen.add(source)
+            waiting.append(source)
+
+
+def _inputs(graph: Graph, name: str) -> Mapping[str, Any]:
+    node = graph.get(name)
+    given = node.get("inputs") if isinstance(node, dict) else None
+    return given if isinstance(given, dict) else {}
+
+
+def _kind(graph: Graph, name: str) -> str:
+    node = graph.get(name)
+    return str(node.get("class_type", "")) if isinstance(node, dict) else ""
+
+
+def _link(graph: Graph, value: object) -> str | None:
+    """The node that an input comes from: links are [node, number of its output]."""
+    name = value[0] if isinstance(value, list) and len(value) == 2 else None
+    return name if isinstance(name, str) and name in graph else None
