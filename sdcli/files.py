@@ -61,11 +61,12 @@ def open_slice(path: Path, offset: int, size: int) -> BufferedReader:
 
 
 @contextmanager
-def atomic_write(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
+def atomic_write(target: Path, *, overwrite: bool = True, mode: int | None = None) -> Iterator[Path]:
     """Give a temporary path beside `target`; when the block ends well, sync it and rename it into place.
 
     A reader never sees half a file, and after an error nothing is left behind.
     overwrite: False raises FileExistsError, with the existing file untouched, when `target` is there.
+    mode: the file's permissions; None leaves them to the umask.
     Raises OutputError when the folder or the disk refuses.
     """
     # 200 bytes: a name may have 255, whatever its alphabet.
@@ -73,9 +74,9 @@ def atomic_write(target: Path, *, overwrite: bool = True) -> Iterator[Path]:
     part = target.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         # Created here so that the mode follows the umask even where a library renames a private file over it.
-        mode = _create(part)
+        usual = _create(part)
         yield part
-        os.chmod(part, mode)
+        os.chmod(part, mode if mode is not None else usual)
         sync(part)
         _rename(part, target, overwrite)
         sync(target.parent)

@@ -196,6 +196,14 @@ class DiffuseSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetaSpec:
+    """`sdcli meta`."""
+
+    inputs: tuple[Path, ...] = ()
+    strip: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class FigureSpec:
     """`sdcli schedulers --plot`."""
 

@@ -1,0 +1,45 @@
+"""`sdcli meta`."""
+
+from __future__ import annotations
+
+import json as jsons
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sdcli import output
+from sdcli.cli import options
+from sdcli.specs import MetaSpec
+
+Pictures = Annotated[list[Path], typer.Argument(metavar="FILE...", help="PNG, JPEG or WebP pictures.")]
+Strip = Annotated[
+    bool, typer.Option("--strip", help="Rewrite the files without any metadata; their pixels stay as they are.")
+]
+
+
+def meta(
+    inputs: Pictures,
+    strip: Strip = MetaSpec.strip,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Tell what pictures say about their making: our own, A1111's, ComfyUI's, InvokeAI's and others'."""
+    spec = MetaSpec(inputs=tuple(inputs), strip=strip)
+    from sdcli import meta as story  # deferred: imports Pillow
+
+    for record in story.run(spec):
+        output.result(str(record.path) if strip else _lines(record.facts), record.facts)
+
+
+def _lines(record: Mapping[str, Any]) -> str:
+    """The picture and the program, then a fact a line; the texts as they stand in the file are for --json."""
+    said = record["source"] if record["source"] is not None else "says nothing about its making"
+    lines = [output.escape(f"{record['path']}: {said}")]
+    for name, value in record.items():
+        if name not in ("path", "source", "raw"):
+            shown = value if isinstance(value, str | int | float) else jsons.dumps(value, ensure_ascii=False)
+            lines.append(f"  {output.escape(f'{name}: {shown}')}")
+    return "\n".join(lines)
