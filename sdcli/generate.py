@@ -16,14 +16,14 @@ from PIL import Image
 from sdcli import __version__, latent_files, naming, schedulers, store
 from sdcli.errors import SdcliWarning
 from sdcli.files import place, read_bytes, remove_dead_parts
-from sdcli.pipeline import sampling, sheets, text, vae, vocabulary
+from sdcli.pipeline import film, sampling, sheets, text, vae, vocabulary
 from sdcli.pipeline.adapters import MAX_BYTES, Embedding, read_embedding
 from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder, load_bundle
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
-from sdcli.pipeline.metadata import picture_bytes
+from sdcli.pipeline.metadata import picture_bytes, png_bytes
 from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.vocabulary import Swap
 from sdcli.plan import Plan, text_width
@@ -74,6 +74,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     shared = _shared_facts(spec, plan, chunks, embeddings)
     size = spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
     tiles: list[Image.Image] = []
+    shown: list[Image.Image] = []
     for first in range(0, len(todo), size):
         ids = todo[first : first + size]
         began = time.perf_counter()
@@ -81,6 +82,8 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         latents = torch.empty(0)
         for step in draw(bundle, plan, [condition] * len(ids), negative, seeds=[plan.seeds[i] for i in ids]):
             latents, evaluations = step.latents, step.index
+            if spec.save_steps is not None:
+                yield from _save_step(step, ids, bundle, plan, spec.save_steps, spec.if_exists, shown)
             yield Progress(first * step.total + step.index * len(ids), len(todo) * step.total)
         images = to_images(vae.decode_finite(bundle.vae, latents))
         seconds = (time.perf_counter() - began) / len(ids)
@@ -131,6 +134,34 @@ def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: Gene
         return ImageRecord({"path": "-", **facts}, None, data)
     path = place(data, target, spec.if_exists)
     return ImageRecord({"path": str(path), **facts}, path)
+
+
+def _save_step(
+    step: sampling.Step,
+    ids: Sequence[int],
+    bundle: ModelBundle,
+    plan: Plan,
+    output: Path,
+    if_exists: str,
+    shown: list[Image.Image],
+) -> Iterator[ImageRecord]:
+    """A picture of every image after a step; of an animation, for which `shown` keeps the frames, after the last."""
+    is_film = not naming.is_output_folder(output)
+    if is_film and not film.is_kept(step.index, step.total):
+        return
+    for i, image in zip(ids, film.frames(bundle.vae, step.latents, is_last=step.index == step.total), strict=True):
+        facts = {"seed": plan.seeds[i], "step": step.index, "t": step.t}
+        path, data = output / f"{plan.targets[i].stem}-step-{step.index:04d}.png", None
+        if not is_film:
+            data = png_bytes(image, None)
+        else:
+            shown.append(image)
+            if step.index == step.total:
+                path, data = output, film.animation(shown)
+                facts = {"seed": plan.seeds[i], "frames": len(shown)}
+        if data is not None and not (if_exists == "skip" and path.exists()):
+            path = place(data, path, if_exists)
+            yield ImageRecord({"path": str(path), **facts}, path)
 
 
 def _write_grid(

@@ -99,6 +99,18 @@ def fill(template: str, values: Mapping[str, object]) -> str:
     return filled
 
 
+def check_film(path: Path, if_exists: str, beside: Sequence[Path], settings: Mapping[str, object]) -> None:
+    """Refuse what `--save-steps` cannot write to; errors as `check_extra`."""
+    if is_output_folder(path):
+        check_names(path)
+        check_writable(path)
+        return
+    if path.suffix.lower() != ".webp":
+        raise UsageError(f"--save-steps {path}: a film is a .webp file", "name one, or a folder for a picture a step")
+    _check_sides("webp", settings)
+    check_extra("--save-steps", path, if_exists, beside)
+
+
 def picture_format(output: Path, asked: str | None) -> str:
     """The format of a picture, `png`, `webp` or `jpg`: by its suffix if it has one, else the one asked for, else PNG.
 

@@ -13,7 +13,7 @@ from sdcli import latent_files, layout, schedulers, store
 from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
-from sdcli.naming import check_extra, targets
+from sdcli.naming import check_extra, check_film, targets
 from sdcli.pipeline import prompt
 from sdcli.scheduler_config import has_learned_variance
 from sdcli.specs import (
@@ -151,6 +151,8 @@ def plan(spec: GenerateSpec) -> Plan:
     files = targets(spec, seeds, spec.prompt if label is None else label.name, {**named, "model": Path(model.ref).name})
     if spec.grid is not None:
         check_extra("--grid", spec.grid, spec.if_exists, files)
+    if spec.save_steps is not None:
+        check_film(spec.save_steps, spec.if_exists, [*files, *([spec.grid] if spec.grid is not None else [])], named)
     return Plan(
         model=model,
         scheduler=scheduler,

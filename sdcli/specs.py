@@ -56,6 +56,7 @@ class GenerateSpec:
     format: str | None = None  # None: by the suffix of the output, else png
     quality: int | None = None  # of webp and jpg; None: the tool's default
     grid: Path | None = None  # a contact sheet of all, besides
+    save_steps: Path | None = None  # an animation of the one image, or a folder
     if_exists: str = "number"
     no_metadata: bool = False
     device: str = "auto"
@@ -92,6 +93,11 @@ class GenerateSpec:
             raise UsageError(f"--count {self.count} with --output -: stdout takes one picture", "name a folder")
         if str(self.output) == "-" and self.grid is not None:
             raise UsageError("--grid with --output -: stdout takes one picture", "name a folder")
+        if str(self.output) == "-" and self.save_steps is not None:
+            raise UsageError("--save-steps with --output -: stdout takes one picture", "name a folder")
+        if self.save_steps is not None and self.save_steps.suffix and self.count > 1:
+            what = f"--count {self.count} with --save-steps {self.save_steps}: a film shows one picture"
+            raise UsageError(what, "name a folder")
         check_picture_options(self.format, self.quality)
         _one_of("if_exists", self.if_exists, IF_EXISTS)
         _one_of("dtype", self.dtype, DTYPES)

@@ -48,6 +48,14 @@ Out = Annotated[
 Grid = Annotated[
     Path | None, typer.Option("--grid", metavar="FILE", help="A contact sheet of all pictures, with their seeds, too.")
 ]
+SaveSteps = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-steps",
+        metavar="FILE.webp|DIR",
+        help="The denoising step by step, too: as an animation, or as a PNG a step in a folder.",
+    ),
+]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Write nothing about the making into the picture.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")]
 
@@ -81,6 +89,7 @@ def generate(
     format: options.Format = GenerateSpec.format,
     quality: options.Quality = GenerateSpec.quality,
     grid: Grid = GenerateSpec.grid,
+    save_steps: SaveSteps = GenerateSpec.save_steps,
     if_exists: options.IfExists = GenerateSpec.if_exists,
     no_metadata: NoMetadata = GenerateSpec.no_metadata,
     dry_run: DryRun = False,

@@ -303,6 +303,54 @@ def test_a_grid_that_cannot_be_is_a_usage_error(shell: Shell, options: list[str]
     assert tree(Path()) == {}
 
 
+@pytest.mark.parametrize(("scheduler", "calls"), [("ddim", 3), ("euler", 3), ("heun", 5)])
+def test_a_film_shows_every_call_of_the_unet_and_ends_with_the_picture(
+    shell: Shell, scheduler: str, calls: int
+) -> None:
+    drawn = ("generate", PROMPT, "-s", 3, "--seed", 7, "--scheduler", scheduler, "-o", "x.png")
+    outcome = shell(*drawn, "--save-steps", "film.webp", "--json")
+    rows = [json.loads(line) for line in outcome.lines]
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert rows[0] == {"path": "film.webp", "seed": 7, "frames": calls}
+    assert rows[1]["path"] == "x.png"
+    shell(*drawn, "--save-steps", "steps", "--if-exists", "overwrite")
+    assert sorted(tree(Path("steps"))) == [f"x-step-{number:04d}.png" for number in range(1, calls + 1)]
+    last = Image.open(f"steps/x-step-{calls:04d}.png")
+    assert last.tobytes() == Image.open("x.png").tobytes()
+    with Image.open("film.webp") as film:
+        assert (film.format, film.size) == ("WEBP", last.size)
+        assert 2 <= film.n_frames <= calls  # equal ones are one, shown longer
+    before = Path("film.webp").read_bytes()
+    shell(*drawn, "--save-steps", "film.webp", "--if-exists", "overwrite")
+    assert Path("film.webp").read_bytes() == before
+
+
+def test_in_a_folder_every_picture_has_its_steps(shell: Shell) -> None:
+    outcome = shell("generate", PROMPT, "-s", 2, "--seed", 7, "-n", 3, "-b", 2, "--save-steps", "steps", "--json")
+    rows = [json.loads(line) for line in outcome.lines]
+    steps = {(row["seed"], row["step"]): row["path"] for row in rows if "step" in row}
+    assert steps.keys() == {(seed, step) for seed in (7, 8, 9) for step in (1, 2)}
+    assert set(tree(Path("steps"))) == {Path(path).name for path in steps.values()}
+    assert len(rows) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--save-steps", "x.gif"], "--save-steps x.gif: a film is a .webp file"),
+        (["--save-steps", "x.webp", "-n", "2"], "--count 2 with --save-steps x.webp: a film shows one picture"),
+        (["--save-steps", "x", "-o", "-"], "--save-steps with --output -"),
+        (["--save-steps", "x.webp", "-o", "x.webp"], "--save-steps x.webp: would be the name of a picture, too"),
+        (["--save-steps", "x.webp", "--width", "16384"], "WebP takes up to 16383"),
+    ],
+)
+def test_a_film_that_cannot_be_is_a_usage_error(shell: Shell, options: list[str], words: str) -> None:
+    outcome = shell("generate", PROMPT, *options)
+    assert (outcome.code, outcome.stdout) == (ExitCode.USAGE, "")
+    assert words in outcome.stderr
+    assert tree(Path()) == {}
+
+
 def test_a_dash_reads_the_prompt_from_stdin(shell: Shell) -> None:
     row = json.loads(shell("generate", "-", "-s", 1, "--json", stdin="  ein\nHündchen \n".encode()).stdout)
     assert row["prompt"] == "ein\nHündchen"
