@@ -50,65 +50,12 @@ def targets(spec: GenerateSpec, seeds: Sequence[int], subject: str, settings: Ma
     for folder in {path.parent for path in paths}:
         check_writable(folder)
     check_free(paths, spec.if_exists)
+    if spec.grid is not None:
+        _check_extra("--grid", spec.grid, spec.if_exists, paths)
+    if spec.save_steps is not None:
+        beside = paths if spec.grid is None else [*paths, spec.grid]
+        _check_film(spec.save_steps, spec.if_exists, beside, settings)
     return tuple(paths)
-
-
-def check_extra(option: str, path: Path, if_exists: str, beside: Sequence[Path]) -> None:
-    """Refuse a picture file that is written besides the images, if it is no name for one, or one of theirs.
-
-    Raises UsageError, or OutputError when it cannot be written or is there and must not be replaced.
-    """
-    if path.suffix.lower() not in SUFFIXES or is_folder(path):
-        raise UsageError(f"{option} {path}: is no name of a picture file", f"name a file of {', '.join(SUFFIXES)}")
-    if path in beside:
-        raise UsageError(f"{option} {path}: would be the name of a picture, too", "choose another")
-    check_names(path)
-    check_writable(path.parent)
-    check_free([path], if_exists)
-
-
-def is_template(output: Path) -> bool:
-    """Whether a path has fields to fill, or braces written twice."""
-    return "{" in str(output) or "}" in str(output)
-
-
-def fill(template: str, values: Mapping[str, object]) -> str:
-    """A template with its fields filled: `{seed}`, `{index:04d}`, and `{{` for a brace.
-
-    A value stays in the part of the path where it stands: see `_safe`. Fields are names alone: Python's own formatting
-    would look up attributes and items of what it is given.
-    Raises UsageError for an unknown field, or a form that does not fit one.
-    """
-    filled = ""
-    for literal, field, form, conversion in _pieces(template):
-        filled += literal
-        if field is None:
-            continue
-        if field not in values:
-            raise UsageError(f"--output {template}: {{{field}}} is no field", f"there are {', '.join(values)}")
-        if conversion or not FIELD_FORM.fullmatch(form or ""):
-            what = f"{field}{'!' + conversion if conversion else ''}{':' + form if form else ''}"
-            raise UsageError(f"--output {template}: {{{what}}} is in no form for names", "write it as in {index:04d}")
-        value = values[field]
-        form = "g" if not form and isinstance(value, float) else form or ""
-        try:
-            filled += _safe(format(value, form))
-        except (ValueError, OverflowError) as error:
-            what = f"--output {template}: {{{field}:{form}}}: {str(error)[:1].lower()}{str(error)[1:]}"
-            raise UsageError(what, "write it as in {index:04d} or {slug:.20}") from error
-    return filled
-
-
-def check_film(path: Path, if_exists: str, beside: Sequence[Path], settings: Mapping[str, object]) -> None:
-    """Refuse what `--save-steps` cannot write to; errors as `check_extra`."""
-    if is_output_folder(path):
-        check_names(path)
-        check_writable(path)
-        return
-    if path.suffix.lower() != ".webp":
-        raise UsageError(f"--save-steps {path}: a film is a .webp file", "name one, or a folder for a picture a step")
-    _check_sides("webp", settings)
-    check_extra("--save-steps", path, if_exists, beside)
 
 
 def picture_format(output: Path, asked: str | None) -> str:
@@ -157,6 +104,64 @@ def check_free(targets: Iterable[Path], if_exists: str) -> None:
     for path in targets:
         if if_exists == "error" and path.exists():
             raise OutputError(f"{path}: exists", "choose another name, or --if-exists number, skip or overwrite")
+
+
+def _check_extra(option: str, path: Path, if_exists: str, beside: Sequence[Path]) -> None:
+    """Refuse a picture file that is written besides the images, if it is no name for one, or one of theirs.
+
+    Raises UsageError, or OutputError when it cannot be written or is there and must not be replaced.
+    """
+    if path.suffix.lower() not in SUFFIXES or is_folder(path):
+        raise UsageError(f"{option} {path}: is no name of a picture file", f"name a file of {', '.join(SUFFIXES)}")
+    if path in beside:
+        raise UsageError(f"{option} {path}: would be the name of a picture, too", "choose another")
+    check_names(path)
+    check_writable(path.parent)
+    check_free([path], if_exists)
+
+
+def is_template(output: Path) -> bool:
+    """Whether a path has fields to fill, or braces written twice."""
+    return "{" in str(output) or "}" in str(output)
+
+
+def fill(template: str, values: Mapping[str, object]) -> str:
+    """A template with its fields filled: `{seed}`, `{index:04d}`, and `{{` for a brace.
+
+    A value stays in the part of the path where it stands: see `_safe`. Fields are names alone: Python's own formatting
+    would look up attributes and items of what it is given.
+    Raises UsageError for an unknown field, or a form that does not fit one.
+    """
+    filled = ""
+    for literal, field, form, conversion in _pieces(template):
+        filled += literal
+        if field is None:
+            continue
+        if field not in values:
+            raise UsageError(f"--output {template}: {{{field}}} is no field", f"there are {', '.join(values)}")
+        if conversion or not FIELD_FORM.fullmatch(form or ""):
+            what = f"{field}{'!' + conversion if conversion else ''}{':' + form if form else ''}"
+            raise UsageError(f"--output {template}: {{{what}}} is in no form for names", "write it as in {index:04d}")
+        value = values[field]
+        form = "g" if not form and isinstance(value, float) else form or ""
+        try:
+            filled += _safe(format(value, form))
+        except (ValueError, OverflowError) as error:
+            what = f"--output {template}: {{{field}:{form}}}: {str(error)[:1].lower()}{str(error)[1:]}"
+            raise UsageError(what, "write it as in {index:04d} or {slug:.20}") from error
+    return filled
+
+
+def _check_film(path: Path, if_exists: str, beside: Sequence[Path], settings: Mapping[str, object]) -> None:
+    """Refuse what `--save-steps` cannot write to; errors as `_check_extra`."""
+    if is_output_folder(path):
+        check_names(path)
+        check_writable(path)
+        return
+    if path.suffix.lower() != ".webp":
+        raise UsageError(f"--save-steps {path}: a film is a .webp file", "name one, or a folder for a picture a step")
+    _check_sides("webp", settings)
+    _check_extra("--save-steps", path, if_exists, beside)
 
 
 def _pieces(template: str) -> list[tuple[str, str | None, str | None, str | None]]:

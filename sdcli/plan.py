@@ -13,7 +13,7 @@ from sdcli import latent_files, layout, schedulers, store
 from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
-from sdcli.naming import check_extra, check_film, targets
+from sdcli.naming import targets
 from sdcli.pipeline import prompt
 from sdcli.scheduler_config import has_learned_variance
 from sdcli.specs import (
@@ -148,11 +148,7 @@ def plan(spec: GenerateSpec) -> Plan:
     seeds = tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count))
     guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
     named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
-    files = targets(spec, seeds, spec.prompt if label is None else label.name, {**named, "model": Path(model.ref).name})
-    if spec.grid is not None:
-        check_extra("--grid", spec.grid, spec.if_exists, files)
-    if spec.save_steps is not None:
-        check_film(spec.save_steps, spec.if_exists, [*files, *([spec.grid] if spec.grid is not None else [])], named)
+    named["model"] = Path(model.ref).name
     return Plan(
         model=model,
         scheduler=scheduler,
@@ -165,7 +161,7 @@ def plan(spec: GenerateSpec) -> Plan:
         width=width,
         height=height,
         seeds=seeds,
-        targets=files,
+        targets=targets(spec, seeds, spec.prompt if label is None else label.name, named),
         embeddings=embeddings,
         swaps=swaps,
         latents=spec.latents,
