@@ -18,6 +18,7 @@ from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.files import check_writable, is_folder, open_regular, place, remove_dead_parts
 from sdcli.layout import classes, read_json
 from sdcli.naming import check_free, check_names, check_quality, is_output_folder, picture_format
+from sdcli.parts import check_multiple, parts_shape, vae_factor
 from sdcli.pipeline import images, prompt, sampling, text, vae, vocabulary
 from sdcli.pipeline.bundle import load_conditioner, load_unet, load_vae
 from sdcli.pipeline.classes import ClassEmbedder
@@ -25,7 +26,7 @@ from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.inversion import invert
 from sdcli.pipeline.metadata import picture_bytes
-from sdcli.plan import DEFAULT_STEPS, check_multiple, check_text, own_settings, parts_shape, vae_factor
+from sdcli.plan import DEFAULT_STEPS, check_text, own_settings
 from sdcli.specs import CodecSpec, parse_size
 
 if TYPE_CHECKING:

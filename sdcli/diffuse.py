@@ -17,11 +17,11 @@ from sdcli.errors import NumericalError, UsageError
 from sdcli.files import check_writable, place, remove_dead_parts
 from sdcli.layout import read_json
 from sdcli.naming import check_free, check_names, is_output_folder
+from sdcli.parts import check_multiple, vae_factor
 from sdcli.pipeline import images, noise, sampling, vae
 from sdcli.pipeline.bundle import load_vae
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.metadata import png_bytes
-from sdcli.plan import check_multiple, vae_factor
 from sdcli.scheduler_config import check_config
 from sdcli.specs import DiffuseSpec, parse_size, parse_timesteps
 

@@ -16,6 +16,7 @@ from PIL import Image
 from sdcli import __version__, latent_files, naming, schedulers, store
 from sdcli.errors import SdcliWarning
 from sdcli.files import place, read_bytes, remove_dead_parts
+from sdcli.parts import text_width
 from sdcli.pipeline import film, sampling, sheets, text, vae, vocabulary
 from sdcli.pipeline.adapters import MAX_BYTES, Embedding, read_embedding
 from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder, load_bundle
@@ -26,7 +27,7 @@ from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import picture_bytes, png_bytes
 from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.vocabulary import Swap
-from sdcli.plan import Plan, text_width
+from sdcli.plan import Plan
 from sdcli.specs import GenerateSpec
 
 AUTO_BATCH_PIXELS = 4 * 512 * 512  # images denoised together: four of SD 1.5's size

@@ -14,8 +14,8 @@ from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.naming import targets
+from sdcli.parts import check_multiple, parts_shape
 from sdcli.pipeline import prompt
-from sdcli.scheduler_config import has_learned_variance
 from sdcli.specs import (
     MAX_SEED,
     MAX_SIDE,
@@ -31,22 +31,12 @@ DEFAULT_STEPS = 25
 DEFAULT_SCHEDULER = "dpm"
 DEFAULT_GUIDANCE = 7.5
 DRAWN_SEED_BITS = 32  # short enough to be typed again
-DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion 1.x, in latents
-MAX_LEVELS = 8  # of a VAE: Stable Diffusion's have 4
 OWN_TYPES: dict[str, tuple[type, ...]] = {
     "scheduler": (str,),
     "steps": (int,),
     "guidance": (int, float),
     "size": (str,),
 }
-# Further inputs of the UNet, which Stable Diffusion 1.x and 2.x do without: SDXL's, class labels, distilled guidance.
-UNSUPPORTED_UNET_KEYS = (
-    "addition_embed_type",
-    "class_embed_type",
-    "num_class_embeds",
-    "encoder_hid_dim",
-    "time_cond_proj_dim",
-)
 
 
 @dataclass(frozen=True)
@@ -193,32 +183,6 @@ def check_no_words(embeddings: tuple[EmbeddingFile, ...], swaps: tuple[WordSwap,
             raise UsageError(f"{option}: this model reads no prompts", "leave it out, or name another model")
 
 
-def vae_factor(folder: Path) -> int:
-    """Pixels per latent along a side, from the config of a model's VAE. Raises InputError."""
-    levels = layout.read_json(folder / "vae" / "config.json").get("block_out_channels")
-    if not isinstance(levels, list) or not 1 <= len(levels) <= MAX_LEVELS:
-        raise InputError(f"{folder}/vae: block_out_channels is {levels!r}", f"expected are up to {MAX_LEVELS} numbers")
-    return int(2 ** (len(levels) - 1))
-
-
-def text_width(folder: Path) -> int:
-    """Numbers in a vector of a model's text encoder, from its config. Raises InputError."""
-    # 512 is the default of transformers, which does not write what equals it.
-    width = layout.read_json(folder / "text_encoder" / "config.json").get("hidden_size", 512)
-    if type(width) is not int:
-        raise InputError(f"{folder}/text_encoder: hidden_size is {width!r}", "mend its config.json")
-    return width
-
-
-def check_multiple(size: tuple[int, int], factor: int) -> None:
-    """Raise UsageError unless width and height in px are multiples of the VAE factor."""
-    for name, value in zip(("width", "height"), size, strict=True):
-        if value % factor:
-            below = max(factor, value // factor * factor)
-            what = f"{name} {value} px: is no multiple of {factor}, which this model needs"
-            raise UsageError(what, f"use {below} or {below + factor}")
-
-
 def check_text(text: str) -> None:
     """Raise UsageError for a prompt that is no valid text."""
     try:
@@ -252,41 +216,6 @@ def own_settings(model: store.Model) -> dict[str, Any]:
     except UsageError as error:
         raise InputError(f"{path}: {error.message}", "mend the file") from error
     return found
-
-
-def parts_shape(folder: Path, scheduler: Mapping[str, object]) -> tuple[int, int]:
-    """The VAE factor and the native side in px. Raises InputError unless the parts of the model fit together."""
-    conditioner = layout.conditioner(folder)
-    vae, unet = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet"))
-    for key in UNSUPPORTED_UNET_KEYS:
-        if unet.get(key) is not None:
-            raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x or 2.x model")
-    _check_channels(folder, vae.get("latent_channels", 4), unet, scheduler)
-    # 1280 is the default of diffusers, which does not write what equals it.
-    wanted = unet.get("cross_attention_dim", 1280)
-    classes = folder / "class_embedder" / "config.json"
-    given = text_width(folder) if conditioner == "text_encoder" else layout.read_json(classes).get("width")
-    if wanted != given:
-        what = f"reads context of width {wanted}, the {conditioner.replace('_', ' ')} gives {given}"
-        raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")
-    factor, side = vae_factor(folder), unet.get("sample_size") or DEFAULT_SAMPLE_SIZE
-    if type(side) is not int:
-        raise InputError(f"{folder}/unet: sample_size is {side!r}", "mend its config.json")
-    return factor, side * factor
-
-
-def _check_channels(folder: Path, channels: object, unet: dict[str, Any], scheduler: Mapping[str, object]) -> None:
-    """Raise InputError unless the UNet reads the VAE's channels, and predicts as many, or twice if variances too."""
-    if type(channels) is not int:
-        raise InputError(f"{folder}/vae: latent_channels is {channels!r}", "mend its config.json")
-    given, predicted = unet.get("in_channels", 4), unet.get("out_channels", 4)
-    if given != channels:
-        hint = "inpainting models cannot draw from a prompt alone" if given == 9 else "mend its config.json"
-        raise InputError(f"{folder}/unet: in_channels is {given}, the VAE has {channels} channels", hint)
-    expected = 2 * channels if has_learned_variance(scheduler) else channels
-    if predicted != expected:
-        hint = f"the VAE has {channels} channels; a learned variance_type asks for twice as many"
-        raise InputError(f"{folder}/unet: out_channels is {predicted}, expected are {expected}", hint)
 
 
 def _size(

@@ -14,10 +14,11 @@ from sdcli import layout, store
 from sdcli.errors import UsageError
 from sdcli.files import check_writable, place, remove_dead_parts
 from sdcli.naming import check_free, check_names
+from sdcli.parts import text_width
 from sdcli.pipeline import vocabulary
 from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Vocabulary
-from sdcli.plan import EmbeddingFile, Plan, check_no_words, check_text, embedding_file, text_width
+from sdcli.plan import EmbeddingFile, Plan, check_no_words, check_text, embedding_file
 from sdcli.specs import GenerateSpec, TokensSpec, WordSwap, word_swaps
 
 if TYPE_CHECKING:

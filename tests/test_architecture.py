@@ -17,7 +17,7 @@ ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots"}
-FOUNDATION |= {"conditioning", "latent_files", "ledger", "naming", "bench_plan", "bench_table", "bench_row"}
+FOUNDATION |= {"conditioning", "latent_files", "naming", "parts", "ledger", "bench_plan", "bench_table", "bench_row"}
 BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan", "bench_plan"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -35,9 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conditioning": GROUND | {"specs"},
     "latent_files": GROUND,
     "naming": GROUND | {"specs"},
+    "parts": GROUND | {"scheduler_config"},
     # Of the pipeline one leaf without torch: what is wrong in a prompt is found before anything heavy is imported.
     "plan": GROUND
-    | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming"}
+    | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming", "parts"}
     | {"sdcli.pipeline.prompt"},
     "ledger": GROUND,
     "bench_plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming"},
@@ -82,6 +83,7 @@ LIGHT = (
     "conditioning",
     "latent_files",
     "naming",
+    "parts",
     "plan",
     "plots",
 )
