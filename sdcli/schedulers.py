@@ -212,7 +212,7 @@ def create(
 
     config: the model's scheduler_config.json; what the class does not know is left out, and a learned `variance_type`
     where the scheduler does not draw with it.
-    It starts at its first timestep; image to image must call `set_begin_index` before `add_noise`, as diffusers does.
+    It starts at its first timestep; `pipeline.start.start_at` makes it start at a later one.
     Multistep solvers carry history: one for each micro-batch, never shared.
     Raises as `check_steps`.
     """

@@ -17,7 +17,8 @@ ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots"}
-FOUNDATION |= {"conditioning", "latent_files", "naming", "parts", "ledger", "bench_plan", "bench_table", "bench_row"}
+FOUNDATION |= {"conditioning", "latent_files", "naming", "parts", "initial", "ledger"}
+FOUNDATION |= {"bench_plan", "bench_table", "bench_row"}
 BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan", "bench_plan"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -36,9 +37,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "latent_files": GROUND,
     "naming": GROUND | {"specs"},
     "parts": GROUND | {"scheduler_config"},
+    "initial": GROUND | {"specs", "store", "schedulers", "latent_files", "parts", "sdcli.pipeline.images"},
     # Of the pipeline one leaf without torch: what is wrong in a prompt is found before anything heavy is imported.
     "plan": GROUND
-    | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming", "parts"}
+    | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming", "parts", "initial"}
     | {"sdcli.pipeline.prompt"},
     "ledger": GROUND,
     "bench_plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming"},
@@ -68,6 +70,7 @@ PIPELINE_LEAVES = {
     "pickles",
     "prompt",
     "sheets",
+    "start",
 }
 LIGHT = (
     "errors",
@@ -84,6 +87,7 @@ LIGHT = (
     "latent_files",
     "naming",
     "parts",
+    "initial",
     "plan",
     "plots",
 )

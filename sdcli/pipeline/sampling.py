@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdcli.errors import NumericalError
+from sdcli.pipeline.start import Start, first_latents, with_known
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -57,6 +58,7 @@ def denoise(
     interval: tuple[float, float] = WHOLE,
     rescale: float = 0.0,
     step_arguments: Mapping[str, float] | None = None,
+    start: Start | None = None,
 ) -> Iterator[Step]:
     """Integrate from noise to latents, yielding after every call of the UNet.
 
@@ -65,6 +67,7 @@ def denoise(
     sources: the images' generators, from which a stochastic scheduler draws on.
     interval: the share of the steps that are guided, from first to before last; the others take one pass (Kynkaanniemi
     et al. 2024, arXiv:2404.07724). rescale: as in `guided_prediction`. step_arguments: for every call of its `step`.
+    start: the picture, or the part of one, from which it goes on; None: from noise alone.
     A solver whose config says that it draws with learned variances is given those of the UNet; others never see them.
     Raises NumericalError as soon as the latents are not finite.
     Source: Ho and Salimans 2022, arXiv:2207.12598 (classifier-free guidance).
@@ -76,18 +79,21 @@ def denoise(
     extra |= step_arguments if step_arguments is not None else {}
     takes_variances = solver.config.get("variance_type") in LEARNED_VARIANCES
     both = torch.cat([negative, context]) if negative is not None else context  # (2B, 77, D), negative first
-    x = noise.to(context.device) * solver.init_noise_sigma
-    total, begun = len(solver.timesteps), _shares_begun(solver)
-    for index, t in enumerate(solver.timesteps, start=1):
+    noise = noise.to(context.device)
+    start = start if start is not None else Start(solver.timesteps, solver.num_inference_steps)
+    x = first_latents(solver, start, noise)
+    total, begun = len(start.timesteps), _shares_begun(solver, start)
+    for index, t in enumerate(start.timesteps, start=1):
         given = both if interval[0] <= begun[index - 1] < interval[1] else context
         scaled = solver.scale_model_input(x, t)
-        prediction = guided_prediction(unet, scaled, t, given, guidance=guidance, rescale=rescale)
+        prediction = guided_prediction(unet, scaled, t, given, guidance=guidance, rescale=rescale, beside=start.beside)
         if not takes_variances:
             prediction = prediction[:, : x.shape[1]]  # (B, C, h, w)
         stepped = solver.step(prediction, t, x, return_dict=False, **extra)
         # The last step draws nothing, its result is the mean, x_0 (DDPM, arXiv:2006.11239, algorithm 2): diffusers
         # adds noise of the learned variance there, which nothing takes away again.
         x = stepped[1] if takes_variances and index == total else stepped[0]
+        x = with_known(solver, start, x, noise, calls=index)
         if not x.isfinite().all():
             raise NumericalError(
                 f"the latents are not finite after step {index} of {total}", "try --dtype float32 or another scheduler"
@@ -96,7 +102,14 @@ def denoise(
 
 
 def guided_prediction(
-    unet: UNet2DConditionModel, x: Tensor, t: Tensor, context: Tensor, *, guidance: float, rescale: float = 0.0
+    unet: UNet2DConditionModel,
+    x: Tensor,
+    t: Tensor,
+    context: Tensor,
+    *,
+    guidance: float,
+    rescale: float = 0.0,
+    beside: Tensor | None = None,
 ) -> Tensor:
     """One call of the UNet; with twice as many contexts as images, both halves in one batch and guidance between.
 
@@ -105,9 +118,11 @@ def guided_prediction(
     does not touch.
     rescale: how far, from 0 to 1, an image's guided prediction gets back the standard deviation that it has without
     guidance; it keeps high guidance from overexposing (Lin et al. 2023, arXiv:2305.08891, eq. 14-16).
+    beside: (B, D, h, w) what the UNet reads in channels after those of x.
     """
     is_guided = context.shape[0] == 2 * x.shape[0]
-    batch = torch.cat([x, x]) if is_guided else x
+    read = torch.cat([x, beside], dim=1) if beside is not None else x  # (B, C + D, h, w)
+    batch = torch.cat([read, read]) if is_guided else read
     prediction: Tensor = unet(batch.to(context.dtype), t, encoder_hidden_states=context, return_dict=False)[0]
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
     if not is_guided:
@@ -123,8 +138,8 @@ def guided_prediction(
     return torch.cat([guided, variances], dim=1)
 
 
-def _shares_begun(solver: Any) -> list[float]:
+def _shares_begun(solver: Any, start: Start) -> list[float]:
     """For every call of the UNet the share of the steps before the one it belongs to, alike for all calls of a step."""
-    total, steps = len(solver.timesteps), solver.num_inference_steps
+    total, steps = len(start.timesteps), start.steps
     even = [call * steps // total for call in range(total)]  # diffusers' take one call, or two and in the last step one
     return [step / steps for step in getattr(solver, "steps_of_calls", even)]

@@ -77,14 +77,24 @@ class PNDM:
             t = (places * ((total - 1) / max(num_inference_steps - 1, 1))).flip(0)
         else:  # trailing
             t = total - places * (total / num_inference_steps) - 1
-        of_steps = [int(one) for one in t.round()]
         self.num_inference_steps = num_inference_steps
+        self._of_steps, self._device = [int(one) for one in t.round()], device
+        self.start_at(0)
+
+    def start_at(self, step: int) -> None:
+        """Begin at a step, counted from 0, as at the first; timesteps before it and what was sampled are forgotten."""
+        of_steps = self._of_steps[step:]
         self._of_calls = self._calls(of_steps)
-        self.timesteps = torch.tensor(self._of_calls, device=device)
+        self.timesteps = torch.tensor(self._of_calls, device=self._device)
         self.steps_of_calls = self._steps_of_calls(len(of_steps))
         self._index = 0  # of the next call
         self._method = self._walk(of_steps)
         next(self._method)
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """q(x_t | x_0), DDPM eq. 4: shapes as of x_0; t: (1,) or (B,)."""
+        a = self.alphas_cumprod[t.cpu()].view(-1, 1, 1, 1)
+        return a.sqrt().to(x_0) * x_0 + (1 - a).sqrt().to(x_0) * noise
 
     def scale_model_input(self, x: Tensor, t: Tensor | None = None) -> Tensor:
         """The UNet is given x_t as it is."""
