@@ -8,16 +8,17 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from sdcli import __version__, latent_files, naming, schedulers, store
 from sdcli.errors import SdcliWarning
 from sdcli.files import place, read_bytes, remove_dead_parts
-from sdcli.parts import text_width
-from sdcli.pipeline import film, sampling, sheets, text, vae, vocabulary
+from sdcli.parts import text_width, vae_factor
+from sdcli.pipeline import film, init, sampling, sheets, text, vae, vocabulary
 from sdcli.pipeline.adapters import MAX_BYTES, Embedding, read_embedding
 from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder, load_bundle
 from sdcli.pipeline.classes import ClassEmbedder
@@ -26,9 +27,13 @@ from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import picture_bytes, png_bytes
 from sdcli.pipeline.prompt import Chunks
+from sdcli.pipeline.start import Start, start_at
 from sdcli.pipeline.vocabulary import Swap
 from sdcli.plan import Plan
 from sdcli.specs import GenerateSpec
+
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 AUTO_BATCH_PIXELS = 4 * 512 * 512  # images denoised together: four of SD 1.5's size
 AUTO_BATCH_MOST = 16
@@ -66,13 +71,14 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     device = pick_device(spec.device)
     embeddings = [read_embedding(e.path, width=text_width(plan.model.folder), token=e.token) for e in plan.embeddings]
     swaps = _swaps(plan, embeddings)
+    picture = _picture(plan)
     bundle = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
     if isinstance(bundle.conditioner, TextEncoder) and embeddings:
         bundle = replace(bundle, conditioner=text.with_embeddings(bundle.conditioner, embeddings))
     if isinstance(bundle.conditioner, TextEncoder) and swaps:
         bundle = replace(bundle, conditioner=text.with_swaps(bundle.conditioner, swaps))
     condition, negative, chunks = _conditions(spec, plan, bundle.conditioner, embeddings)
-    shared = _shared_facts(spec, plan, chunks, embeddings)
+    shared = _shared_facts(spec, plan, chunks, embeddings) | _picture_facts(plan, picture)
     size = spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
     tiles: list[Image.Image] = []
     shown: list[Image.Image] = []
@@ -81,12 +87,15 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         began = time.perf_counter()
         evaluations = 0
         latents = torch.empty(0)
-        for step in draw(bundle, plan, [condition] * len(ids), negative, seeds=[plan.seeds[i] for i in ids]):
+        seeds = [plan.seeds[i] for i in ids]
+        for step in draw(bundle, plan, [condition] * len(ids), negative, seeds=seeds, picture=picture):
             latents, evaluations = step.latents, step.index
             if spec.save_steps is not None:
                 yield from _save_step(step, ids, bundle, plan, spec.save_steps, spec.if_exists, shown)
             yield Progress(first * step.total + step.index * len(ids), len(todo) * step.total)
         images = to_images(vae.decode_finite(bundle.vae, latents))
+        if picture is not None:
+            images = [init.paste_kept(image, picture) for image in images]
         seconds = (time.perf_counter() - began) / len(ids)
         for i, image in zip(ids, images, strict=True):
             facts = shared | {"seed": plan.seeds[i], "evaluations": evaluations, "seconds": round(seconds, 3)}
@@ -98,21 +107,27 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
 
 
 def draw(
-    bundle: ModelBundle, plan: Plan, conditions: Sequence[Condition], negative: Condition, *, seeds: Sequence[int]
+    bundle: ModelBundle,
+    plan: Plan,
+    conditions: Sequence[Condition],
+    negative: Condition,
+    *,
+    seeds: Sequence[int],
+    picture: init.Picture | None = None,
 ) -> Iterator[sampling.Step]:
     """Denoise one micro-batch, one image a condition and seed, each as if it were alone.
 
     conditions, negative: prompts for a model that reads text, else labels, of which the negative is the null class.
+    picture: what they all start from, where the plan says so. At strength 0 the one step is number 0: the picture.
     """
-    factor = vae.factor(bundle.vae)
-    shape = (int(bundle.unet.config["in_channels"]), plan.height // factor, plan.width // factor)
     context, away = contexts(bundle.conditioner, conditions, negative if plan.guidance > 1 else None)
     # A fresh one a micro-batch: PNDM, LMS, Heun and DPM-Solver carry history.
     scheduler = schedulers.create(plan.scheduler, plan.scheduler_config, plan.steps, device=str(bundle.device))
     sources = sampling.generators(seeds)
-    noise = sampling.initial_noise(shape, sources)
-    if plan.latents is not None:  # what comes later is still drawn after that of the seed
-        noise = latent_files.read(plan.latents, bundle.vae.config).float()
+    begin, noise = _start(bundle, plan, scheduler, picture, sources)
+    if begin is not None and begin.picture is not None and not begin.steps:
+        yield sampling.Step(0, 0, 0.0, begin.picture)
+        return
     yield from sampling.denoise(
         bundle.unet,
         scheduler,
@@ -124,7 +139,28 @@ def draw(
         interval=plan.guidance_interval,
         rescale=plan.guidance_rescale,
         step_arguments=plan.scheduler.step_arguments,
+        start=begin,
     )
+
+
+def _start(
+    bundle: ModelBundle,
+    plan: Plan,
+    scheduler: SchedulerMixin,
+    picture: init.Picture | None,
+    sources: Sequence[torch.Generator],
+) -> tuple[Start | None, Tensor]:
+    """Where a micro-batch starts and its noise (B, C, h, w): of the file or the seeds alone, or on the picture."""
+    if plan.initial is None or picture is None:
+        channels, factor = int(bundle.vae.config["latent_channels"]), vae.factor(bundle.vae)
+        noise = sampling.initial_noise((channels, plan.height // factor, plan.width // factor), sources)
+        if plan.latents is not None:  # what comes later is still drawn after that of the seed
+            noise = latent_files.read(plan.latents, bundle.vae.config).float()
+        return None, noise
+    steps, strength = plan.initial.steps, plan.initial.strength
+    timesteps = start_at(scheduler, plan.steps - steps)
+    begin = init.start_of_inpainting if plan.initial.is_for_unet else init.start_from
+    return begin(bundle.vae, timesteps, picture, sources, steps=steps, strength=strength)
 
 
 def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: GenerateSpec) -> ImageRecord:
@@ -243,17 +279,41 @@ def _shared_facts(
     facts |= {key: list(given) for key, given in (("replace", spec.replace), ("mix", spec.mix)) if given}
     if embeddings:
         facts["embeddings"] = [
-            {
-                "file": file.path.name.encode(errors="replace").decode(),
-                "token": embedding.token,
-                "sha256": _hash(file.path),
-            }
+            {"file": _name(file.path), "token": embedding.token, "sha256": _hash(file.path)}
             for file, embedding in zip(plan.embeddings, embeddings, strict=True)
         ]
     if plan.latents is not None:
-        name = plan.latents.name.encode(errors="replace").decode()
-        facts["latents"] = {"file": name, "sha256": latent_files.sha256(plan.latents)}
+        facts["latents"] = _file(plan.latents, latent_files.sha256(plan.latents))
     return facts
+
+
+def _picture(plan: Plan) -> init.Picture | None:
+    """The picture to start from, read before any weights are. Warns of a mask that leaves nothing to draw."""
+    if plan.initial is None:
+        return None
+    factor = vae_factor(plan.model.folder)
+    picture = init.load(plan.initial.path, plan.initial.mask, size=plan.initial.size, factor=factor)
+    if picture.mask is not None and picture.mask.getextrema() == (0, 0):
+        warnings.warn(f"--mask {plan.initial.mask}: is black: nothing is repainted", SdcliWarning, stacklevel=3)
+    return picture
+
+
+def _picture_facts(plan: Plan, picture: init.Picture | None) -> dict[str, Any]:
+    if plan.initial is None or picture is None:
+        return {}
+    facts = {"strength": plan.initial.strength, "init_image": _file(plan.initial.path, picture.sha256)}
+    if plan.initial.mask is not None:
+        facts["mask"] = _file(plan.initial.mask, str(picture.mask_sha256))
+    return facts
+
+
+def _file(path: Path, sha256: str) -> dict[str, str]:
+    """What a record says of a file that a picture was made with: nothing of where it lies."""
+    return {"file": _name(path), "sha256": sha256}
+
+
+def _name(path: Path) -> str:
+    return path.name.encode(errors="replace").decode()
 
 
 def _hash(embedding: Path) -> str:

@@ -22,14 +22,19 @@ UNSUPPORTED_UNET_KEYS = (
 )
 
 
-def parts_shape(folder: Path, scheduler: Mapping[str, object]) -> tuple[int, int]:
-    """The VAE factor and the native side in px. Raises InputError unless the parts of the model fit together."""
+def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask: bool = False) -> tuple[int, int]:
+    """The VAE factor and the native side in px.
+
+    may_read_mask: whether the UNet may be one for inpainting.
+    Raises InputError unless the parts of the model fit together.
+    """
     conditioner = layout.conditioner(folder)
     vae, unet = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet"))
     for key in UNSUPPORTED_UNET_KEYS:
         if unet.get(key) is not None:
             raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x or 2.x model")
-    _check_channels(folder, vae.get("latent_channels", 4), unet, scheduler)
+    is_for_inpainting = may_read_mask and reads_mask(folder)
+    _check_channels(folder, vae.get("latent_channels", 4), unet, scheduler, reads_mask=is_for_inpainting)
     # 1280 is the default of diffusers, which does not write what equals it.
     wanted = unet.get("cross_attention_dim", 1280)
     classes = folder / "class_embedder" / "config.json"
@@ -41,6 +46,13 @@ def parts_shape(folder: Path, scheduler: Mapping[str, object]) -> tuple[int, int
     if type(side) is not int:
         raise InputError(f"{folder}/unet: sample_size is {side!r}", "mend its config.json")
     return factor, side * factor
+
+
+def reads_mask(folder: Path) -> bool:
+    """Whether the UNet is for inpainting: it reads a mask and the masked picture's latents in channels of their own."""
+    vae, unet = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet"))
+    channels = vae.get("latent_channels", 4)
+    return type(channels) is int and unet.get("in_channels", 4) == 2 * channels + 1
 
 
 def vae_factor(folder: Path) -> int:
@@ -69,13 +81,19 @@ def check_multiple(size: tuple[int, int], factor: int) -> None:
             raise UsageError(what, f"use {below} or {below + factor}")
 
 
-def _check_channels(folder: Path, channels: object, unet: dict[str, Any], scheduler: Mapping[str, object]) -> None:
-    """Raise InputError unless the UNet reads the VAE's channels, and predicts as many, or twice if variances too."""
+def _check_channels(
+    folder: Path, channels: object, unet: dict[str, Any], scheduler: Mapping[str, object], *, reads_mask: bool
+) -> None:
+    """Raise InputError unless the UNet reads the VAE's channels, and predicts as many, or twice if variances too.
+
+    reads_mask: whether it reads a mask and as many channels again.
+    """
     if type(channels) is not int:
         raise InputError(f"{folder}/vae: latent_channels is {channels!r}", "mend its config.json")
     given, predicted = unet.get("in_channels", 4), unet.get("out_channels", 4)
-    if given != channels:
-        hint = "inpainting models cannot draw from a prompt alone" if given == 9 else "mend its config.json"
+    if given != (2 * channels + 1 if reads_mask else channels):
+        is_other = given == 2 * channels + 1
+        hint = "an inpainting model can but generate, with --mask" if is_other else "mend its config.json"
         raise InputError(f"{folder}/unet: in_channels is {given}, the VAE has {channels} channels", hint)
     expected = 2 * channels if has_learned_variance(scheduler) else channels
     if predicted != expected:

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import secrets
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli import latent_files, layout, schedulers, store
+from sdcli import layout, schedulers, store
 from sdcli.conditioning import Label, asked_label
-from sdcli.errors import InputError, SdcliWarning, UsageError
+from sdcli.errors import InputError, UsageError
 from sdcli.files import exists, open_regular
+from sdcli.initial import InitialPicture, initial_picture, size_of_latents, size_of_picture
 from sdcli.naming import targets
 from sdcli.parts import check_multiple, parts_shape
 from sdcli.pipeline import prompt
 from sdcli.specs import (
     MAX_SEED,
-    MAX_SIDE,
-    MIN_SIDE,
     GenerateSpec,
     WordSwap,
     parse_interval,
@@ -66,6 +64,13 @@ class Plan:
     embeddings: tuple[EmbeddingFile, ...] = ()
     swaps: tuple[WordSwap, ...] = ()
     latents: Path | None = None  # a file with the initial noise, in place of that of the seed
+    initial: InitialPicture | None = None
+
+    @property
+    def evaluations(self) -> int:
+        """Calls of the UNet an image."""
+        steps = self.steps if self.initial is None else self.initial.steps
+        return self.scheduler.evaluations(steps) if steps > 0 else 0
 
     def guidance_facts(self) -> dict[str, Any]:
         """What a record says of guidance besides its scale, by the options' names; nothing where it is as usual."""
@@ -88,7 +93,7 @@ class Plan:
             "overrides": dict(self.scheduler.overrides),
             **({"step_arguments": dict(self.scheduler.step_arguments)} if self.scheduler.step_arguments else {}),
             "steps": self.steps,
-            "evaluations": self.scheduler.evaluations(self.steps),
+            "evaluations": self.evaluations,
             "guidance": self.guidance,
             **self.guidance_facts(),
             **({"label": asdict(self.label)} if self.label is not None else {}),
@@ -102,6 +107,8 @@ class Plan:
             rows["swaps"] = [swap.option for swap in self.swaps]
         if self.latents is not None:
             rows["latents"] = str(self.latents)
+        if self.initial is not None:
+            rows |= self.initial.describe()
         return rows
 
 
@@ -134,6 +141,7 @@ def plan(spec: GenerateSpec) -> Plan:
         what = "--guidance-interval and --guidance-rescale change nothing at --guidance 1"
         raise UsageError(what, "leave them out, or guide by more")
     width, height = _size(spec, model, own, config)
+    initial = initial_picture(spec, model.folder, scheduler, steps)
     seed = spec.seed if spec.seed is not None else secrets.randbits(DRAWN_SEED_BITS)
     seeds = tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count))
     guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
@@ -155,6 +163,7 @@ def plan(spec: GenerateSpec) -> Plan:
         embeddings=embeddings,
         swaps=swaps,
         latents=spec.latents,
+        initial=initial,
     )
 
 
@@ -222,37 +231,17 @@ def _size(
     spec: GenerateSpec, model: store.Model, own: dict[str, Any], scheduler: Mapping[str, object]
 ) -> tuple[int, int]:
     """Width and height in px. Raises UsageError unless both are multiples of the VAE factor."""
-    factor, native = parts_shape(model.folder, scheduler)
+    factor, native = parts_shape(model.folder, scheduler, may_read_mask=True)
     if spec.latents is not None:
-        return _size_of_latents(spec, spec.latents, model)
-    if spec.size is not None:
+        return size_of_latents(spec, spec.latents, model)
+    if spec.init_image is not None:
+        width, height = size_of_picture(spec, spec.init_image, model.folder, native)
+    elif spec.size is not None:
         width, height = parse_size(spec.size)
     else:
         native_width, native_height = parse_size(str(own.get("size", f"{native}x{native}")))
         width, height = _first(spec.width, native_width), _first(spec.height, native_height)
     check_multiple((width, height), factor)
-    return width, height
-
-
-def _size_of_latents(spec: GenerateSpec, path: Path, model: store.Model) -> tuple[int, int]:
-    """Width and height in px of the picture that initial noise gives.
-
-    Raises InputError for a file that is no latent file or belongs to another model, UsageError for another size asked.
-    """
-    vae = layout.read_json(model.folder / "vae" / "config.json")
-    file = latent_files.look(path)
-    latent_files.check_fits(file, vae)
-    width, height = (side * latent_files.factor(vae) for side in file.shape[:1:-1])
-    if min(width, height) < MIN_SIDE or max(width, height) > MAX_SIDE:
-        what = f"latents of shape {file.shape} give {width} x {height} px"
-        raise InputError(f"{path}: {what}", f"sides of {MIN_SIDE} to {MAX_SIDE} px can be drawn")
-    asked = parse_size(spec.size) if spec.size is not None else (_first(spec.width, width), _first(spec.height, height))
-    if asked != (width, height):
-        what = f"--latents {path}: gives {width} x {height} px, asked for are {asked[0]} x {asked[1]}"
-        raise UsageError(what, "leave the size out")
-    if file.metadata.get("mode") in latent_files.PICTURES:
-        note = f"{path}: holds a picture, not noise: what is drawn from it will look like neither"
-        warnings.warn(note, SdcliWarning, stacklevel=2)
     return width, height
 
 

@@ -52,6 +52,9 @@ class GenerateSpec:
     replace: tuple[str, ...] = ()  # WORD=OTHER
     mix: tuple[str, ...] = ()  # WORD=WEIGHT,OTHER=WEIGHT,...
     latents: Path | None = None  # the initial noise of the one image
+    init_image: Path | None = None
+    strength: float | None = None  # share of the steps; None: 0.75, of an inpainting UNet 1
+    mask: Path | None = None
     output: Path = Path()
     format: str | None = None  # None: by the suffix of the output, else png
     quality: int | None = None  # of webp and jpg; None: the tool's default
@@ -87,6 +90,7 @@ class GenerateSpec:
         word_swaps(self.replace, self.mix)
         if self.latents is not None and self.count > 1:
             raise UsageError(f"--count {self.count} with --latents: the file holds one image's noise", "use --count 1")
+        self._check_initial()
         if self.class_name is not None and self.prompt.strip():
             raise UsageError("the prompt and --class exclude each other", "give one of them")
         if str(self.output) == "-" and self.count > 1:
@@ -101,6 +105,16 @@ class GenerateSpec:
         check_picture_options(self.format, self.quality)
         _one_of("if_exists", self.if_exists, IF_EXISTS)
         _one_of("dtype", self.dtype, DTYPES)
+
+    def _check_initial(self) -> None:
+        if self.strength is not None:
+            _between("strength", self.strength, 0.0, 1.0)
+        for name in ("strength", "mask"):
+            if self.init_image is None and getattr(self, name) is not None:
+                raise UsageError(f"--{name} without --init-image: there is no picture to change", "name one")
+        if self.init_image is not None and self.latents is not None:
+            what = "--latents and --init-image exclude each other: a picture is noised by its seed"
+            raise UsageError(what, "give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

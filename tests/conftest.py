@@ -50,6 +50,14 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def inpainting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model for inpainting, of nine channels; to be read only."""
+    from tests import models
+
+    return models.write_inpainting(tmp_path_factory.mktemp("inpainting"))
+
+
+@pytest.fixture(scope="session")
 def classed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that draws classes; to be read only."""
     from tests import models

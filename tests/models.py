@@ -66,6 +66,13 @@ def write_learned(folder: Path, *, seed: int = 0) -> Path:
     return _write(folder, unet, _vae(0.18215), _text_encoder("quick_gelu"), LEARNED_SCHEDULER)
 
 
+def write_inpainting(folder: Path, *, seed: int = 0) -> Path:
+    """A model like that of `write_sd1` whose UNet reads a mask and a masked picture beside the latents."""
+    torch.manual_seed(seed)
+    unet = _unet(attention_head_dim=2, in_channels=2 * LATENTS[0] + 1)
+    return _write(folder, unet, _vae(0.18215), _text_encoder("quick_gelu"), SD1_SCHEDULER)
+
+
 def write_classes(folder: Path, *, names: Sequence[str] = CLASSES, seed: int = 0) -> Path:
     """The model of `write_sd1` with a class embedder in place of its text encoder; without names, unconditional."""
     write_sd1(folder, seed=seed)

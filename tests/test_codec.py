@@ -503,3 +503,9 @@ def test_a_prompt_that_does_not_fit_is_told(sd1: Path, photo: Path, tmp_path: Pa
         SdcliWarning, match=r"the prompt of --invert is too long: the last \d+ of \d+ tokens are not used"
     ):
         encoded(sd1, photo, tmp_path / "a.safetensors", invert="a dog " * 900, steps=2)
+
+
+def test_an_inpainting_model_inverts_nothing(inpainting: Path, pictures: Path, tmp_path: Path) -> None:
+    spec = CodecSpec(inputs=(pictures / "disc.png",), output=tmp_path, model=str(inpainting), invert="a disc", steps=2)
+    with pytest.raises(InputError, match=r"in_channels is 9.*an inpainting model can but generate, with --mask"):
+        list(codec.encode(spec))

@@ -578,14 +578,6 @@ def test_an_embedding_is_refused_before_the_weights_are_read(sd1: Path, tmp_path
         drawn_by(spec)
 
 
-def test_an_inpainting_model_is_refused(sd1: Path, tmp_path: Path) -> None:
-    folder = models.copy(sd1, tmp_path / "model")
-    models.edit_json(folder / "unet" / "config.json", in_channels=9)
-    models.edit_weights(folder / "unet", lambda w: w | {"conv_in.weight": torch.randn(4, 9, 3, 3)})
-    with pytest.raises(InputError, match=r"unet: in_channels is 9.*inpainting"):
-        drawn_by(asked(folder, tmp_path / "out"))
-
-
 # Prompts with syntax.
 
 

@@ -249,7 +249,7 @@ def test_a_setting_of_the_model_that_is_out_of_range_is_the_models_fault(
 @pytest.mark.parametrize(
     ("part", "changes", "what"),
     [
-        ("unet", {"in_channels": 9}, "in_channels is 9, the VAE has 4 channels; inpainting"),
+        ("unet", {"in_channels": 7}, "in_channels is 7, the VAE has 4 channels; mend"),
         ("unet", {"out_channels": 8}, "out_channels is 8, expected are 4"),
         ("scheduler", {"variance_type": "learned_range"}, "out_channels is 4, expected are 8"),
         ("unet", {"addition_embed_type": "text_time"}, "is conditioned by addition_embed_type"),

@@ -82,5 +82,6 @@ def _draw_inputs(folder: Path) -> None:
         for i in range(2):
             Image.new("RGB", (64, 64), (90 * number, 80 * i, 120)).save(folder / place / f"{i}.png")
     Image.new("RGB", (96, 64), "orange").save(folder / "photo.png")
+    Image.linear_gradient("L").resize((96, 64)).save(folder / "mask.png")
     width = text_width(store.BUILTIN_FOLDER)
     write_embedding(folder, Embedding("my-style", torch.randn(2, width, generator=torch.Generator().manual_seed(0))))

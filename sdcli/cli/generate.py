@@ -39,6 +39,21 @@ Latents = Annotated[
         help="Start from this noise, as of sdcli encode --invert, in place of that of --seed; sets the size.",
     ),
 ]
+InitImage = Annotated[
+    Path | None,
+    typer.Option("--init-image", metavar="FILE", help="Start from this picture, at its own size unless --size says."),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        "--strength",
+        help="Share of the steps made on --init-image, 0 (none) to 1. Default: 0.75, for inpainting models 1.",
+    ),
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option("--mask", metavar="FILE", help="Repaint --init-image where this is white, keep it where it is black."),
+]
 Out = Annotated[
     Path,
     typer.Option(
@@ -85,6 +100,9 @@ def generate(
     replace: options.Replace = GenerateSpec.replace,  # type: ignore[assignment]
     mix: options.Mix = GenerateSpec.mix,  # type: ignore[assignment]
     latents: Latents = GenerateSpec.latents,
+    init_image: InitImage = GenerateSpec.init_image,
+    strength: Strength = GenerateSpec.strength,
+    mask: Mask = GenerateSpec.mask,
     out: Out = GenerateSpec.output,
     format: options.Format = GenerateSpec.format,
     quality: options.Quality = GenerateSpec.quality,

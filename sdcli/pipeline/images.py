@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from sdcli.errors import InputError, SdcliWarning
 from sdcli.files import open_regular
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -80,11 +81,13 @@ def suffixes_of(form: str) -> tuple[str, ...]:
     return {"JPEG": (".jpg", ".jpeg"), "TIFF": (".tiff", ".tif")}.get(form, (f".{form.lower()}",))
 
 
-def fit(image: Image.Image, width: int, height: int) -> Image.Image:
+def fit(
+    image: Image.Image, width: int, height: int, method: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """Scale and centre-crop an image so that it fills width x height px without distortion."""
     if image.size == (width, height):
         return image
-    return ImageOps.fit(image, (width, height), method=Image.Resampling.LANCZOS)
+    return ImageOps.fit(image, (width, height), method=method)
 
 
 def cut(image: Image.Image, factor: int, path: Path) -> Image.Image:
@@ -99,12 +102,19 @@ def cut(image: Image.Image, factor: int, path: Path) -> Image.Image:
         return image
     text = f"{path}: {image.width} x {image.height} px cut to {width} x {height}, multiples of {factor}"
     warnings.warn(text, SdcliWarning, stacklevel=2)
+    return crop(image, width, height)
+
+
+def crop(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The middle of an image, of width x height px."""
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 
 def to_pixels(image: Image.Image) -> Tensor:
     """An RGB image as (1, 3, H, W) float32 in [-1, 1]."""
+    import torch  # deferred: the size of a picture is asked for before anything heavy is imported
+
     array = np.array(image, dtype=np.float32)  # (H, W, 3)
     return torch.from_numpy(array).permute(2, 0, 1).unsqueeze(0) / 127.5 - 1.0
 

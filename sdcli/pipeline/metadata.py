@@ -123,7 +123,9 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
         "Size": f"{record['width']}x{record['height']}",
         "Model hash": record["model_hash"][:10],
         "Model": Path(record["model"]).name,
+        **({"Denoising strength": f"{record['strength']:g}"} if "strength" in record else {}),
         **({"Class": record["class"]["name"], "Class index": record["class"]["index"]} if "class" in record else {}),
+        **({"Init image hash": record["init_image"]["sha256"][:10]} if "init_image" in record else {}),
         "RNG": "CPU",
         **({"Eta": f"{record['eta']:g}"} if "eta" in record else {}),
     }
@@ -132,8 +134,9 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
     for key in ("replace", "mix"):
         if record.get(key):
             pairs[key.capitalize()] = "; ".join(record[key])
-    if record.get("latents"):
-        pairs["Latents hash"] = record["latents"]["sha256"][:10]
+    for key, name in (("latents", "Latents hash"), ("mask", "Mask hash")):
+        if record.get(key):
+            pairs[name] = record[key]["sha256"][:10]
     pairs["Version"] = f"sdcli {record['sdcli']}"
     lines = [record["prompt"]] if record["prompt"] else []
     if record["negative"]:

@@ -470,6 +470,56 @@ def test_what_is_drawn_is_decided_in_a_fresh_interpreter_without_torch(
     assert ended.returncode == code, ended.stderr
 
 
+def test_a_picture_and_a_mask_are_drawn_from_and_told_in_the_record(shell: Shell, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 16), "red").save(tmp_path / "red.png")
+    Image.new("L", (20, 16), 255).save(tmp_path / "mask.png")
+    pair = ("--init-image", tmp_path / "red.png", "--mask", tmp_path / "mask.png")
+    done = shell("generate", PROMPT, "--steps", 4, "--strength", 0.5, *pair, "--json")
+    assert (done.code, done.stderr) == (0, "")
+    row = json.loads(done.stdout)
+    assert (row["width"], row["height"], row["steps"], row["evaluations"], row["strength"]) == (20, 16, 4, 2, 0.5)
+    assert (row["init_image"]["file"], row["mask"]["file"]) == ("red.png", "mask.png")
+
+
+def test_a_dry_run_tells_of_the_picture_and_imports_no_torch(sd1: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (20, 16), "red").save(tmp_path / "red.png")
+    code = (
+        "import json, sys\n"
+        "from sdcli.cli.app import run\n"
+        f"run(['generate', 'a dog', '--init-image', 'red.png', '--dry-run', '--json', '-m', {str(sd1)!r}])\n"
+        "print(json.dumps(sorted({'torch', 'diffusers'} & set(sys.modules))))\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    document, heavy = done.stdout.rstrip().rsplit("\n", 1)
+    told = json.loads(document)
+    assert heavy == "[]"
+    assert told.items() >= {"init_image": "red.png", "strength": 0.75, "steps_made": 18, "evaluations": 18}.items()
+    assert told["size"] == "20x16"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (("--strength", "2", "--init-image", "red.png"), ExitCode.USAGE, "--strength 2.0: out of range"),
+        (("--strength", "0.5"), ExitCode.USAGE, "--strength without --init-image"),
+        (("--mask", "red.png"), ExitCode.USAGE, "--mask without --init-image"),
+        (("--init-image", "none.png"), ExitCode.INPUT, "none.png"),
+        (("--init-image", "text.png"), ExitCode.INPUT, "text.png"),
+        (("--init-image", "red.png", "--mask", "text.png"), ExitCode.INPUT, "text.png"),
+    ],
+)
+def test_a_picture_that_makes_no_sense_is_refused_and_nothing_written(
+    shell: Shell, arguments: list[str], code: ExitCode, said: str
+) -> None:
+    Image.new("RGB", (20, 16), "red").save("red.png")
+    Path("text.png").write_text("no picture")
+    before = tree(Path())
+    done = shell("generate", PROMPT, *arguments)
+    assert done.code == code and said in done.stderr and done.stderr.count("\n") == 1
+    assert tree(Path()) == before
+
+
 def test_a_dry_run_tells_of_swapped_words_and_of_what_is_cut(shell: Shell) -> None:
     arguments = ("--dry-run", "--replace", "cat=dog", "--mix", "puppy=0.5,cat=0.5", "--seed", 7)
     outcome = shell("generate", PROMPT + " dog" * 1200, *arguments)
