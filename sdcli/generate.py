@@ -35,6 +35,8 @@ from sdcli.specs import GenerateSpec
 if TYPE_CHECKING:
     from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+    from sdcli.pipeline.bundle import Vae
+
 AUTO_BATCH_PIXELS = 4 * 512 * 512  # images denoised together: four of SD 1.5's size
 AUTO_BATCH_MOST = 16
 
@@ -66,7 +68,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     yield from (ImageRecord({"path": str(p), "skipped": True}, p) for i, p in enumerate(plan.targets) if i not in todo)
     if not todo:
         return
-    for folder in {path.parent for path in plan.targets}:
+    for folder in {path.parent for path in (*plan.targets, *plan.latent_targets)}:
         remove_dead_parts(folder)
     device = pick_device(spec.device)
     embeddings = [read_embedding(e.path, width=text_width(plan.model.folder), token=e.token) for e in plan.embeddings]
@@ -97,8 +99,11 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         if picture is not None:
             images = [init.paste_kept(image, picture) for image in images]
         seconds = (time.perf_counter() - began) / len(ids)
-        for i, image in zip(ids, images, strict=True):
+        for row, (i, image) in enumerate(zip(ids, images, strict=True)):
             facts = shared | {"seed": plan.seeds[i], "evaluations": evaluations, "seconds": round(seconds, 3)}
+            if plan.latent_targets:  # before the picture: where that is, they are
+                path = save_latents(latents[row : row + 1], bundle.vae, facts, plan.latent_targets[i], spec)
+                facts["saved_latents"] = str(path)
             yield write(image, facts, plan.targets[i], spec)
             if spec.grid is not None:
                 tiles.append(sheets.tile(image, len(todo)))
@@ -171,6 +176,16 @@ def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: Gene
         return ImageRecord({"path": "-", **facts}, None, data)
     path = place(data, target, spec.if_exists)
     return ImageRecord({"path": str(path), **facts}, path)
+
+
+def save_latents(latents: Tensor, coder: Vae, facts: Mapping[str, Any], target: Path, spec: GenerateSpec) -> Path:
+    """Put the final latents (1, C, h, w) of one picture in place as a latent file; returns where it went."""
+    if spec.if_exists == "skip" and target.exists():
+        return target
+    made_by = {key: facts[key] for key in ("model", "height", "width", "seed", "prompt")}
+    made_by |= {"mode": "generate", "scaling_factor": coder.config["scaling_factor"]}
+    data = latent_files.file_bytes(latents.float().cpu(), made_by)
+    return place(data, target, spec.if_exists, ending=latent_files.SUFFIX)
 
 
 def _save_step(

@@ -1,8 +1,9 @@
 """Latent files: safetensors with `latents` (1, C, h, w) float32, and as metadata what they need to be decoded.
 
 Written are model, scaling_factor, height and width in px, and mode: `mean` or `sample` of a VAE's posterior, `invert`
-for the noise that draws a picture, `diffuse` for a picture noised to step t; each with what it was made by. Any file
-with the tensor is read; the metadata is checked where it is there. No torch until a tensor is read or written.
+for the noise that draws a picture, `diffuse` for a picture noised to step t, `generate` for one that was drawn; each
+with what it was made by. Any file with the tensor is read; the metadata is checked where it is there. No torch until a
+tensor is read or written.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from sdcli.layout import safetensors_header, safetensors_metadata, with_sorted_h
 if TYPE_CHECKING:
     from torch import Tensor
 
-PICTURES = ("mean", "sample")  # modes of what a VAE made of a picture
+PICTURES = ("mean", "sample", "generate")  # modes of what holds a picture
 SUFFIX = ".latents.safetensors"
 KEY = "latents"
 MAX_BYTES = 1 << 30

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Formatter
 
+from sdcli import latent_files
 from sdcli.errors import OutputError, UsageError
 from sdcli.files import check_writable, is_folder
 from sdcli.specs import GenerateSpec
@@ -58,6 +59,29 @@ def targets(spec: GenerateSpec, seeds: Sequence[int], subject: str, settings: Ma
     return tuple(paths)
 
 
+def latent_targets(spec: GenerateSpec, seeds: Sequence[int], subject: str) -> tuple[Path, ...]:
+    """The path of each image's latents: the file named, numbered from the second on, or names as of the pictures.
+
+    subject, errors: as in `targets`.
+    """
+    place = spec.save_latents
+    if place is None:
+        return ()
+    check_names(place, "--save-latents")
+    many = is_output_folder(place)
+    if not many and place.suffix.lower() != ".safetensors":
+        raise UsageError(f"--save-latents {place}: latents are safetensors", "name a .safetensors file or a folder")
+    check_writable(place if many else place.parent)
+    if many:
+        names = [f"{slug(subject)}-{seed}{latent_files.SUFFIX}" for seed in seeds]
+    else:
+        ending = latent_files.SUFFIX if place.name.endswith(latent_files.SUFFIX) else place.suffix
+        names = [place.name, *(f"{place.name.removesuffix(ending)}-{i}{ending}" for i in range(2, len(seeds) + 1))]
+    paths = tuple((place if many else place.parent) / name for name in names)
+    check_free(paths, spec.if_exists)
+    return paths
+
+
 def picture_format(output: Path, asked: str | None) -> str:
     """The format of a picture, `png`, `webp` or `jpg`: by its suffix if it has one, else the one asked for, else PNG.
 
@@ -92,11 +116,11 @@ def slug(subject: str) -> str:
     return name or "image"
 
 
-def check_names(output: Path) -> None:
+def check_names(output: Path, option: str = "--output") -> None:
     """Raise OutputError when a name in the path is longer than file systems take."""
     for name in output.parts:
         if len(os.fsencode(name)) > MAX_NAME_BYTES:
-            raise OutputError(f"--output {name[:40]}...: has over {MAX_NAME_BYTES} bytes", "choose a shorter name")
+            raise OutputError(f"{option} {name[:40]}...: has over {MAX_NAME_BYTES} bytes", "choose a shorter name")
 
 
 def check_free(targets: Iterable[Path], if_exists: str) -> None:

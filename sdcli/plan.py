@@ -13,7 +13,7 @@ from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.initial import InitialPicture, initial_picture, size_of_latents, size_of_picture
-from sdcli.naming import targets
+from sdcli.naming import latent_targets, targets
 from sdcli.parts import check_multiple, parts_shape
 from sdcli.pipeline import prompt
 from sdcli.specs import (
@@ -65,6 +65,7 @@ class Plan:
     swaps: tuple[WordSwap, ...] = ()
     latents: Path | None = None  # a file with the initial noise, in place of that of the seed
     initial: InitialPicture | None = None
+    latent_targets: tuple[Path, ...] = ()  # where the final latents of each image go; none unless asked for
 
     @property
     def evaluations(self) -> int:
@@ -109,6 +110,8 @@ class Plan:
             rows["latents"] = str(self.latents)
         if self.initial is not None:
             rows |= self.initial.describe()
+        if self.latent_targets:
+            rows["save_latents"] = [str(path) for path in self.latent_targets]
         return rows
 
 
@@ -143,6 +146,7 @@ def plan(spec: GenerateSpec) -> Plan:
     width, height = _size(spec, model, own, config)
     initial = initial_picture(spec, model.folder, scheduler, steps)
     seed = spec.seed if spec.seed is not None else secrets.randbits(DRAWN_SEED_BITS)
+    subject = spec.prompt if label is None else label.name
     seeds = tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count))
     guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
     named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
@@ -159,11 +163,12 @@ def plan(spec: GenerateSpec) -> Plan:
         width=width,
         height=height,
         seeds=seeds,
-        targets=targets(spec, seeds, spec.prompt if label is None else label.name, named),
+        targets=targets(spec, seeds, subject, named),
         embeddings=embeddings,
         swaps=swaps,
         latents=spec.latents,
         initial=initial,
+        latent_targets=latent_targets(spec, seeds, subject),
     )
 
 

@@ -55,6 +55,7 @@ class GenerateSpec:
     init_image: Path | None = None
     strength: float | None = None  # share of the steps; None: 0.75, of an inpainting UNet 1
     mask: Path | None = None
+    save_latents: Path | None = None
     output: Path = Path()
     format: str | None = None  # None: by the suffix of the output, else png
     quality: int | None = None  # of webp and jpg; None: the tool's default

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedulers": GROUND | {"scheduler_config", "scheduler_steps", "scheduler_table"},
     "conditioning": GROUND | {"specs"},
     "latent_files": GROUND,
-    "naming": GROUND | {"specs"},
+    "naming": GROUND | {"specs", "latent_files"},
     "parts": GROUND | {"scheduler_config"},
     "initial": GROUND | {"specs", "store", "schedulers", "latent_files", "parts", "sdcli.pipeline.images"},
     # Of the pipeline one leaf without torch: what is wrong in a prompt is found before anything heavy is imported.

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sdcli import generate
+from sdcli import codec, generate, latent_files
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.generate import ImageRecord
 from sdcli.pipeline import vae
@@ -31,7 +31,7 @@ from sdcli.pipeline.adapters import Embedding, write_embedding
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.images import to_images
 from sdcli.plan import plan
-from sdcli.specs import GenerateSpec
+from sdcli.specs import CodecSpec, GenerateSpec
 from tests import models
 
 Pixels = NDArray[np.int16]
@@ -576,6 +576,41 @@ def test_an_embedding_is_refused_before_the_weights_are_read(sd1: Path, tmp_path
     spec = asked(folder, tmp_path / "out", embedding=(str(cat), f"{cat}:a\tb"))
     with pytest.raises(InputError, match="no prompt can name the token"):
         drawn_by(spec)
+
+
+# Latents, out.
+
+
+def test_saved_latents_decode_to_the_picture(sd1: Path, tmp_path: Path) -> None:
+    spec = asked(sd1, tmp_path / "drawn", count=2, save_latents=tmp_path / "latents")
+    records = drawn_by(spec)
+    saved = [Path(record.facts["saved_latents"]) for record in records]
+    assert [path.name for path in saved] == [f"a-picture-of-a-puppy-{SEED + i}.latents.safetensors" for i in (0, 1)]
+    assert records[0].path is not None
+    inside = Image.open(records[0].path).text
+    assert "saved_latents" not in inside["sdcli"]
+    codec_spec = CodecSpec(inputs=(tmp_path / "latents",), output=tmp_path / "decoded", model=str(sd1))
+    for record, decoded in zip(records, codec.decode(codec_spec), strict=True):
+        assert largest(read(record.path) - read(decoded.path)) <= 1
+    facts = latent_files.look(saved[1]).metadata
+    assert facts.items() >= {"mode": "generate", "seed": str(SEED + 1), "width": "32", "prompt": PROMPT}.items()
+
+
+def test_saved_latents_are_those_of_each_picture_whatever_the_batch(sd1: Path, tmp_path: Path) -> None:
+    (alone,) = drawn_by(asked(sd1, tmp_path / "a", save_latents=tmp_path / "alone.safetensors"))
+    drawn_by(asked(sd1, tmp_path / "b", seed=SEED - 2, count=3, batch_size=2, save_latents=tmp_path / "z.safetensors"))
+    assert alone.facts["saved_latents"] == str(tmp_path / "alone.safetensors")
+    numbered = [
+        load_file(tmp_path / name)["latents"] for name in ("z.safetensors", "z-2.safetensors", "z-3.safetensors")
+    ]
+    assert largest(numbered[2] - load_file(tmp_path / "alone.safetensors")["latents"]) <= LATENTS_TOLERANCE
+    assert largest(numbered[1] - numbered[2]) > 0.1
+
+
+def test_latents_of_a_drawn_picture_are_no_noise_and_said_so(sd1: Path, tmp_path: Path) -> None:
+    drawn_by(asked(sd1, tmp_path, save_latents=tmp_path / "z.latents.safetensors"))
+    with pytest.warns(SdcliWarning, match="holds a picture, not noise"):
+        plan(asked(sd1, tmp_path, latents=tmp_path / "z.latents.safetensors"))
 
 
 # Prompts with syntax.

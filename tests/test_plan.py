@@ -173,6 +173,28 @@ def test_an_existing_file_is_refused_when_that_was_asked_for(asked: Any, tmp_pat
         plan(spec)
 
 
+def test_latents_are_named_as_the_pictures_or_numbered_before_the_whole_ending(asked: Any, tmp_path: Path) -> None:
+    in_folder = plan(asked(prompt="A Puppy", seed=3, count=2, save_latents=tmp_path)).latent_targets
+    assert [path.name for path in in_folder] == ["a-puppy-3.latents.safetensors", "a-puppy-4.latents.safetensors"]
+    numbered = plan(asked(count=3, save_latents=tmp_path / "z.latents.safetensors"))
+    names = ["z.latents.safetensors", "z-2.latents.safetensors", "z-3.latents.safetensors"]
+    assert [path.name for path in numbered.latent_targets] == names
+    assert numbered.describe()["save_latents"] == [str(tmp_path / name) for name in names]
+    assert plan(asked()).latent_targets == ()
+
+
+@pytest.mark.parametrize(("name", "what"), [("z.png", "latents are safetensors"), ("z" * 256, "has over 255 bytes")])
+def test_a_place_for_latents_that_is_none_is_refused(asked: Any, tmp_path: Path, name: str, what: str) -> None:
+    with pytest.raises((UsageError, OutputError), match=f"^--save-latents .*{what}"):
+        plan(asked(save_latents=tmp_path / name))
+
+
+def test_latents_that_are_there_are_refused_when_that_was_asked_for(asked: Any, tmp_path: Path) -> None:
+    (tmp_path / "z.safetensors").touch()
+    with pytest.raises(OutputError, match=r"z\.safetensors: exists"):
+        plan(asked(if_exists="error", save_latents=tmp_path / "z.safetensors"))
+
+
 def test_planning_writes_nothing(asked: Any, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     plan(asked(count=3))

@@ -54,6 +54,14 @@ Mask = Annotated[
     Path | None,
     typer.Option("--mask", metavar="FILE", help="Repaint --init-image where this is white, keep it where it is black."),
 ]
+SaveLatents = Annotated[
+    Path | None,
+    typer.Option(
+        "--save-latents",
+        metavar="PATH",
+        help="Write the final latents, too, for sdcli decode: a .safetensors file or a folder.",
+    ),
+]
 Out = Annotated[
     Path,
     typer.Option(
@@ -103,6 +111,7 @@ def generate(
     init_image: InitImage = GenerateSpec.init_image,
     strength: Strength = GenerateSpec.strength,
     mask: Mask = GenerateSpec.mask,
+    save_latents: SaveLatents = GenerateSpec.save_latents,
     out: Out = GenerateSpec.output,
     format: options.Format = GenerateSpec.format,
     quality: options.Quality = GenerateSpec.quality,

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from sdcli.errors import SdcliWarning
 
 # What a picture's own record leaves out, so that the same command gives the same bytes wherever and whenever it runs.
-NOT_INSIDE = frozenset({"path", "seconds"})
+NOT_INSIDE = frozenset({"path", "seconds", "saved_latents"})
 DEFAULT_QUALITY = 90
 MAX_EXIF = {"jpg": 65_533, "webp": 1 << 24}  # bytes; of JPEG a segment less its length
 A1111_SAMPLERS = {
