@@ -35,8 +35,11 @@ def frames(vae: Vae, latents: Tensor, *, is_last: bool) -> list[Image.Image]:
 
 
 def is_kept(index: int, total: int) -> bool:
-    """Whether the frame after step `index` of `total` is part of an animation: all, evenly fewer, always the last."""
-    return (total - index) % math.ceil(total / MAX_FRAMES) == 0
+    """Whether the frame after step `index` of `total` is part of an animation: all, evenly fewer, always the last.
+
+    Of no steps at all, as from a picture at strength 0, there is one frame: index 0 of 0.
+    """
+    return index == total or (total - index) % math.ceil(total / MAX_FRAMES) == 0
 
 
 def animation(shown: Sequence[Image.Image]) -> bytes:

@@ -25,6 +25,10 @@ def test_an_animation_has_few_frames_evenly_and_always_the_last(total: int) -> N
     assert len({b - a for a, b in itertools.pairwise(kept)}) <= 1
 
 
+def test_of_no_steps_there_is_one_frame() -> None:
+    assert is_kept(0, 0)
+
+
 def test_wide_latents_are_shown_at_the_spread_of_latents_and_others_as_they_are(sd1: Path) -> None:
     vae = load_vae(sd1, device=torch.device("cpu"), dtype=torch.float32)
     narrow = 0.9 * torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
