@@ -66,6 +66,15 @@ class _Noised:
     latents: Tensor | None
 
 
+@dataclass(frozen=True)
+class _Targets:
+    """Where the results go: a strip, or a picture a step and space; and the latents of each step."""
+
+    strip: Path | None
+    pictures: dict[tuple[int, str], Path]
+    latents: dict[int, Path]
+
+
 def run(spec: DiffuseSpec) -> Iterator[DiffuseRecord]:
     """Noise a picture to every step asked for: one strip, or, into a folder, a PNG a step and space.
 
@@ -78,19 +87,19 @@ def run(spec: DiffuseSpec) -> Iterator[DiffuseRecord]:
     model = store.resolve(spec.model, offline=spec.offline)
     levels = _levels(spec, model.folder)
     image = _sized(spec, image, model.folder)
-    _check_outputs(spec, image.size, len(levels))
+    targets = _targets(spec, levels, image.size)
     known: dict[str, Any] = {"source": str(spec.input), "model": model.ref, "seed": spec.seed}
     done: list[_Noised] = []
     for one in _noised(spec, levels, image, model.folder):
         if one.latents is not None and spec.save_latents is not None:
-            yield _save(one, spec, spec.save_latents, model, known)
-        if is_output_folder(spec.output):
-            target = spec.output / f"{_stem(spec, one)}-{one.space}.png"
-            path = place(png_bytes(one.image, None), target, spec.if_exists)
-            yield DiffuseRecord(path, {"path": str(path), "space": one.space, **one.level.facts(), **known})
-        done.append(one)
-    if not is_output_folder(spec.output):
-        path = place(png_bytes(strip(done), None), spec.output, spec.if_exists)
+            yield _save(one, spec, targets.latents[one.level.t], model, known)
+        if targets.strip is not None:
+            done.append(one)
+            continue
+        path = place(png_bytes(one.image, None), targets.pictures[one.level.t, one.space], spec.if_exists)
+        yield DiffuseRecord(path, {"path": str(path), "space": one.space, **one.level.facts(), **known})
+    if targets.strip is not None:
+        path = place(png_bytes(strip(done), None), targets.strip, spec.if_exists)
         steps = [level.facts() for level in levels]
         yield DiffuseRecord(path, {"path": str(path), "space": spec.space, "levels": steps, **known})
 
@@ -141,20 +150,35 @@ def _sized(spec: DiffuseSpec, image: Image.Image, folder: Path) -> Image.Image:
     return images.cut(image, factor, spec.input)
 
 
-def _check_outputs(spec: DiffuseSpec, size: tuple[int, int], count: int) -> None:
-    """Raise UsageError or OutputError now if the results could not be written, or would be too large to be read."""
-    check_names(spec.output)
-    many = is_output_folder(spec.output)
+def _targets(spec: DiffuseSpec, levels: Sequence[Level], size: tuple[int, int]) -> _Targets:
+    """The path of every result.
+
+    Raises UsageError or OutputError now if one could not be written, or would be too large to be read.
+    """
+    many, count = is_output_folder(spec.output), len(levels)
     if not many and spec.output.suffix.lower() != ".png":
         raise UsageError(f"--output {spec.output}: pictures are written as PNG", "name a .png file or a folder")
+    if spec.save_latents is not None and not is_output_folder(spec.save_latents):
+        raise UsageError(f"--save-latents {spec.save_latents}: is no folder", "name one, for a file a step")
     if not many and count * len(spec.spaces) * size[0] * size[1] > images.MAX_PIXELS:
         what = f"a strip of {count} steps of {size[0]} x {size[1]} px is larger than can be read again"
         raise UsageError(what, "give a smaller --size or fewer steps, or a folder as --output")
-    for folder in {spec.output if many else spec.output.parent, *([spec.save_latents] if spec.save_latents else [])}:
-        check_writable(folder)
-        remove_dead_parts(folder)
-    if not many:
-        check_free([spec.output], spec.if_exists)
+    stems = {level.t: f"{spec.input.stem}-{level.t:04d}" for level in levels}
+    spaces, folder = spec.spaces if many else (), spec.save_latents
+    targets = _Targets(
+        strip=None if many else spec.output,
+        pictures={(t, space): spec.output / f"{stem}-{space}.png" for t, stem in stems.items() for space in spaces},
+        latents={t: folder / f"{stem}{latent_files.SUFFIX}" for t, stem in stems.items()} if folder is not None else {},
+    )
+    paths = [*([targets.strip] if targets.strip is not None else []), *targets.pictures.values()]
+    paths += targets.latents.values()
+    for path in paths:
+        check_names(path)
+    for parent in {path.parent for path in paths}:
+        check_writable(parent)
+        remove_dead_parts(parent)
+    check_free(paths, spec.if_exists)
+    return targets
 
 
 def _noised(spec: DiffuseSpec, levels: Sequence[Level], image: Image.Image, folder: Path) -> Iterator[_Noised]:
@@ -182,7 +206,7 @@ def _q_samples(x_0: Tensor, levels: Sequence[Level], seed: int) -> Iterator[tupl
         yield level, noise.q_sample(x_0, torch.tensor([row]), eps, table)
 
 
-def _save(one: _Noised, spec: DiffuseSpec, folder: Path, model: store.Model, known: dict[str, Any]) -> DiffuseRecord:
+def _save(one: _Noised, spec: DiffuseSpec, target: Path, model: store.Model, known: dict[str, Any]) -> DiffuseRecord:
     assert one.latents is not None
     config = read_json(model.folder / "vae" / "config.json")
     facts = {
@@ -193,14 +217,9 @@ def _save(one: _Noised, spec: DiffuseSpec, folder: Path, model: store.Model, kno
         "mode": "diffuse",
         **one.level.facts(),
     }
-    target = folder / f"{_stem(spec, one)}{latent_files.SUFFIX}"
     data = latent_files.file_bytes(one.latents, {k: v for k, v in facts.items() if k != "source"})
     path = place(data, target, spec.if_exists, ending=latent_files.SUFFIX)
     return DiffuseRecord(path, {"path": str(path), "space": "latents", **facts})
-
-
-def _stem(spec: DiffuseSpec, one: _Noised) -> str:
-    return f"{spec.input.stem}-{one.level.t:04d}"
 
 
 def _load(spec: DiffuseSpec, folder: Path) -> Vae:

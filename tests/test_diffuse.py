@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 from pathlib import Path
@@ -215,6 +216,44 @@ def test_an_output_that_cannot_be_is_refused(sd1: Path, photo: Path, tmp_path: P
     with pytest.raises(OutputError, match=r"photo\.png is a file"):
         noised(sd1, photo, tmp_path / "strip.png", save_latents=photo / "z")
     assert not (tmp_path / "strip.png").exists()
+
+
+@pytest.mark.parametrize("there", ["out/photo-0500-latents.png", "z/photo-0500.latents.safetensors"])
+def test_a_file_that_must_not_be_replaced_stops_it_before_the_first_is_written(
+    sd1: Path, photo: Path, tmp_path: Path, there: str
+) -> None:
+    for folder in ("out", "z"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / there).write_bytes(b"mine")
+    with pytest.raises(OutputError, match=f"{Path(there).name}: exists"):
+        noised(sd1, photo, tmp_path / "out", t="0,500", save_latents=tmp_path / "z", if_exists="error")
+    assert list(tmp_path.glob("*/*")) == [tmp_path / there]
+
+
+def test_a_name_too_long_once_the_step_is_in_it_is_refused_before_anything_is_written(
+    sd1: Path, photo: Path, tmp_path: Path
+) -> None:
+    long = photo.rename(tmp_path / ("p" * 240 + ".png"))
+    with pytest.raises(OutputError, match="has over 255 bytes"):
+        noised(sd1, long, tmp_path / "out", t="0", save_latents=tmp_path / "z")
+    assert not (tmp_path / "out").exists() and not (tmp_path / "z").exists()
+
+
+def test_latents_do_not_go_into_a_folder_of_a_files_name(sd1: Path, photo: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--save-latents .*z\.safetensors: is no folder; name one"):
+        noised(sd1, photo, tmp_path / "out", t="0,500", save_latents=tmp_path / "z.safetensors")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "v1.5").mkdir()  # a folder that is there may have any name
+    saved, _ = noised(sd1, photo, tmp_path / "out", t="0", space="latents", save_latents=tmp_path / "v1.5")
+    assert saved.path == tmp_path / "v1.5" / "photo-0000.latents.safetensors"
+
+
+def test_pictures_are_not_kept_once_they_are_in_their_files(sd1: Path, photo: Path, tmp_path: Path) -> None:
+    spec = DiffuseSpec(input=photo, model=str(sd1), output=tmp_path / "out", t=",".join(map(str, range(40))))
+    most = 0
+    for _ in diffuse.run(spec):
+        most = max(most, sum(type(one) is diffuse._Noised for one in gc.get_objects()))
+    assert most <= 2
 
 
 def test_a_strip_too_large_to_be_read_again_is_refused(sd1: Path, photo: Path, tmp_path: Path) -> None:
