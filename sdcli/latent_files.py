@@ -25,6 +25,7 @@ PICTURES = ("mean", "sample", "generate")  # modes of what holds a picture
 SUFFIX = ".latents.safetensors"
 KEY = "latents"
 MAX_BYTES = 1 << 30
+MAX_SHOWN = 40  # characters of a setting that a file says it was made with
 MAX_PIXELS = 128_000_000  # of the picture they give: as many as are read of one
 SCALING_FACTOR = 0.18215  # the default of diffusers, which does not write what equals it
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")  # safetensors' names
@@ -70,6 +71,29 @@ def check_fits(file: LatentFile, vae: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: {what}", f"decode it with --model {file.metadata.get('model', 'REF')}")
 
 
+def doubt(file: LatentFile, settings: Mapping[str, object], last: int) -> str | None:
+    """Why what is drawn from a file may surprise, in a sentence: it is half a picture, or the noise of other settings.
+
+    settings: scheduler, steps, guidance and what else was chosen, by the options' names; of an inversion they are to be
+    those that it was made with. last: the model's last timestep, at which a picture is as good as gone.
+    """
+    said = file.metadata
+    t = _number(said.get("t", ""))
+    if said.get("mode") == "diffuse" and t is not None and t < last:
+        what = f"holds a picture noised to t = {t:g} of {last}, not noise"
+        return f"{file.path}: {what}: what is drawn from it will look like neither"
+    apart = [key for key, value in settings.items() if not _says(said.get(key), value)]
+    if said.get("mode") != "invert" or not apart:
+        return None
+    made, asked = [], []
+    for key in apart:
+        option = f"--{key.replace('_', '-')}"
+        made.append(f"{option} {said[key][:MAX_SHOWN]}" if key in said else f"no {option}")
+        asked.append(f"{option} {settings[key]}")
+    what = f"is the noise of an inversion with {', '.join(made)}"
+    return f"{file.path}: {what}; with {', '.join(asked)} it draws another picture"
+
+
 def factor(vae: Mapping[str, Any]) -> int:
     """Pixels per latent along a side."""
     return int(2 ** (len(vae["block_out_channels"]) - 1))
@@ -110,8 +134,16 @@ def _no_latent_file(path: Path, why: str) -> InputError:
     return InputError(f"{path}: is no latent file ({why})", "make one with sdcli encode")
 
 
+def _says(text: str | None, value: object) -> bool:
+    return text is not None and (_is_number(text, value) if isinstance(value, int | float) else text == value)
+
+
 def _is_number(text: str, value: object) -> bool:
+    return _number(text) == value
+
+
+def _number(text: str) -> float | None:
     try:
-        return float(text) == value
+        return float(text)
     except ValueError:
-        return False
+        return None

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli import layout, schedulers, store
+from sdcli import latent_files, layout, schedulers, store
 from sdcli.conditioning import Label, asked_label
-from sdcli.errors import InputError, UsageError
+from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.initial import InitialPicture, initial_picture, size_of_latents, size_of_picture
 from sdcli.naming import latent_targets, targets
 from sdcli.parts import check_multiple, parts_shape
 from sdcli.pipeline import prompt
+from sdcli.scheduler_config import train_timesteps
 from sdcli.specs import (
     MAX_SEED,
     GenerateSpec,
@@ -150,6 +152,8 @@ def plan(spec: GenerateSpec) -> Plan:
     seeds = tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count))
     guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
     named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
+    if spec.latents is not None:
+        _warn_of_latents(spec.latents, dict(named), scheduler, config)
     named["model"] = Path(model.ref).name
     return Plan(
         model=model,
@@ -248,6 +252,18 @@ def _size(
         width, height = _first(spec.width, native_width), _first(spec.height, native_height)
     check_multiple((width, height), factor)
     return width, height
+
+
+def _warn_of_latents(
+    path: Path, settings: dict[str, object], scheduler: schedulers.Scheduler, config: dict[str, Any]
+) -> None:
+    """Warn of a latent file from which these settings will not draw what it was made for."""
+    usual = {"eta": 0, "timestep_spacing": "leading"} | config  # diffusers' defaults for DDIM, which inverts
+    chosen = {key: value for key, value in scheduler.choices.items() if value != usual.get(key)}
+    settings = {key: settings[key] for key in ("scheduler", "steps", "guidance")} | chosen
+    note = latent_files.doubt(latent_files.look(path), settings, train_timesteps(config) - 1)
+    if note is not None:
+        warnings.warn(note, SdcliWarning, stacklevel=3)
 
 
 def _first(*values: Any) -> Any:

@@ -136,3 +136,48 @@ def test_a_picture_in_place_of_noise_is_told(sd1: Path, tmp_path: Path, mode: st
     file = written(tmp_path / "a.safetensors", torch.zeros(1, *models.LATENTS), mode=mode)
     with pytest.warns(SdcliWarning, match=r"a\.safetensors: holds a picture, not noise"):
         plan(asked(sd1, tmp_path / "a.png", latents=file))
+
+
+def test_a_half_noised_picture_in_place_of_noise_is_told(sd1: Path, tmp_path: Path) -> None:
+    file = written(tmp_path / "a.safetensors", torch.zeros(1, *models.LATENTS), mode="diffuse", t="250")
+    with pytest.warns(SdcliWarning, match=r"a\.safetensors: holds a picture noised to t = 250 of 999, not noise"):
+        plan(asked(sd1, tmp_path / "a.png", latents=file))
+
+
+@pytest.mark.parametrize("t", ["999", "soon", "nan", ""])
+def test_a_picture_noised_to_the_last_step_is_noise(
+    sd1: Path, tmp_path: Path, t: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    file = written(tmp_path / "a.safetensors", torch.zeros(1, *models.LATENTS), mode="diffuse", t=t)
+    plan(asked(sd1, tmp_path / "a.png", latents=file))
+    assert len(recwarn) == 0
+
+
+INVERTED = {"mode": "invert", "scheduler": "ddim", "steps": "3", "guidance": "1.0", "prompt": "a dog"}
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"scheduler": "dpm"}, "--scheduler ddim; with --scheduler dpm it draws"),
+        ({"steps": 5, "guidance": 3.0}, "--steps 3, --guidance 1.0; with --steps 5, --guidance 3.0 it draws"),
+        ({"eta": 0.5}, "no --eta; with --eta 0.5 it draws another picture"),
+        ({"timestep_spacing": "trailing"}, "no --timestep-spacing; with --timestep-spacing trailing it draws"),
+    ],
+)
+def test_one_warning_names_what_differs_from_the_settings_of_an_inversion(
+    sd1: Path, tmp_path: Path, values: dict[str, Any], said: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    file = written(tmp_path / "a.safetensors", torch.zeros(1, *models.LATENTS), **INVERTED)
+    plan(asked(sd1, tmp_path / "a.png", latents=file, **{"scheduler": "ddim", "guidance": 1.0, **values}))
+    (note,) = [str(warning.message) for warning in recwarn]
+    assert note.startswith(f"{file}: is the noise of an inversion with {said}")
+
+
+@pytest.mark.parametrize("values", [{}, {"prompt": "a cat"}, {"eta": 0.0}, {"timestep_spacing": "leading"}])
+def test_the_settings_of_an_inversion_are_no_reason_to_warn_nor_is_another_prompt(
+    sd1: Path, tmp_path: Path, values: dict[str, Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    file = written(tmp_path / "a.safetensors", torch.zeros(1, *models.LATENTS), **INVERTED)
+    plan(asked(sd1, tmp_path / "a.png", latents=file, **{"scheduler": "ddim", "guidance": 1.0, **values}))
+    assert len(recwarn) == 0
