@@ -175,6 +175,10 @@ class CodecSpec:
         for name in ("negative", "steps", "guidance"):
             if self.invert is None and getattr(self, name) != getattr(CodecSpec, name):
                 raise UsageError(f"{_option(name)} without --invert: nothing is denoised", "leave it out")
+        if self.seed != CodecSpec.seed and not self.sample:
+            raise UsageError(f"--seed {self.seed} without --sample: nothing is drawn", "leave it out, or add --sample")
+        if self.negative and self.guidance == 1:
+            raise UsageError("--negative at --guidance 1: guidance is off", "leave it out, or use a guidance above 1")
         _one_of("if_exists", self.if_exists, IF_EXISTS)
         _one_of("dtype", self.dtype, DTYPES)
 

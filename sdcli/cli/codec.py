@@ -31,7 +31,7 @@ def encode(
         ),
     ] = CodecSpec.invert,
     negative: Annotated[
-        str, typer.Option("--negative", "-N", help="What guidance keeps away from in the inversion.")
+        str, typer.Option("--negative", "-N", help="What guidance above 1 keeps away from in the inversion.")
     ] = CodecSpec.negative,
     steps: Annotated[
         int | None,
@@ -40,7 +40,7 @@ def encode(
     guidance: Annotated[
         float, typer.Option("--guidance", "-g", help="How strongly TEXT steers the inversion, from 1 (off, best).")
     ] = CodecSpec.guidance,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the draw, 0 to 2^64-1.")] = CodecSpec.seed,
+    seed: Annotated[int, typer.Option("--seed", help="With --sample: seed of the draw, 0 to 2^64-1.")] = CodecSpec.seed,
     size: Annotated[
         str | None, typer.Option("--size", metavar="WxH", help="Scale and crop to this size in pixels first.")
     ] = CodecSpec.size,
