@@ -17,6 +17,7 @@ from sdcli.files import check_writable, place, remove_dead_parts
 from sdcli.layout import read_json
 from sdcli.naming import check_free, check_names, is_output_folder
 from sdcli.pipeline import noise
+from sdcli.pipeline.reference import NoiseLevels
 from sdcli.plan import DEFAULT_STEPS, own_settings
 from sdcli.scheduler_config import check_config
 from sdcli.specs import FigureSpec
@@ -136,16 +137,12 @@ def _walk(scheduler: schedulers.Scheduler, config: dict[str, Any], steps: int) -
             late = 1 if scheduler.is_stochastic else 0
             levels[1::2] = [float(solver.sigmas_interpol[call - late]) for call in range(1, len(levels), 2)]
     elif alpha_bar is not None:
-        levels = [_sigma(float(alpha_bar[int(t)])) for t in timesteps]
+        of = NoiseLevels.of(alpha_bar).sigmas
+        levels = [of[int(t)] for t in timesteps]
     else:
         raise UsageError(f"scheduler {scheduler.name}: shows neither sigmas nor alphas_cumprod", "plot another")
     name = " ".join([scheduler.name, *(str(scheduler.choices[key]) for key in NAMED if key in scheduler.choices)])
     return Walk(name, timesteps, _numbers(levels))
-
-
-def _sigma(a: float) -> float:
-    """The noise on x_0 once x_t is scaled so that x_0 is whole: Karras et al. 2022, arXiv:2206.00364, table 1."""
-    return math.sqrt((1.0 - a) / a) if a > 0 else math.inf
 
 
 def _draw_sigmas(walks: Sequence[Walk], model: str, steps: int) -> bytes:

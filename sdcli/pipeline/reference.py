@@ -37,7 +37,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class NoiseLevels:
-    """sigma at every timestep of a model, rising; the last is infinite at zero terminal SNR."""
+    """sigma at every timestep of a model, rising; the last is infinite at zero terminal SNR.
+
+    sigma is the noise on x_0 once x_t is scaled so that x_0 is whole: Karras et al. 2022, arXiv:2206.00364, table 1.
+    """
 
     sigmas: tuple[float, ...]
 
