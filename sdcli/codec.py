@@ -15,9 +15,9 @@ from torch import Tensor
 from sdcli import latent_files, schedulers, store
 from sdcli.conditioning import Label, inverted_label
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
-from sdcli.files import check_writable, is_folder, open_regular, place, remove_dead_parts
+from sdcli.files import is_folder, open_regular, place
 from sdcli.layout import classes, read_json
-from sdcli.naming import check_free, check_names, check_quality, is_output_folder, picture_format
+from sdcli.naming import check_quality, check_targets, is_output_folder, picture_format
 from sdcli.parts import check_multiple, parts_shape, vae_factor
 from sdcli.pipeline import images, prompt, sampling, text, vae, vocabulary
 from sdcli.pipeline.bundle import load_conditioner, load_unet, load_vae
@@ -209,21 +209,17 @@ def _targets(spec: CodecSpec, sources: list[Path], suffix: str) -> list[Path]:
 
     Raises UsageError when that is no place for them all, OutputError when it cannot be written.
     """
-    check_names(spec.output)
     ending = "." + suffix.rpartition(".")[2]
     many = is_output_folder(spec.output)
     if not many and spec.output.suffix.lower() != ending.lower():
         raise UsageError(f"--output {spec.output}: the result is a {ending} file", f"name a {ending} file or a folder")
     if not many and len(sources) > 1:
         raise UsageError(f"--output {spec.output}: is one file for {len(sources)} results", "name a folder")
-    folder = spec.output if many else spec.output.parent
-    check_writable(folder)
-    remove_dead_parts(folder)
     targets = [spec.output / f"{_stem(source)}{suffix}" for source in sources] if many else [spec.output]
     if spec.if_exists != "number" and len(set(targets)) < len(targets):
         twice = next(target for target in targets if targets.count(target) > 1)
         raise UsageError(f"{twice}: would be the result of two inputs", "use --if-exists number, or one at a time")
-    check_free(targets, spec.if_exists)
+    check_targets(targets, spec.if_exists)
     return targets
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sdcli import latent_files, store
 from sdcli.errors import NumericalError, UsageError
-from sdcli.files import check_writable, place, remove_dead_parts
+from sdcli.files import place
 from sdcli.layout import read_json
-from sdcli.naming import check_free, check_names, is_output_folder
+from sdcli.naming import check_targets, is_output_folder
 from sdcli.parts import check_multiple, vae_factor
 from sdcli.pipeline import images, noise, sampling, vae
 from sdcli.pipeline.bundle import load_vae
@@ -172,12 +172,7 @@ def _targets(spec: DiffuseSpec, levels: Sequence[Level], size: tuple[int, int]) 
     )
     paths = [*([targets.strip] if targets.strip is not None else []), *targets.pictures.values()]
     paths += targets.latents.values()
-    for path in paths:
-        check_names(path)
-    for parent in {path.parent for path in paths}:
-        check_writable(parent)
-        remove_dead_parts(parent)
-    check_free(paths, spec.if_exists)
+    check_targets(paths, spec.if_exists)
     return targets
 
 

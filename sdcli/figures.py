@@ -13,9 +13,9 @@ import torch
 
 from sdcli import plots, schedulers, store
 from sdcli.errors import SdcliWarning, UsageError
-from sdcli.files import check_writable, place, remove_dead_parts
+from sdcli.files import place
 from sdcli.layout import read_json
-from sdcli.naming import check_free, check_names, is_output_folder
+from sdcli.naming import check_targets, is_output_folder
 from sdcli.pipeline import noise
 from sdcli.pipeline.reference import NoiseLevels
 from sdcli.plan import DEFAULT_STEPS, own_settings
@@ -83,14 +83,11 @@ def _chosen(spec: FigureSpec) -> schedulers.Scheduler:
 
 
 def _target(spec: FigureSpec, name: str) -> Path:
-    check_names(spec.output)
     many = is_output_folder(spec.output)
     if not many and spec.output.suffix.lower() != ".png":
         raise UsageError(f"--output {spec.output}: figures are written as PNG", "name a .png file or a folder")
     target = spec.output / f"{name}-{spec.plot}.png" if many else spec.output
-    check_writable(target.parent)
-    remove_dead_parts(target.parent)
-    check_free([target], spec.if_exists)
+    check_targets([target], spec.if_exists)
     return target
 
 

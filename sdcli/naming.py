@@ -10,7 +10,7 @@ from string import Formatter
 
 from sdcli import latent_files
 from sdcli.errors import OutputError, UsageError
-from sdcli.files import check_writable, is_folder
+from sdcli.files import check_writable, is_folder, remove_dead_parts
 from sdcli.specs import GenerateSpec
 
 SLUG_LENGTH = 60
@@ -121,6 +121,19 @@ def check_names(output: Path, option: str = "--output") -> None:
     for name in output.parts:
         if len(os.fsencode(name)) > MAX_NAME_BYTES:
             raise OutputError(f"{option} {name[:40]}...: has over {MAX_NAME_BYTES} bytes", "choose a shorter name")
+
+
+def check_targets(paths: Sequence[Path], if_exists: str) -> None:
+    """Raise OutputError now, before any work, if one of the files could not be put in place.
+
+    Of each folder the part files that killed processes left are removed.
+    """
+    for path in paths:
+        check_names(path)
+    for folder in dict.fromkeys(path.parent for path in paths):
+        check_writable(folder)
+        remove_dead_parts(folder)
+    check_free(paths, if_exists)
 
 
 def check_free(targets: Iterable[Path], if_exists: str) -> None:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli import layout, store
 from sdcli.errors import UsageError
-from sdcli.files import check_writable, place, remove_dead_parts
-from sdcli.naming import check_free, check_names
+from sdcli.files import place
+from sdcli.naming import check_targets
 from sdcli.parts import text_width
 from sdcli.pipeline import vocabulary
 from sdcli.pipeline.prompt import Chunks, Piece
@@ -63,7 +63,7 @@ def walk(spec: TokensSpec) -> Walk:
     files = tuple(embedding_file(text) for text in spec.embedding)
     swaps = word_swaps(spec.replace, spec.mix)
     targets = (*spec.embeddings, *spec.mask)
-    _check_targets(targets, spec.if_exists)
+    check_targets(targets, spec.if_exists)
     model = store.resolve(spec.model, offline=spec.offline)
     if layout.classes(model.folder) is not None:
         check_no_words(files, swaps)
@@ -96,13 +96,6 @@ def counted(spec: GenerateSpec, plan: Plan) -> dict[str, Any]:
     if plan.guidance > 1:
         vocabulary.warn_of_cut(vocabulary.read(replace(words, swaps=()), spec.negative), "negative prompt")
     return {"tokens": chunks.counts()}
-
-
-def _check_targets(targets: Sequence[Path], if_exists: str) -> None:
-    for path in targets:
-        check_names(path)
-        check_writable(path.parent)
-    check_free(targets, if_exists)
 
 
 def _words(
@@ -201,7 +194,6 @@ def _statistics(name: str, tensor: Tensor) -> dict[str, Any]:
 
 def _write(spec: TokensSpec, path: Path, tensors: Mapping[str, Tensor], chunks: Chunks, rows: Sequence[Row]) -> Path:
     chosen = dict(tensors) if path in spec.embeddings else {"causal_mask": tensors["causal_mask"]}
-    remove_dead_parts(path.parent)
     if spec.if_exists == "skip" and path.exists():
         return path
     data = _picture(chosen, rows) if path.suffix.lower() == ".png" else _safetensors(chosen, spec, rows)

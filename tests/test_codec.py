@@ -247,6 +247,14 @@ def test_a_result_is_not_written_under_the_name_of_another_kind(
     assert not (tmp_path / name).exists()
 
 
+def test_a_name_too_long_once_its_ending_is_on_it_is_refused_before_any_work(
+    sd1: Path, photo: Path, tmp_path: Path
+) -> None:
+    long = photo.rename(tmp_path / ("p" * 245 + ".png"))
+    with pytest.raises(OutputError, match="has over 255 bytes"):
+        records(CodecSpec(inputs=(long,), output=tmp_path / "out", model="nowhere/"))
+
+
 def test_two_results_do_not_go_into_one_file(sd1: Path, photo: Path, tmp_path: Path) -> None:
     spec = CodecSpec(inputs=(photo, photo), output=tmp_path / "x.safetensors", model=str(sd1))
     with pytest.raises(UsageError, match="is one file for 2 results"):
