@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import time
 import warnings
 from collections.abc import Generator, Sequence
@@ -24,6 +25,7 @@ from sdcli.pipeline.reference import NoiseLevels, Predict, solve
 
 NO_FLOAT64 = ("mps",)  # kinds of devices
 KEY = "latents"
+PROBLEM, HASH = "problem", "sha256"  # metadata: which reference it is, and of the values
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,20 @@ def solved(
     batches: Sequence[Pictures],
     path: Path,
     *,
+    problem: str,
     prediction_type: str,
     guidance: float,
     steps: int,
 ) -> Generator[tuple[int, int], None, Reference]:
     """The reference of all pictures: that of the file, else computed and put there. Yields steps done and in all.
 
+    problem: the hash of all that the solution depends on; a file of another problem or of other steps is replaced.
     It is integrated twice, in `steps` and in half as many steps: their difference bounds what distances to it mean.
     Raises NumericalError when the model gives values that are not finite.
     """
     shape = (sum(len(batch.seeds) for batch in batches), *batches[0].shape)
-    kept = read(path, shape)
-    if kept is not None:
+    kept = read(path, problem)
+    if kept is not None and kept.facts.steps == steps and tuple(kept.latents.shape) == shape:
         return kept
     began = time.perf_counter()
     dtype = torch.float32 if bundle.device.type in NO_FLOAT64 else torch.float64
@@ -98,25 +102,28 @@ def solved(
     seconds = time.perf_counter() - began
     facts = Facts(steps, 2 * steps - 1, str(dtype).removeprefix("torch."), error, round(seconds, 3))
     reference = Reference(fine, facts)
-    _write(path, reference)
+    _write(path, reference, problem)
     return reference
 
 
-def read(path: Path, shape: tuple[int, ...]) -> Reference | None:
-    """The solution that a file keeps; None, with a warning where it is damaged, when there is none of this shape."""
+def read(path: Path, problem: str) -> Reference | None:
+    """The solution of this problem that a file keeps; None when there is none, with a warning where it is damaged."""
     if not path.exists():
         return None
     open_regular(path).close()
     try:
         with safe_open(path, framework="pt") as file:
-            told, latents = file.metadata() or {}, file.get_tensor(KEY)
+            told = file.metadata() or {}
+            if told.get(PROBLEM) != problem:
+                return None
+            latents = file.get_tensor(KEY)
         facts = Facts(
             int(told["steps"]), int(told["evaluations"]), told["dtype"], float(told["error"]), float(told["seconds"])
         )
-        if tuple(latents.shape) != shape or latents.dtype != torch.float64 or not latents.isfinite().all():
-            raise ValueError("it holds something else")
+        if told[HASH] != _hash(latents):
+            raise ValueError("its values are not those that were written")
     except (SafetensorError, ValueError, KeyError, OSError) as error:
-        warnings.warn(f"{path}: is damaged and computed again ({error})", SdcliWarning, stacklevel=2)
+        warnings.warn(f"{path}: is damaged and left aside ({error})", SdcliWarning, stacklevel=2)
         return None
     return Reference(latents, facts)
 
@@ -134,9 +141,13 @@ def _predict(unet: torch.nn.Module, batch: Pictures, guidance: float, dtype: tor
     return predict
 
 
-def _write(path: Path, reference: Reference) -> None:
-    metadata = {
-        name: repr(value) if isinstance(value, float) else str(value) for name, value in asdict(reference.facts).items()
-    }
+def _write(path: Path, reference: Reference, problem: str) -> None:
+    facts = asdict(reference.facts).items()
+    metadata = {name: repr(value) if isinstance(value, float) else str(value) for name, value in facts}
+    metadata |= {PROBLEM: problem, HASH: _hash(reference.latents)}
     with atomic_write(path) as part:
         part.write_bytes(with_sorted_header(save({KEY: reference.latents.contiguous()}, metadata)))
+
+
+def _hash(latents: Tensor) -> str:
+    return hashlib.sha256(latents.contiguous().numpy().tobytes()).hexdigest()
