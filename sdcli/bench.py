@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -23,7 +23,7 @@ from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.contexts import contexts, lengths
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.measures import RunningGaussian
-from sdcli.pipeline.solution import Pictures, Reference, solved
+from sdcli.pipeline.solution import Pictures, solved
 from sdcli.scheduler_config import prediction_type
 from sdcli.specs import BenchSpec
 
@@ -70,6 +70,7 @@ class Kept:
     problem: str
 
 
+Outcome = TypeVar("Outcome")
 Event = Settings | Progress | Solved | Row | Written
 
 
@@ -82,7 +83,10 @@ def run(spec: BenchSpec, plan: BenchPlan) -> Iterator[Event]:
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, device)
     data = frechet.pictures(spec.data) if spec.data is not None else []
-    identity = _identity(spec, plan, data, device, dtype)
+    data_hash = None
+    if spec.data is not None:
+        data_hash = yield from _told("reading the data", frechet.checked(spec.data, data))
+    identity = _identity(spec, plan, data_hash, device, dtype)
     folder = spec.run if spec.run is not None else Path("runs") / f"bench-{ledger.digest(identity)}"
     rows: list[dict[str, Any]] = []
     with ledger.opened(folder, identity) as book:
@@ -156,13 +160,13 @@ def _laboratory(
     return laboratory
 
 
-def _told(what: str, work: Generator[tuple[int, int], None, Reference]) -> Generator[Progress, None, Reference]:
+def _told(what: str, work: Generator[tuple[int, int], None, Outcome]) -> Generator[Progress, None, Outcome]:
     """Long work with its progress under a name."""
     while True:
         try:
             done, total = next(work)
         except StopIteration as end:
-            return cast("Reference", end.value)
+            return cast("Outcome", end.value)
         yield Progress(what, done, total)
 
 
@@ -198,11 +202,11 @@ def _alike(values: Sequence[int]) -> Iterator[range]:
 
 
 def _identity(
-    spec: BenchSpec, plan: BenchPlan, data: Sequence[Path], device: torch.device, dtype: torch.dtype
+    spec: BenchSpec, plan: BenchPlan, data_hash: str | None, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """What makes two calls the same run, as plain JSON values. Schedulers and steps are not: they only add rows."""
     features = spec.features
-    if data and features != BenchSpec.features:
+    if data_hash is not None and features != BenchSpec.features:
         features = hashlib.sha256(read_bytes(Path(features), max_bytes=MAX_FEATURES_BYTES)).hexdigest()
     return {
         "kind": "bench",
@@ -219,23 +223,12 @@ def _identity(
         "height": plan.base.height,
         "batch_size": spec.batch_size,
         "reference_steps": spec.reference_steps,
-        "data_hash": _data_hash(spec, data),
-        "features": features if data else None,
+        "data_hash": data_hash,
+        "features": features if data_hash is not None else None,
         "device": str(device) if device.type != "cuda" else torch.cuda.get_device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
-
-
-def _data_hash(spec: BenchSpec, data: Sequence[Path]) -> str | None:
-    if spec.data is None:
-        return None
-    digest = hashlib.sha256()
-    for path in data:
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{path.relative_to(spec.data).as_posix()} {found}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def _written(spec: BenchSpec, rows: Sequence[dict[str, Any]]) -> Iterator[Written]:

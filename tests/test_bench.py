@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -20,7 +21,9 @@ from sdcli import bench, store
 from sdcli.bench_plan import PROMPTS, plan_bench
 from sdcli.bench_table import COLUMNS
 from sdcli.errors import ExitCode, SdcliWarning, UsageError
-from sdcli.pipeline.measures import frechet_distance
+from sdcli.pipeline import frechet
+from sdcli.pipeline.images import fit, load_image, to_pixels
+from sdcli.pipeline.measures import RunningGaussian, frechet_distance
 from sdcli.schedulers import find, names
 from sdcli.specs import BenchSpec
 from tests import models
@@ -310,6 +313,7 @@ def test_a_scheduler_of_another_package_is_measured_and_a_broken_one_an_error_on
         (["--data", "nowhere"], ExitCode.INPUT, "--data nowhere: is no folder"),
         (["--data", "empty"], ExitCode.INPUT, "--data empty: holds no picture"),
         (["--data", "broken"], ExitCode.INPUT, "broken/a.png: is no picture"),
+        (["--data", "pipes"], ExitCode.INPUT, "pipes/a.png: is no regular file"),
         (["--data", "broken", "--features", "nowhere.pth"], ExitCode.INPUT, "nowhere.pth: no such file"),
         (["--model", "nowhere"], ExitCode.INPUT, "nowhere: no such model"),
         (["--run", "broken"], ExitCode.INPUT, "broken: holds a.png but no bench"),
@@ -324,13 +328,13 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(
     Path("broken").mkdir()
     Path("broken/a.png").write_bytes(b"no picture")
     Path("there.csv").touch()
+    Path("pipes").mkdir()
+    os.mkfifo("pipes/a.png")
     before = tree(Path())
     ended = shell("bench", *arguments)
     assert (ended.code, ended.stdout) == (code, "")
     assert words in ended.stderr
-    after = tree(Path())
-    assert before.items() <= after.items()
-    assert not any(name.endswith(("ledger.jsonl", ".part")) and after[name] for name in after)
+    assert tree(Path()) == before, "no folder is made, and nothing is left in one that was there"
 
 
 def test_epsilon_at_zero_terminal_snr_has_no_solution_to_compare_with(shell: Shell, model: Path) -> None:
@@ -360,14 +364,29 @@ def test_the_plan_of_all_schedulers_takes_the_registry_and_rising_steps() -> Non
 
 
 def test_frechet_of_the_drawn_pictures_to_themselves_is_0(sd1: Path, pictures: Path) -> None:
-    from sdcli.pipeline import frechet
-    from sdcli.pipeline.measures import RunningGaussian
-
     network = frechet.extractor("builtin", torch.device("cpu"))
-    first, second = RunningGaussian(), RunningGaussian()
-    assert list(frechet.look_at_files(network, frechet.pictures(pictures), (32, 32), first)) == [6]
-    list(frechet.look_at_files(network, frechet.pictures(pictures), (32, 32), second))
-    assert frechet_distance(first.gaussian(), second.gaussian()) == pytest.approx(0.0, abs=1e-6)
+    files, drawn = RunningGaussian(), RunningGaussian()
+    paths = frechet.pictures(pictures)
+    assert list(frechet.look_at_files(network, paths, (32, 32), files)) == [6]
+    pixels = torch.cat([to_pixels(fit(load_image(path), 32, 32)) for path in paths])
+    for some in pixels.split(4):
+        frechet.look_at_drawn(network, some + 1e-3, drawn)  # less than half of one of 255 values: the file is the same
+    assert frechet_distance(files.gaussian(), drawn.gaussian()) == pytest.approx(0.0, abs=1e-6)
+    darker = RunningGaussian()
+    frechet.look_at_drawn(network, pixels - 0.5, darker)
+    assert frechet_distance(files.gaussian(), darker.gaussian()) > 1e-4
+
+
+def test_folders_are_no_pictures_whatever_their_names_and_an_animation_is_told_once(
+    sd1: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "folder.png").mkdir()
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
+    frames[0].save(pictures / "folder.png" / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.warns(SdcliWarning, match="only the first of 2 frames") as told:
+        (row,) = rows_of(sd1, tmp_path / "r", schedulers="euler-a", steps="1", data=pictures)
+    assert row["data_pictures"] == 7
+    assert sum(issubclass(one.category, SdcliWarning) for one in told) == 1
 
 
 @pytest.mark.slow

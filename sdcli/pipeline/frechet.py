@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import io
+import warnings
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from sdcli.errors import InputError
+from sdcli.errors import InputError, SdcliWarning
+from sdcli.files import is_folder, read_bytes
 from sdcli.pipeline.features import BUILTIN, embedded, lpips, read_weights
-from sdcli.pipeline.images import SUFFIXES, fit, load_image, to_images, to_pixels
+from sdcli.pipeline.images import MAX_FILE_BYTES, SUFFIXES, fit, load_image, read_image, to_images, to_pixels
 from sdcli.pipeline.inception import FIRST_KEY, inception
 from sdcli.pipeline.measures import RunningGaussian
 
@@ -54,10 +58,27 @@ def extractor(weights: str, device: torch.device) -> Extractor:
 
 def pictures(folder: Path) -> list[Path]:
     """Every picture below a folder, in the order of their names. Raises InputError when there is none."""
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    named = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.name[0] != ".")
+    found = sorted(path for path in named if not is_folder(path))
     if not found:
         raise InputError(f"--data {folder}: holds no picture", f"accepted are {', '.join(sorted(SUFFIXES))}")
     return found
+
+
+def checked(folder: Path, paths: Sequence[Path]) -> Generator[tuple[int, int], None, str]:
+    """Read and decode all pictures of a folder; yields how many are done, and of how many.
+
+    Returns the hash of their names and bytes. Warns (SdcliWarning) of an animation, of which the first frame is taken.
+    Raises InputError for the first that is no picture, cut short or no regular file.
+    """
+    digest = hashlib.sha256()
+    for number, path in enumerate(paths, start=1):
+        data = read_bytes(path, max_bytes=MAX_FILE_BYTES)
+        read_image(io.BytesIO(data), path)
+        found = hashlib.sha256(data).hexdigest()
+        digest.update(f"{path.relative_to(folder).as_posix()} {found}\n".encode(errors="surrogateescape"))
+        yield number, len(paths)
+    return digest.hexdigest()
 
 
 def look_at_files(
@@ -65,12 +86,15 @@ def look_at_files(
 ) -> Iterator[int]:
     """Take picture files into `seen`, scaled and cropped to a size in px; yields how many are done.
 
-    Raises InputError for a file that cannot be read.
+    Raises InputError for a file that cannot be read. Of animations `checked` has warned.
     """
     at_once = max(1, BATCH_PIXELS // (size[0] * size[1]))
     for first in range(0, len(paths), at_once):
         batch = paths[first : first + at_once]
-        look(network, torch.cat([to_pixels(fit(load_image(path), *size)) for path in batch]), seen)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SdcliWarning)
+            images = [load_image(path) for path in batch]
+        look(network, torch.cat([to_pixels(fit(image, *size)) for image in images]), seen)
         yield first + len(batch)
 
 
