@@ -17,12 +17,15 @@ from sdcli.bench_plan import BenchPlan, Cell
 from sdcli.bench_row import Laboratory, measured, row_of, warmed
 from sdcli.bench_row import Progress as Progress  # one of the events
 from sdcli.bench_table import csv_bytes, figure
+from sdcli.errors import InputError
 from sdcli.files import place, read_bytes
 from sdcli.pipeline import frechet, solution, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.contexts import contexts, lengths
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.measures import RunningGaussian
+from sdcli.pipeline.noise import alpha_bars
+from sdcli.pipeline.reference import NoiseLevels
 from sdcli.pipeline.solution import Pictures, solved
 from sdcli.scheduler_config import prediction_type
 from sdcli.specs import BenchSpec
@@ -83,6 +86,10 @@ def run(spec: BenchSpec, plan: BenchPlan) -> Iterator[Event]:
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, device)
     data = frechet.pictures(spec.data) if spec.data is not None else []
+    levels = NoiseLevels.of(alpha_bars(plan.config))
+    if not levels.is_finite and prediction_type(plan.config) == "epsilon":
+        what = f"{plan.base.model.ref}: predicts epsilon at a timestep that holds nothing but noise"
+        raise InputError(what, "there is no solution to compare with; choose smaller betas")
     data_hash = None
     if spec.data is not None:
         data_hash = yield from _told("reading the data", frechet.checked(spec.data, data))

@@ -337,6 +337,32 @@ def test_what_cannot_be_is_refused_before_anything_is_drawn(
     assert tree(Path()) == before, "no folder is made, and nothing is left in one that was there"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"beta_start": 1e-20, "beta_end": 0.02, "beta_schedule": "linear"},
+        {"num_train_timesteps": 1},
+        {"num_train_timesteps": 5, "trained_betas": [0.1, 0.2, 1e-20, 0.2, 0.2]},
+        {"num_train_timesteps": 30, "trained_betas": [1 - 1e-15] * 21 + [0.9] * 9},
+    ],
+    ids=["no noise at first", "one timestep", "equal levels", "nothing but noise"],
+)
+def test_noise_schedules_without_levels_to_solve_between_are_refused(
+    shell: Shell, model: Path, changes: dict[str, Any]
+) -> None:
+    models.edit_json(model / "scheduler" / "scheduler_config.json", steps_offset=0, **changes)
+    ended = shell("bench", "--model", model, "--schedulers", "ddim", "--steps", "1", *QUICK)
+    assert (ended.code, ended.stdout) == (ExitCode.INPUT, ""), ended.stderr
+    assert tree(Path()) == {}
+
+
+def test_the_model_s_own_scheduler_and_steps_refuse_nothing(model: Path) -> None:
+    models.edit_json(model / "scheduler" / "scheduler_config.json", num_train_timesteps=20)
+    (model / "sdcli.json").write_text('{"scheduler": "f-pndm", "steps": 3}', encoding="utf-8")
+    plan = plan_bench(BenchSpec(model=str(model), schedulers="ddim", steps="1,20"))
+    assert [cell.steps for cell in plan.cells] == [1, 20]
+
+
 def test_epsilon_at_zero_terminal_snr_has_no_solution_to_compare_with(shell: Shell, model: Path) -> None:
     models.edit_json(
         model / "scheduler" / "scheduler_config.json", rescale_betas_zero_snr=True, timestep_spacing="trailing"

@@ -266,6 +266,9 @@ def test_a_malformed_noise_schedule_is_refused(model: Path, photo: Path, tmp_pat
     models.edit_json(model / "scheduler" / "scheduler_config.json", beta_end=2.0)
     with pytest.raises(InputError, match=r"scheduler_config\.json:beta_end"):
         noised(model, photo, tmp_path / "out")
+    models.edit_json(model / "scheduler" / "scheduler_config.json", beta_start=1e-20, beta_end=0.02)
+    with pytest.raises(InputError, match="no noise at the first timestep"):
+        noised(model, photo, tmp_path / "out")
 
 
 def test_a_vae_that_gives_nothing_finite_makes_no_picture(model: Path, photo: Path, tmp_path: Path) -> None:

@@ -22,12 +22,15 @@ def alpha_bars(config: Mapping[str, object]) -> Tensor:
     """Cumulative products of 1 - beta for a diffusers scheduler config.
 
     Returns (num_train_timesteps,) float64, falling from about 1 towards 0, and to 0 with `rescale_betas_zero_snr`.
-    Raises InputError when the config names an unknown `beta_schedule`.
+    Raises InputError when the config names an unknown `beta_schedule`, or betas so small that no noise is left of the
+    first: float64 then has 1 for its alpha_bar, and its sigma and its signal-to-noise ratio are no numbers.
     """
     alpha_bar = torch.cumprod(1.0 - _configured_betas(config), dim=0)
     if config.get("rescale_betas_zero_snr"):  # Lin et al. 2023, arXiv:2305.08891, algorithm 1
         root = alpha_bar.sqrt()
         alpha_bar = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    if not alpha_bar[0] < 1:
+        raise InputError("scheduler_config.json: there is no noise at the first timestep", "raise its beta_start")
     return alpha_bar
 
 

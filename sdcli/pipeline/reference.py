@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdcli.errors import InputError
+
 RHO = 7.0  # how the sigmas crowd towards the end; arXiv:2206.00364, section 3
 RHO_OF_ANGLES = 2.0  # likewise; of 1 to 7 it errs least on Gaussian data
 PROBE_SEED = 0
@@ -46,8 +48,15 @@ class NoiseLevels:
 
     @classmethod
     def of(cls, alpha_bar: Tensor) -> NoiseLevels:
-        """From the cumulative products of a noise schedule: (T,) float64, falling."""
-        return cls(tuple(math.sqrt((1.0 - a) / a) if a > 0 else math.inf for a in alpha_bar.tolist()))
+        """From the cumulative products of a noise schedule: (T,) float64, falling.
+
+        Raises InputError where there are fewer than two, or two are the same: there is nothing between them to solve.
+        """
+        sigmas = tuple(math.sqrt((1.0 - a) / a) if a > 0 else math.inf for a in alpha_bar.tolist())
+        if len(sigmas) < 2 or any(low >= high for low, high in pairwise(sigmas)):
+            what = "scheduler_config.json: its timesteps are no two or more rising noise levels"
+            raise InputError(what, "compare schedulers on a model with more timesteps, or with other betas")
+        return cls(sigmas)
 
     @property
     def is_finite(self) -> bool:
