@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import groupby
@@ -16,7 +16,7 @@ from sdcli import __version__, generate, ledger, store
 from sdcli.bench_plan import BenchPlan, Cell
 from sdcli.bench_row import Laboratory, measured, row_of, warmed
 from sdcli.bench_row import Progress as Progress  # one of the events
-from sdcli.bench_table import csv_bytes, figure
+from sdcli.bench_table import COLUMNS, DONE, csv_bytes, figure
 from sdcli.errors import InputError
 from sdcli.files import place, read_bytes
 from sdcli.pipeline import frechet, solution, vae
@@ -96,9 +96,9 @@ def run(spec: BenchSpec, plan: BenchPlan) -> Iterator[Event]:
     identity = _identity(spec, plan, data_hash, device, dtype)
     folder = spec.run if spec.run is not None else Path("runs") / f"bench-{ledger.digest(identity)}"
     rows: list[dict[str, Any]] = []
-    with ledger.opened(folder, identity) as book:
-        todo = [cell for cell in plan.cells if not cell.problem and cell.key not in book.rows]
+    with ledger.opened(folder, identity, COLUMNS) as book:
         able = [cell for cell in plan.cells if not cell.problem]
+        todo = [cell for cell in able if not _is_done(cell, book.rows)]
         yield Settings(identity, folder, len(able) - len(todo), len(able))
         place = Kept(folder / REFERENCE, ledger.digest(identity))
         laboratory = None
@@ -111,15 +111,22 @@ def run(spec: BenchSpec, plan: BenchPlan) -> Iterator[Event]:
         for cell in plan.cells:
             if cell.problem:
                 row = row_of(cell, status="skipped", note=cell.problem)
-            elif cell.key in book.rows:
+            elif _is_done(cell, book.rows):
                 row = book.rows[cell.key]
             else:
                 assert laboratory is not None
                 row = yield from measured(laboratory, cell, must_work=not plan.is_all)
-                book.add(cell.key, row)
+                if row["status"] == DONE:  # what failed is tried again
+                    book.add(cell.key, row)
             rows.append(row)
             yield Row(row)
     yield from _written(spec, rows)
+
+
+def _is_done(cell: Cell, rows: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether there is a row of this cell, and it was measured."""
+    row = rows.get(cell.key)
+    return row is not None and (row["scheduler"], row["steps"], row["status"]) == (cell.label, cell.steps, DONE)
 
 
 def _laboratory(

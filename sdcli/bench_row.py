@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdcli import schedulers
 from sdcli.bench_plan import Cell
-from sdcli.bench_table import COLUMNS
+from sdcli.bench_table import COLUMNS, DONE
 from sdcli.errors import NumericalError, UsageError
 from sdcli.pipeline import frechet, sampling, vae
 from sdcli.pipeline.bundle import ModelBundle
@@ -113,7 +113,7 @@ def _measure(laboratory: Laboratory, cell: Cell) -> Generator[Progress, None, di
     evaluations = calls // len(laboratory.batches)
     return row_of(
         cell,
-        status="done",
+        status=DONE,
         note=note,
         evaluations=evaluations,
         seconds_per_step=statistics.median(seconds) * evaluations / cell.steps,
@@ -159,7 +159,8 @@ def _compared(laboratory: Laboratory, results: Sequence[Tensor], *, is_comparabl
         facts |= {"latent_rmse": float(apart.square().mean().sqrt()), "psnr_db": float(torch.cat(decibels).mean())}
     if laboratory.network is not None and laboratory.data is not None:
         facts["frechet_distance"] = frechet_distance(seen.gaussian(), laboratory.data)
-        facts |= {"features": laboratory.network.name, "data_pictures": laboratory.data_pictures}
+        facts |= {"features": laboratory.network.name, "feature_dimensions": len(laboratory.data.mean)}
+        facts |= {"data_pictures": laboratory.data_pictures}
     return facts
 
 

@@ -11,10 +11,26 @@ from sdcli import plots
 
 Row = Mapping[str, Any]
 
-COLUMNS = (
-    *("scheduler", "steps", "status", "evaluations", "seconds_per_step", "seconds_per_image", "latent_rmse"),
-    *("psnr_db", "frechet_distance", "features", "pictures", "data_pictures", "memory_bytes", "memory", "note"),
-)
+NUMBER, COUNT, WORD, NONE = (int, float), int, str, type(None)
+COLUMNS: Mapping[str, tuple[type, ...]] = {  # of what types; None is what was not measured
+    "scheduler": (WORD,),
+    "steps": (COUNT,),
+    "status": (WORD,),
+    "evaluations": (COUNT, NONE),
+    "seconds_per_step": (*NUMBER, NONE),
+    "seconds_per_image": (*NUMBER, NONE),
+    "latent_rmse": (*NUMBER, NONE),
+    "psnr_db": (*NUMBER, NONE),
+    "frechet_distance": (*NUMBER, NONE),
+    "features": (WORD, NONE),
+    "feature_dimensions": (COUNT, NONE),
+    "pictures": (COUNT, NONE),
+    "data_pictures": (COUNT, NONE),
+    "memory_bytes": (COUNT, NONE),
+    "memory": (WORD, NONE),
+    "note": (WORD,),
+}
+DONE = "done"  # status of a row that was measured
 QUALITIES = {  # column, label
     "rmse": ("latent_rmse", "RMSE of the latents to the reference"),
     "psnr": ("psnr_db", "PSNR of the pictures to the reference, dB"),
@@ -41,7 +57,8 @@ def figure(rows: Sequence[Row], *, title: str, quality: str, over: str) -> bytes
     (column, y_label), (cost, x_label) = QUALITIES[quality], COSTS[over]
     curves = []
     for name in dict.fromkeys(row["scheduler"] for row in rows):
-        points = sorted((r[cost], r[column]) for r in rows if r["scheduler"] == name and r[column] is not None)
+        known = [r for r in rows if r["scheduler"] == name and None not in (r[cost], r[column])]
+        points = sorted((r[cost], r[column]) for r in known)
         if points:
             curves.append(plots.Curve(name, [x for x, _ in points], [y for _, y in points]))
     # Few values would each be a tick of a logarithmic axis: fine for steps, crowded for all else.

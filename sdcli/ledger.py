@@ -10,18 +10,22 @@ import fcntl
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from sdcli.errors import InputError, LockedError
-from sdcli.files import PART_NAME, atomic_write, make_folder, output_error, remove_dead_parts
+from sdcli.errors import InputError, LockedError, SdcliWarning
+from sdcli.files import PART_NAME, atomic_write, exists, make_folder, open_regular, output_error, remove_dead_parts
 from sdcli.layout import read_json, write_json
 
 CONFIG, ROWS, LOCK = "config.json", "ledger.jsonl", ".lock"
 HASH_LENGTH = 12
 KEY = "key"
+LARGEST = 2.0**63
+
+Columns = Mapping[str, tuple[type, ...]]
 
 
 class Ledger:
@@ -47,17 +51,21 @@ def digest(identity: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def opened(folder: Path, identity: Mapping[str, Any]) -> Iterator[Ledger]:
+def opened(folder: Path, identity: Mapping[str, Any], columns: Columns | None = None) -> Iterator[Ledger]:
     """Own a run folder for this process: a new one, or that of the same settings with the rows it has.
 
     identity: plain JSON values, `kind` among them; the settings that all rows share. A folder without a row takes new
-    ones. Raises LockedError when another process owns the folder, InputError when it holds other settings or another
+    ones.
+    columns: what a row has, and of which types; one that does not fit, in a file that somebody edited, is done again
+    with a warning (SdcliWarning). None takes any.
+    Raises LockedError when another process owns the folder, InputError when it holds other settings or another
     thing, OutputError when it cannot be written.
     """
     _recorded(folder, identity["kind"])
     make_folder(folder)
     try:
-        lock = (folder / LOCK).open("ab")
+        # O_NONBLOCK: opening a FIFO nobody reads must not hang.
+        lock = os.fdopen(os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666), "ab")
     except OSError as error:
         raise output_error(folder, error) from error
     with lock:
@@ -70,7 +78,7 @@ def opened(folder: Path, identity: Mapping[str, Any]) -> Iterator[Ledger]:
             raise output_error(folder, error) from error
         remove_dead_parts(folder)
         path = folder / ROWS
-        rows = _kept(path)
+        rows = _kept(path, columns)
         _check(folder, identity, rows)
         try:
             _mend(path, rows)
@@ -108,20 +116,32 @@ def _recorded(folder: Path, kind: str) -> dict[str, Any] | None:
     return None
 
 
-def _kept(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows up to the first that is not whole."""
+def _kept(path: Path, columns: Columns | None) -> dict[str, dict[str, Any]]:
+    """The rows up to the first that is not whole, without those that do not fit."""
     rows: dict[str, dict[str, Any]] = {}
-    if not path.exists():
+    if not exists(path):
         return rows
-    with path.open("rb") as stream:
-        for line in stream:
+    with open_regular(path) as stream:
+        for number, line in enumerate(stream, start=1):
             try:
                 row = json.loads(line)
                 key = str(row.pop(KEY))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 break
-            rows[key] = row
+            if columns is None or _fits(row, columns):
+                rows[key] = row
+            else:
+                what = f"{path}:{number}: is no row of this run and is done again"
+                warnings.warn(what, SdcliWarning, stacklevel=2)
     return rows
+
+
+def _fits(row: Mapping[str, Any], columns: Columns) -> bool:
+    """Whether a row has these columns and no others, each of its types; numbers are finite and of 64 bits."""
+    return row.keys() == columns.keys() and all(
+        type(row[name]) in types and not (type(row[name]) in (int, float) and not abs(row[name]) < LARGEST)
+        for name, types in columns.items()
+    )
 
 
 def _mend(path: Path, rows: Mapping[str, Mapping[str, Any]]) -> None:

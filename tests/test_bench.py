@@ -114,7 +114,15 @@ def test_frechet_distances_name_the_network_and_the_numbers(sd1: Path, pictures:
     rows = rows_of(sd1, tmp_path, schedulers="ddim,euler-a", steps="2", data=pictures, seeds=3, reference_steps=4)
     for row in rows:
         assert (row["features"], row["pictures"], row["data_pictures"]) == ("sdcli-perceptual", 3, 6)
-        assert row["frechet_distance"] > 0
+        assert row["feature_dimensions"] > 6 and row["frechet_distance"] > 0
+
+
+def test_a_person_is_told_what_looked_at_how_many_pictures_and_that_they_are_few(shell: Shell, pictures: Path) -> None:
+    ended = shell("bench", "--schedulers", "euler-a", "--steps", "1,2", *QUICK, "--data", pictures)
+    assert ended.code == 0
+    assert ended.stderr.count("Frechet distance: sdcli-perceptual, ") == 1
+    assert "features; 1 pictures drawn, 6 of the data" in ended.stderr
+    assert ended.stderr.count("sdcli: warning: the Frechet distance is of fewer pictures (1) than features (") == 1
 
 
 def test_pictures_of_a_prompt_differ_in_seed_and_batches_change_nothing(sd1: Path, tmp_path: Path) -> None:
@@ -193,6 +201,23 @@ def test_the_same_command_measures_only_what_is_missing(shell: Shell) -> None:
     assert records(third.lines) == [ddim, dpm]
     assert third.lines[1] == first.lines[1], "what the rows were compared with is told again"
     assert tree(Path("r")) | tree(Path()) == before, "a table that says the same stays as it is"
+
+
+def test_a_row_that_failed_is_tried_again_and_one_that_somebody_edited_measured_again(shell: Shell) -> None:
+    command = ("bench", "--schedulers", "ddim,dpm", "--steps", "2", *QUICK, "--run", "r", "--json")
+    first = records(shell(*command).lines)
+    ledger = Path("r/ledger.jsonl")
+    ddim, dpm = map(json.loads, ledger.read_text(encoding="utf-8").splitlines())
+    edited = [ddim | {"status": "failed", "note": "of another day", "latent_rmse": None}, dpm | {"evaluations": "x"}]
+    ledger.write_text("".join(f"{json.dumps(row)}\n" for row in edited), encoding="utf-8")
+    again = shell(*command)
+    assert again.code == 0 and "ledger.jsonl:2: is no row of this run" in again.stderr
+    assert json.loads(again.lines[0])["done"] == 0
+    for before, after in zip(first, records(again.lines), strict=True):
+        assert (after["status"], after["note"], after["evaluations"]) == ("done", "", 2)
+        assert after["latent_rmse"] == pytest.approx(before["latent_rmse"], rel=1e-5)
+    third = shell(*command)
+    assert (json.loads(third.lines[0])["done"], third.stderr) == (2, "")
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9])

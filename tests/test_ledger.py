@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from sdcli.errors import InputError, LockedError, OutputError
+from sdcli.errors import InputError, LockedError, OutputError, SdcliWarning
 from sdcli.ledger import digest, opened
 
 IDENTITY = {"kind": "bench", "model": "a", "seed": 3}
@@ -26,6 +27,44 @@ def test_rows_are_there_for_the_same_settings(run: Path) -> None:
         assert book.rows == {"one": {"x": 1}, "two": {"x": None}}
         book.add("three", {"x": 3})
     assert len((run / "ledger.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"key": "one"}',
+        '{"key": "one", "x": "1"}',
+        '{"key": "one", "x": true}',
+        '{"key": "one", "x": NaN}',
+        '{"key": "one", "x": 1' + 400 * "0" + "}",
+        '{"key": "one", "x": 1, "y": 2}',
+    ],
+)
+def test_a_row_that_does_not_fit_is_done_again_and_the_others_stay(run: Path, line: str) -> None:
+    path = run / "ledger.jsonl"
+    path.write_text(f"{line}\n{path.read_text(encoding='utf-8').splitlines()[1]}\n", encoding="utf-8")
+    columns = {"x": (int, float, type(None))}
+    with (
+        pytest.warns(SdcliWarning, match=r"ledger\.jsonl:1: is no row of this run"),
+        opened(run, IDENTITY, columns) as book,
+    ):
+        assert book.rows == {"two": {"x": None}}
+    with opened(run, IDENTITY, columns) as book:
+        assert book.rows == {"two": {"x": None}}
+
+
+def test_what_is_nested_too_deep_is_no_whole_row(run: Path) -> None:
+    (run / "ledger.jsonl").write_text("[" * 100_000 + "\n", encoding="utf-8")
+    with opened(run, IDENTITY) as book:
+        assert book.rows == {}
+
+
+@pytest.mark.parametrize(("name", "error"), [("ledger.jsonl", InputError), (".lock", OutputError)])
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(run: Path, name: str, error: type[Exception]) -> None:
+    (run / name).unlink()
+    os.mkfifo(run / name)
+    with pytest.raises(error), opened(run, IDENTITY):
+        pass
 
 
 @pytest.mark.parametrize("cut", [1, 5, 14])

@@ -112,7 +112,7 @@ def bench(
         output.warning(text)
     from sdcli import bench as story  # deferred: imports torch
 
-    is_headed = False
+    is_headed = is_told = False
     with output.progress() as bar:
         for event in story.run(spec, decided):
             if isinstance(event, story.Progress):
@@ -125,6 +125,9 @@ def bench(
                 if not is_headed:
                     output.heading(HEAD)
                 is_headed = True
+                if event.facts["frechet_distance"] is not None and not is_told:
+                    is_told = True
+                    _tell_frechet(event.facts)
                 output.result(_line(event.facts), event.facts)
             else:
                 output.result(str(event.path), {"path": str(event.path)})
@@ -143,6 +146,19 @@ def _tell_reference(solved: Solved) -> None:
         f"RMSE to half as many steps {facts['error']:.1e}"
     )
     output.record({"reference": facts})
+
+
+def _tell_frechet(row: dict[str, Any]) -> None:
+    """What the distances of all rows are worth: which network looked, and at how many pictures."""
+    drawn, data, dimensions = row["pictures"], row["data_pictures"], row["feature_dimensions"]
+    output.note(
+        f"Frechet distance: {row['features']}, {dimensions} features; {drawn} pictures drawn, {data} of the data"
+    )
+    if min(drawn, data) < dimensions:
+        output.warning(
+            f"the Frechet distance is of fewer pictures ({min(drawn, data)}) than features ({dimensions}): "
+            "compare it among these rows only, or raise --seeds"
+        )
 
 
 def _line(row: dict[str, Any]) -> str:
