@@ -128,14 +128,22 @@ def exists(path: Path) -> bool:
 
 
 def check_writable(folder: Path) -> None:
-    """Raise OutputError now, before any work, if nothing could be written into `folder` or where it would be made."""
+    """Raise OutputError now, before any work, if nothing could be written into `folder` or where it would be made.
+
+    A part file is made there and removed: /proc and others let root write by their rights, and refuse all the same.
+    """
     place = folder.absolute()
     while not exists(place) and place != place.parent:
         place = place.parent
     if not is_folder(place):
         raise OutputError(f"{folder}: {place} is a file", "name a folder for the output")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise OutputError(f"{folder}: cannot be written", "name a folder you may write to with --output")
+    part = place / f".check.{os.getpid()}-{secrets.token_hex(4)}.part"
+    try:
+        _create(part)
+        part.unlink()
+    except OSError as error:
+        hint = "name a folder you may write to with --output"
+        raise OutputError(f"{folder}: cannot be written ({reason(error)})", hint) from error
 
 
 def remove_dead_parts(folder: Path) -> None:

@@ -345,6 +345,14 @@ def test_a_file_in_the_way_of_the_output_folder_is_named(tmp_path: Path) -> None
         check_writable(tmp_path / "file" / "new")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc")
+def test_a_folder_that_takes_no_file_whatever_its_mode_says_is_told_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="/proc: cannot be written"):
+        check_writable(Path("/proc"))
+    check_writable(tmp_path)
+    assert names(tmp_path) == []
+
+
 def test_running_out_of_descriptors_is_a_matter_of_resources() -> None:
     assert isinstance(output_error(Path("a"), OSError(errno.EMFILE, "Too many open files")), ResourceError)
     assert isinstance(output_error(Path("a"), OSError(errno.EROFS, "Read-only file system")), OutputError)
