@@ -120,7 +120,7 @@ def _measure(laboratory: Laboratory, cell: Cell) -> Generator[Progress, None, di
         seconds_per_image=sum(seconds) / pictures,
         pictures=pictures,
         memory_bytes=peak.bytes,
-        memory=peak.kind,
+        memory=peak.kind if peak.bytes is not None else None,
         **_compared(laboratory, results, is_comparable=not note),
     )
 

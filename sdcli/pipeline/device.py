@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
-import resource
-import sys
 from pathlib import Path
 from types import TracebackType
 
@@ -53,18 +53,22 @@ def synchronize(device: torch.device) -> None:
 class Peak:
     """The most memory used between entering and leaving, in bytes, and of which kind.
 
-    kind: `cuda`, what torch had allocated on the device; else `rss`, the resident memory of this process at the moments
-    of `look`. Where the system does not tell it, `rss` is the highest since the process began.
+    kind: `cuda`, what torch had allocated on the device; else `rss growth`, by how much the resident memory of this
+    process was larger at the moments of `look` than on entering, when what is free has been given back to the system:
+    kept, it would hide the growth. Where the system does not tell it, or takes nothing back, bytes is None.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.kind = "cuda" if device.type == "cuda" else "rss"
-        self.bytes = 0
+        self.kind = "cuda" if device.type == "cuda" else "rss growth"
+        self.bytes: int | None = None
         self._device = device
+        self._before: int | None = 0  # bytes
 
     def __enter__(self) -> Peak:
         if self.kind == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._before = _resident() if _gave_back() else None
         self.look()
         return self
 
@@ -76,12 +80,22 @@ class Peak:
     def look(self) -> None:
         """Take what is used now into account."""
         now = torch.cuda.max_memory_allocated(self._device) if self.kind == "cuda" else _resident()
-        self.bytes = max(self.bytes, now)
+        if now is not None and self._before is not None:
+            self.bytes = max(self.bytes or 0, now - self._before)
 
 
-def _resident() -> int:
+def _resident() -> int | None:
     try:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):  # no Linux
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return None
+
+
+def _gave_back() -> bool:
+    """Give what is free back to the system; False where the C library is none that can."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc
+    except (OSError, AttributeError, TypeError):
+        return False
+    return True

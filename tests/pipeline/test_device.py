@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
@@ -66,8 +68,25 @@ def test_the_peak_of_memory_is_that_of_the_moments_looked_at() -> None:
         synchronize(cpu)
         busy.look()
         del held
-    assert (idle.kind, busy.kind) == ("rss", "rss")
+    assert (idle.kind, busy.kind) == ("rss growth", "rss growth")
+    assert idle.bytes is not None and busy.bytes is not None
     assert busy.bytes >= idle.bytes + (60 << 20)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell")
+def test_the_growth_of_memory_is_the_same_whatever_the_process_did_before() -> None:
+    def peak() -> int:
+        with Peak(pick_device("cpu")) as found:
+            held = [torch.ones(100_000, dtype=torch.uint8) for _ in range(400)]  # small enough for malloc to keep
+            found.look()
+            del held
+        assert found.bytes is not None
+        return found.bytes
+
+    first = peak()
+    before = [torch.ones(100_000, dtype=torch.uint8) for _ in range(800)]
+    del before
+    assert first > 30 << 20 and peak() == pytest.approx(first, abs=8 << 20)
 
 
 @pytest.mark.gpu
