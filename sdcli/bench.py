@@ -14,10 +14,10 @@ import torch
 
 from sdcli import __version__, generate, ledger, store
 from sdcli.bench_plan import BenchPlan, Cell
-from sdcli.bench_row import Laboratory, measured, row_of, warmed
+from sdcli.bench_row import Laboratory, is_compared, measured, row_of, warmed
 from sdcli.bench_row import Progress as Progress  # one of the events
 from sdcli.bench_table import COLUMNS, DONE, csv_bytes, figure
-from sdcli.errors import InputError
+from sdcli.errors import InputError, UsageError
 from sdcli.files import place, read_bytes
 from sdcli.pipeline import frechet, solution, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
@@ -60,9 +60,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Written:
-    """A table or a figure was put in place."""
+    """A table or a figure was put in place, or is there and stays, as it says the same or as --if-exists skip asks."""
 
     path: Path
+    is_skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,7 @@ def run(spec: BenchSpec, plan: BenchPlan) -> Iterator[Event]:
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, device)
     data = frechet.pictures(spec.data) if spec.data is not None else []
-    levels = NoiseLevels.of(alpha_bars(plan.config))
-    if not levels.is_finite and prediction_type(plan.config) == "epsilon":
-        what = f"{plan.base.model.ref}: predicts epsilon at a timestep that holds nothing but noise"
-        raise InputError(what, "there is no solution to compare with; choose smaller betas")
+    _check(spec, plan)
     data_hash = None
     if spec.data is not None:
         data_hash = yield from _told("reading the data", frechet.checked(spec.data, data))
@@ -104,10 +102,8 @@ def run(spec: BenchSpec, plan: BenchPlan) -> Iterator[Event]:
         laboratory = None
         if todo:
             laboratory = yield from _laboratory(spec, plan, data, device, dtype, place, todo)
-        if (laboratory is None or laboratory.reference is None) and not all(c.scheduler.is_stochastic for c in able):
-            known = solution.read(place.path, place.problem)  # the yardstick of the rows that are there
-            if known is not None:
-                yield Solved(asdict(known.facts))
+        if laboratory is None or laboratory.reference is None:
+            yield from _known(place, able)
         for cell in plan.cells:
             if cell.problem:
                 row = row_of(cell, status="skipped", note=cell.problem)
@@ -123,10 +119,31 @@ def run(spec: BenchSpec, plan: BenchPlan) -> Iterator[Event]:
     yield from _written(spec, rows)
 
 
+def _check(spec: BenchSpec, plan: BenchPlan) -> None:
+    """Refuse a noise schedule that has no solution to compare with, and a figure that would be empty."""
+    levels = NoiseLevels.of(alpha_bars(plan.config))
+    if not levels.is_finite and prediction_type(plan.config) == "epsilon":
+        what = f"{plan.base.model.ref}: predicts epsilon at a timestep that holds nothing but noise"
+        raise InputError(what, "there is no solution to compare with; choose smaller betas")
+    if spec.plot is None or spec.plot_quality == "frechet":
+        return
+    if not any(is_compared(cell, plan.config) for cell in plan.cells if not cell.problem):
+        what = f"--plot {spec.plot}: none of these rows will have a distance to the reference"
+        raise UsageError(what, "compare dpm or ddim, too, or give --data and --plot-quality frechet")
+
+
 def _is_done(cell: Cell, rows: Mapping[str, Mapping[str, Any]]) -> bool:
     """Whether there is a row of this cell, and it was measured."""
     row = rows.get(cell.key)
     return row is not None and (row["scheduler"], row["steps"], row["status"]) == (cell.label, cell.steps, DONE)
+
+
+def _known(place: Kept, cells: Sequence[Cell]) -> Iterator[Solved]:
+    """What the rows that are there were compared with, if anything."""
+    has_reference = not all(cell.scheduler.is_stochastic for cell in cells)
+    known = solution.read(place.path, place.problem) if has_reference else None
+    if known is not None:
+        yield Solved(asdict(known.facts))
 
 
 def _laboratory(
@@ -257,6 +274,6 @@ def _written(spec: BenchSpec, rows: Sequence[dict[str, Any]]) -> Iterator[Writte
         content = make()
         is_there = path.is_file() and path.read_bytes() == content
         if is_there or (spec.if_exists == "skip" and path.exists()):
-            yield Written(path)
+            yield Written(path, is_skipped=not is_there)
         else:
             yield Written(place(content, path, spec.if_exists))

@@ -164,6 +164,14 @@ def _compared(laboratory: Laboratory, results: Sequence[Tensor], *, is_comparabl
     return facts
 
 
+def is_compared(cell: Cell, config: dict[str, Any]) -> bool:
+    """Whether a row of this cell will have a distance to the reference."""
+    try:
+        return not _why_not_comparable(cell, config)
+    except UsageError:
+        return False
+
+
 def _why_not_comparable(cell: Cell, config: dict[str, Any]) -> str:
     """Why the result of a scheduler is no solution of the reference's problem; empty when it is one."""
     if cell.scheduler.is_stochastic:

@@ -327,6 +327,9 @@ class BenchSpec:
         _one_of("plot_over", self.plot_over, ("seconds", "evaluations", "steps"))
         if self.plot is not None and self.plot_quality == "frechet" and self.data is None:
             raise UsageError("--plot-quality frechet without --data", "name a folder of pictures to compare with")
+        for name, needed in (("plot_quality", "plot"), ("plot_over", "plot"), ("features", "data")):
+            if getattr(self, name) != getattr(type(self), name) and getattr(self, needed) is None:
+                raise UsageError(f"{_option(name)} without --{needed}", f"give --{needed}, too, or leave it out")
         _one_of("if_exists", self.if_exists, IF_EXISTS)
         _one_of("dtype", self.dtype, DTYPES)
 
@@ -345,7 +348,9 @@ class BenchSpec:
             return ()
         names = tuple(word.strip() for word in self.schedulers.split(","))
         if not all(names):
-            raise UsageError(f"--schedulers {self.schedulers}: one is empty", "write them as ddim,pndm,dpm")
+            raise UsageError(
+                f"--schedulers {self.schedulers}: one is empty", "write them as ddim,pndm,dpm"
+            )
         return names
 
 

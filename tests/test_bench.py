@@ -199,8 +199,12 @@ def test_the_same_command_measures_only_what_is_missing(shell: Shell) -> None:
     before = tree(Path("r")) | tree(Path())
     third = shell(*command, "--schedulers", "ddim,dpm")
     assert records(third.lines) == [ddim, dpm]
+    assert json.loads(third.lines[-1]) == {"path": "t.csv"}
     assert third.lines[1] == first.lines[1], "what the rows were compared with is told again"
     assert tree(Path("r")) | tree(Path()) == before, "a table that says the same stays as it is"
+    skipped = shell(*command, "--schedulers", "dpm", "--if-exists", "skip")
+    assert json.loads(skipped.lines[-1]) == {"path": "t.csv", "skipped": True}
+    assert tree(Path("r")) | tree(Path()) == before
 
 
 def test_a_row_that_failed_is_tried_again_and_one_that_somebody_edited_measured_again(shell: Shell) -> None:
@@ -332,6 +336,16 @@ def test_a_scheduler_of_another_package_is_measured_and_a_broken_one_an_error_on
         (["--csv", "table.txt"], ExitCode.USAGE, "--csv table.txt: is no .csv file"),
         (["--plot", "figure.jpg"], ExitCode.USAGE, "--plot figure.jpg: is no .png file"),
         (["--plot", "a.png", "--plot-quality", "frechet"], ExitCode.USAGE, "--plot-quality frechet without --data"),
+        (["--plot-quality", "psnr"], ExitCode.USAGE, "--plot-quality without --plot"),
+        (["--plot-over", "steps"], ExitCode.USAGE, "--plot-over without --plot"),
+        (["--features", "broken/a.png"], ExitCode.USAGE, "--features without --data"),
+        (
+            ["--plot", "a.png", "--schedulers", "euler-a,ddpm"],
+            ExitCode.USAGE,
+            "none of these rows will have a distance",
+        ),
+        (["--plot", "a.png", "--schedulers", "deis", "--steps", "5"], ExitCode.USAGE, "none of these rows"),
+        (["--csv", "/proc/t.csv"], ExitCode.OUTPUT, "/proc: cannot be written"),
         (["--class", "cat"], ExitCode.USAGE, "this model draws from a prompt"),
         (["--class", "cat", "--prompt", "dog"], ExitCode.USAGE, "--prompt and --class exclude each other"),
         (["--guidance", "0.5"], ExitCode.USAGE, "--guidance 0.5: out of range"),

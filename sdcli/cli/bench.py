@@ -130,7 +130,8 @@ def bench(
                     _tell_frechet(event.facts)
                 output.result(_line(event.facts), event.facts)
             else:
-                output.result(str(event.path), {"path": str(event.path)})
+                skipped = {"skipped": True} if event.is_skipped else {}
+                output.result(str(event.path), {"path": str(event.path), **skipped})
 
 
 def _tell_settings(settings: Settings) -> None:
