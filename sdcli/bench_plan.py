@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from sdcli.specs import BenchSpec, GenerateSpec
 
 # Things the embedded model knows, and other models, too.
 PROMPTS = ("a picture of a puppy", "an apple on a blue background", "a penguin", "a green turtle on a pink background")
+# What may be chosen with a scheduler. Not the timestep spacing: GRID has that of all.
+OPTIONS: dict[str, Callable[[str], object]] = {"order": int, "sigmas": str.lower, "eta": float, "variance": str.lower}
 # One grid of noise levels for all: from the last timestep to 0, so that what differs is the solver.
 GRID: dict[str, object] = {
     "timestep_spacing": "trailing",
@@ -113,7 +115,22 @@ def _chosen(spec: BenchSpec) -> tuple[list[Scheduler], tuple[str, ...]]:
     if not names:
         listing = schedulers.listing()
         return list(listing.schedulers), listing.warnings
-    return list({Cell(found, 1).key: found for found in map(schedulers.find, names)}.values()), ()
+    return list({Cell(found, 1).key: found for found in map(_named, names)}.values()), ()
+
+
+def _named(text: str) -> Scheduler:
+    """The scheduler that `NAME` or `NAME:OPTION=VALUE:...` means, with the options of `generate`. Raises UsageError."""
+    name, *options = text.split(":")
+    chosen: dict[str, Any] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        key = key.strip().lower()
+        try:
+            chosen[key] = OPTIONS[key](value.strip())
+        except (KeyError, ValueError) as error:
+            hint = f"write options as lms:order=2 or ddim:eta=1; there are {', '.join(OPTIONS)}"
+            raise UsageError(f"--schedulers {text}: {option!r} is no option", hint) from error
+    return schedulers.choose(schedulers.find(name), **chosen)
 
 
 def _cells(chosen: list[Scheduler], spec: BenchSpec, config: dict[str, Any]) -> Iterator[Cell]:

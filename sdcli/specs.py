@@ -349,7 +349,7 @@ class BenchSpec:
         names = tuple(word.strip() for word in self.schedulers.split(","))
         if not all(names):
             raise UsageError(
-                f"--schedulers {self.schedulers}: one is empty", "write them as ddim,pndm,dpm"
+                f"--schedulers {self.schedulers}: one is empty", "write them as ddim,pndm,dpm:sigmas=karras"
             )
         return names
 

@@ -178,11 +178,14 @@ def test_json_tells_the_settings_then_the_reference_then_a_line_a_row(shell: She
 
 
 def test_a_person_reads_a_table_and_the_rest_on_stderr(shell: Shell) -> None:
-    ended = shell("bench", "--schedulers", "ddim,euler-a", "--steps", "2", *QUICK, "--run", "r")
-    head, ddim, euler = ended.lines
+    names = "ddim,euler-a,dpm:sigmas=exponential:order=3"
+    ended = shell("bench", "--schedulers", names, "--steps", "2", *QUICK, "--run", "r")
+    head, ddim, euler, dpm = ended.lines
+    assert dpm.startswith("dpm sigmas=exponential order=3 ")
+    assert len({line.index(word) + len(word) for line, word in ((head, "steps"), (ddim, " 2"), (dpm, "  2"))}) == 1
     assert head.split()[:3] == ["scheduler", "steps", "evaluations"]
     assert ddim.split()[:3] == ["ddim", "2", "2"] and euler.split()[5:8] == ["-", "-", "-"]
-    assert ended.stderr.splitlines()[0] == "run folder r: 0 of 2 rows are there already"
+    assert ended.stderr.splitlines()[0] == "run folder r: 0 of 3 rows are there already"
     assert "reference: 8 Heun steps in float64, 15 evaluations" in ended.stderr
 
 
@@ -346,6 +349,11 @@ def test_a_scheduler_of_another_package_is_measured_and_a_broken_one_an_error_on
         ),
         (["--plot", "a.png", "--schedulers", "deis", "--steps", "5"], ExitCode.USAGE, "none of these rows"),
         (["--csv", "/proc/t.csv"], ExitCode.OUTPUT, "/proc: cannot be written"),
+        (["--schedulers", "lms:order"], ExitCode.USAGE, "--schedulers lms:order: 'order' is no option"),
+        (["--schedulers", "lms:order=x"], ExitCode.USAGE, "--schedulers lms:order=x: 'order=x' is no option"),
+        (["--schedulers", "ddim:timestep-spacing=leading"], ExitCode.USAGE, "there are order, sigmas, eta, variance"),
+        (["--schedulers", "dpm:eta=1"], ExitCode.USAGE, "--eta 1.0: scheduler dpm takes no --eta"),
+        (["--schedulers", "lms:order=9"], ExitCode.USAGE, "--order 9: scheduler lms does not take it"),
         (["--class", "cat"], ExitCode.USAGE, "this model draws from a prompt"),
         (["--class", "cat", "--prompt", "dog"], ExitCode.USAGE, "--prompt and --class exclude each other"),
         (["--guidance", "0.5"], ExitCode.USAGE, "--guidance 0.5: out of range"),
@@ -422,6 +430,15 @@ def test_the_plan_of_all_schedulers_takes_the_registry_and_rising_steps() -> Non
     plan = plan_bench(BenchSpec(steps="20,5,5"))
     assert [(cell.scheduler.name, cell.steps) for cell in plan.cells] == [(n, s) for n in names() for s in (5, 20)]
     assert len({cell.key for cell in plan.cells}) == len(plan.cells)
+    optional = plan_bench(BenchSpec(schedulers="ddim:eta=1,ddim,lms:order=2,dpm:order=3:sigmas=karras", steps="5"))
+    assert [cell.label for cell in optional.cells] == [
+        "ddim eta=1.0",
+        "ddim",
+        "lms order=2",
+        "dpm sigmas=karras order=3",
+    ]
+    assert [cell.scheduler.is_stochastic for cell in optional.cells] == [True, False, False, False]
+    assert len({cell.key for cell in optional.cells}) == 4
     chosen = plan_bench(BenchSpec(schedulers="dpm,DPM++ 2M Karras,lms,dpmpp_2m_karras", steps="5"))
     assert [cell.label for cell in chosen.cells] == ["dpm", "dpm sigmas=karras", "lms"]
     assert plan.subjects == PROMPTS

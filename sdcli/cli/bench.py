@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 # Options of this command alone; those of several are in options.py.
 Schedulers = Annotated[
-    str, typer.Option("--schedulers", metavar="all|A,B,C", help="Names with commas between; see sdcli schedulers.")
+    str,
+    typer.Option(
+        "--schedulers",
+        metavar="all|A,B,C",
+        help="Names with commas between, options after colons: ddim,dpm:sigmas=karras:order=3; see sdcli schedulers.",
+    ),
 ]
 StepCounts = Annotated[
     str, typer.Option("--steps", "-s", metavar="N,N,...", help="Numbers of steps with commas between, each 1 to 1000.")
@@ -68,10 +73,8 @@ Run = Annotated[
     ),
 ]
 
-HEAD = (
-    f"{'scheduler':22}{'steps':>6}{'evaluations':>12}{'s/step':>9}{'s/image':>9}{'RMSE':>10}{'PSNR dB':>9}"
-    f"{'Frechet':>9}{'MiB':>7}"
-)
+NAME_WIDTH = 22
+HEAD = f"{'steps':>6}{'evaluations':>12}{'s/step':>9}{'s/image':>9}{'RMSE':>10}{'PSNR dB':>9}{'Frechet':>9}{'MiB':>7}"
 
 
 def bench(
@@ -112,6 +115,7 @@ def bench(
         output.warning(text)
     from sdcli import bench as story  # deferred: imports torch
 
+    width = max(NAME_WIDTH, *(len(cell.label) + 1 for cell in decided.cells))
     is_headed = is_told = False
     with output.progress() as bar:
         for event in story.run(spec, decided):
@@ -123,12 +127,12 @@ def bench(
                 _tell_reference(event)
             elif isinstance(event, story.Row):
                 if not is_headed:
-                    output.heading(HEAD)
+                    output.heading(f"{'scheduler':{width}}{HEAD}")
                 is_headed = True
                 if event.facts["frechet_distance"] is not None and not is_told:
                     is_told = True
                     _tell_frechet(event.facts)
-                output.result(_line(event.facts), event.facts)
+                output.result(_line(event.facts, width), event.facts)
             else:
                 skipped = {"skipped": True} if event.is_skipped else {}
                 output.result(str(event.path), {"path": str(event.path), **skipped})
@@ -162,7 +166,7 @@ def _tell_frechet(row: dict[str, Any]) -> None:
         )
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: dict[str, Any], width: int) -> str:
     """A row for a person; what was not measured is a hyphen."""
 
     def cell(name: str, width: int, form: str, scale: float = 1.0) -> str:
@@ -173,4 +177,4 @@ def _line(row: dict[str, Any]) -> str:
     figures += cell("latent_rmse", 10, ".5f") + cell("psnr_db", 9, ".1f") + cell("frechet_distance", 9, ".2f")
     figures += cell("memory_bytes", 7, ".0f", 1 / (1 << 20))
     note = f"  {row['status'] + ': ' if row['status'] != 'done' else ''}{row['note']}" if row["note"] else ""
-    return output.escape(f"{row['scheduler']:22}{row['steps']:>6}{figures}{note}")
+    return output.escape(f"{row['scheduler']:{width}}{row['steps']:>6}{figures}{note}")
