@@ -84,3 +84,15 @@ class Stopped(SdcliError):
 
 class SdcliWarning(UserWarning):
     """Something the user should know that stops nothing; raised through `warnings`, shown by the command line."""
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether memory ran out, the machine's or a device's.
+
+    torch, which is not imported here, has a class for a GPU's memory and only words for the machine's own.
+    """
+    return (
+        isinstance(problem, MemoryError)
+        or type(problem).__name__ == "OutOfMemoryError"
+        or (isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem))
+    )

@@ -58,6 +58,14 @@ class ImageRecord:
     data: bytes | None = None
 
 
+@dataclass(frozen=True)
+class Words:
+    """What the text encoder of a plan knows besides its own vocabulary."""
+
+    embeddings: tuple[Embedding, ...]
+    swaps: tuple[Swap, ...]
+
+
 def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     """Draw the images of a plan, yielding after every step and for every image written.
 
@@ -71,17 +79,12 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     for folder in {path.parent for path in (*plan.targets, *plan.latent_targets)}:
         remove_dead_parts(folder)
     device = pick_device(spec.device)
-    embeddings = [read_embedding(e.path, width=text_width(plan.model.folder), token=e.token) for e in plan.embeddings]
-    swaps = _swaps(plan, embeddings)
-    picture = _picture(plan)
-    bundle = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
-    if isinstance(bundle.conditioner, TextEncoder) and embeddings:
-        bundle = replace(bundle, conditioner=text.with_embeddings(bundle.conditioner, embeddings))
-    if isinstance(bundle.conditioner, TextEncoder) and swaps:
-        bundle = replace(bundle, conditioner=text.with_swaps(bundle.conditioner, swaps))
-    condition, negative, chunks = _conditions(spec, plan, bundle.conditioner, embeddings)
-    shared = _shared_facts(spec, plan, chunks, embeddings) | _picture_facts(plan, picture)
-    size = spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
+    words = read_words(plan)
+    picture = readread_picture(plan)
+    bundle = equipped(load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device)), words)
+    condition, negative, chunks = conditions_of(spec, plan, bundle.conditioner, words.embeddings)
+    shared = shared_facts(spec, plan, chunks, words.embeddings) | picture_facts(plan, picture)
+    size = micro_batch_size(spec, plan)
     tiles: list[Image.Image] = []
     shown: list[Image.Image] = []
     for first in range(0, len(todo), size):
@@ -111,6 +114,21 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         yield _write_grid(spec.grid, tiles, [plan.seeds[i] for i in todo], spec, plan)
 
 
+def read_words(plan: Plan) -> Words:
+    """Read what a plan adds to the vocabulary. Raises InputError for a file, UsageError for a word."""
+    embeddings = [read_embedding(e.path, width=text_width(plan.model.folder), token=e.token) for e in plan.embeddings]
+    return Words(tuple(embeddings), _swaps(plan, embeddings))
+
+
+def equipped(bundle: ModelBundle, words: Words) -> ModelBundle:
+    """A model that knows the words, too; the one given stays as it is."""
+    if isinstance(bundle.conditioner, TextEncoder) and words.embeddings:
+        bundle = replace(bundle, conditioner=text.with_embeddings(bundle.conditioner, words.embeddings))
+    if isinstance(bundle.conditioner, TextEncoder) and words.swaps:
+        bundle = replace(bundle, conditioner=text.with_swaps(bundle.conditioner, words.swaps))
+    return bundle
+
+
 def draw(
     bundle: ModelBundle,
     plan: Plan,
@@ -126,6 +144,19 @@ def draw(
     picture: what they all start from, where the plan says so. At strength 0 the one step is number 0: the picture.
     """
     context, away = contexts(bundle.conditioner, conditions, negative if plan.guidance > 1 else None)
+    yield from draw_from(bundle, plan, context, away, seeds=seeds, picture=picture)
+
+
+def draw_from(
+    bundle: ModelBundle,
+    plan: Plan,
+    context: Tensor,
+    away: Tensor | None,
+    *,
+    seeds: Sequence[int],
+    picture: init.Picture | None = None,
+) -> Iterator[sampling.Step]:
+    """Denoise one micro-batch from contexts (B, 77 k, D) and those to keep away from, which may differ by image."""
     # A fresh one a micro-batch: PNDM, LMS, Heun and DPM-Solver carry history.
     scheduler = schedulers.create(plan.scheduler, plan.scheduler_config, plan.steps, device=str(bundle.device))
     sources = sampling.generators(seeds)
@@ -227,12 +258,17 @@ def _write_grid(
     return ImageRecord({"path": str(path), "grid": list(seeds)}, path)
 
 
+def micro_batch_size(spec: GenerateSpec, plan: Plan) -> int:
+    """How many images are denoised together."""
+    return spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
+
+
 def auto_batch_size(width: int, height: int) -> int:
     """How many images of a size are denoised together unless the user says."""
     return max(1, min(AUTO_BATCH_MOST, AUTO_BATCH_PIXELS // (width * height)))
 
 
-def _conditions(
+def conditions_of(
     spec: GenerateSpec, plan: Plan, conditioner: Conditioner, embeddings: Sequence[Embedding]
 ) -> tuple[Condition, Condition, Chunks | None]:
     """What to draw, what guidance leads away from, and the pieces of the prompt if there is one."""
@@ -249,7 +285,7 @@ def _conditions(
 
 
 def _swaps(plan: Plan, embeddings: Sequence[Embedding]) -> tuple[Swap, ...]:
-    """What is fed in place of which words, found out before any weights are read. Raises UsageError."""
+    """What is fed in place of which words. Raises UsageError."""
     if not plan.swaps:
         return ()
     words = vocabulary.load_vocabulary(plan.model.folder)
@@ -269,7 +305,7 @@ def _warn_of_unnamed(encoder: TextEncoder, spec: GenerateSpec, plan: Plan, embed
             warnings.warn(note, SdcliWarning, stacklevel=3)
 
 
-def _shared_facts(
+def shared_facts(
     spec: GenerateSpec, plan: Plan, chunks: Chunks | None, embeddings: Sequence[Embedding]
 ) -> dict[str, Any]:
     facts = {
@@ -302,7 +338,7 @@ def _shared_facts(
     return facts
 
 
-def _picture(plan: Plan) -> init.Picture | None:
+def read_picture(plan: Plan) -> init.Picture | None:
     """The picture to start from, read before any weights are. Warns of a mask that leaves nothing to draw."""
     if plan.initial is None:
         return None
@@ -313,7 +349,7 @@ def _picture(plan: Plan) -> init.Picture | None:
     return picture
 
 
-def _picture_facts(plan: Plan, picture: init.Picture | None) -> dict[str, Any]:
+def picture_facts(plan: Plan, picture: init.Picture | None) -> dict[str, Any]:
     if plan.initial is None or picture is None:
         return {}
     facts = {"strength": plan.initial.strength, "init_image": _file(plan.initial.path, picture.sha256)}

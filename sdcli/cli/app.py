@@ -16,7 +16,7 @@ import typer
 from typer.exceptions import TyperException
 
 from sdcli import __version__, output
-from sdcli.errors import ExitCode, ResourceError, SdcliError, Stopped, UsageError
+from sdcli.errors import ExitCode, ResourceError, SdcliError, Stopped, UsageError, is_out_of_memory
 
 HELP = """Text to image from the command line: generate, encode, decode, train.
 
@@ -113,7 +113,7 @@ def run(arguments: Sequence[str]) -> ExitCode:
         output.error(stopped)
         return ExitCode(stopped.exit_code)
     except Exception as problem:
-        if _is_out_of_memory(problem):
+        if is_out_of_memory(problem):
             output.error(ResourceError("out of memory", "use a smaller size or batch"))
             return ExitCode.RESOURCES
         output.error(output.internal_error(problem))
@@ -126,15 +126,6 @@ class Signalled(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
-
-
-def _is_out_of_memory(problem: Exception) -> bool:
-    # torch, which is not imported here, has a class for a GPU's memory and only words for the machine's own.
-    return (
-        isinstance(problem, MemoryError)
-        or type(problem).__name__ == "OutOfMemoryError"
-        or (isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem))
-    )
 
 
 def _root() -> None:
