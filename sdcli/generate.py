@@ -259,7 +259,9 @@ def _write_grid(
 
 
 def micro_batch_size(spec: GenerateSpec, plan: Plan) -> int:
-    """How many images are denoised together."""
+    """How many images are denoised together; each alone where not a bit may depend on its neighbours."""
+    if spec.deterministic:
+        return 1
     return spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
 
 

@@ -48,6 +48,7 @@ class GenerateSpec:
     width: int | None = None
     height: int | None = None
     batch_size: int | None = None
+    deterministic: bool = False
     embedding: tuple[str, ...] = ()  # FILE or FILE:TOKEN
     replace: tuple[str, ...] = ()  # WORD=OTHER
     mix: tuple[str, ...] = ()  # WORD=WEIGHT,OTHER=WEIGHT,...

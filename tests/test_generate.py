@@ -279,6 +279,15 @@ def test_an_image_does_not_depend_on_its_batch(sd1: Path, tmp_path: Path) -> Non
             assert largest(read(four[1].path) - read(alone.path)) > 10
 
 
+def test_a_deterministic_image_is_bit_equal_in_any_batch(sd1: Path, tmp_path: Path) -> None:
+    for scheduler in ("dpm", "euler-a"):
+        (alone,) = drawn_by(asked(sd1, tmp_path, scheduler=scheduler, deterministic=True))
+        for size in (None, 3):
+            how = {"scheduler": scheduler, "deterministic": True, "seed": 5, "count": 4, "batch_size": size}
+            four = drawn_by(asked(sd1, tmp_path, **how))
+            assert largest(read(four[2].path) - read(alone.path)) == 0
+
+
 def test_a_prompt_does_not_depend_on_its_neighbours(sd1: Path, parts: Any) -> None:
     bundle, _ = parts(sd1)
     decided = plan(GenerateSpec(prompt=PROMPT, model=str(sd1), steps=4))

@@ -104,6 +104,7 @@ def generate(
     width: Width = GenerateSpec.width,
     height: Height = GenerateSpec.height,
     batch_size: options.DrawingBatchSize = GenerateSpec.batch_size,
+    deterministic: options.Deterministic = GenerateSpec.deterministic,
     embedding: options.Embedding = GenerateSpec.embedding,  # type: ignore[assignment]
     replace: options.Replace = GenerateSpec.replace,  # type: ignore[assignment]
     mix: options.Mix = GenerateSpec.mix,  # type: ignore[assignment]

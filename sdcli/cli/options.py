@@ -110,6 +110,13 @@ Size = Annotated[
 DrawingBatchSize = Annotated[
     int | None, typer.Option("--batch-size", "-b", help="Images denoised together, 1 or more. Default: by size.")
 ]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Draw each image alone: bit-equal on one machine, whatever --batch-size and neighbours.",
+    ),
+]
 Embedding = Annotated[
     list[str],  # what Typer takes for repeatable
     typer.Option(
