@@ -80,7 +80,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         remove_dead_parts(folder)
     device = pick_device(spec.device)
     words = read_words(plan)
-    picture = readread_picture(plan)
+    picture = read_picture(plan)
     bundle = equipped(load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device)), words)
     condition, negative, chunks = conditions_of(spec, plan, bundle.conditioner, words.embeddings)
     shared = shared_facts(spec, plan, chunks, words.embeddings) | picture_facts(plan, picture)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -117,6 +117,38 @@ class GenerateSpec:
         if self.init_image is not None and self.latents is not None:
             what = "--latents and --init-image exclude each other: a picture is noised by its seed"
             raise UsageError(what, "give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSpec:
+    """`sdcli batch`."""
+
+    jobs: Path = Path("-")  # `-` is stdin
+    # What a job does not say, and what all have in common.
+    defaults: GenerateSpec = field(default_factory=lambda: GenerateSpec(if_exists=BatchSpec.IF_EXISTS))
+    keep_going: bool = False
+    max_failures: int | None = None  # None: however many
+    shard: str = "1/1"
+    dry_run: bool = False
+
+    IF_EXISTS: ClassVar[str] = "error"  # unless another is given
+    # Of GenerateSpec's fields those that are of the whole run; every other is a job's to choose.
+    OF_THE_RUN: ClassVar[frozenset[str]] = frozenset(
+        {"output", "format", "quality", "grid", "save_steps", "if_exists", "no_metadata"}
+        | {"batch_size", "deterministic", "device", "dtype", "offline"}
+    )
+
+    def __post_init__(self) -> None:
+        parse_shard(self.shard)
+        if self.max_failures is not None:
+            _at_least("max_failures", self.max_failures, 1)
+        if self.defaults.if_exists == "number":
+            what = "--if-exists number: the same batch again would make every picture again"
+            raise UsageError(what, "use error, skip or overwrite")
+        if str(self.defaults.output) == "-":
+            raise UsageError("--output -: a batch writes files", "name a folder")
+        if self.dry_run and str(self.jobs) == "-":
+            raise UsageError("--dry-run of stdin: its jobs are drawn as they come", "put them into a file")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,6 +396,17 @@ def parse_size(text: str) -> tuple[int, int]:
     _between("size", width, MIN_SIDE, MAX_SIDE)
     _between("size", height, MIN_SIDE, MAX_SIDE)
     return width, height
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`I/N`, the I-th of N shares, as two numbers. Raises UsageError unless 1 <= I <= N."""
+    parts = text.split("/")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) <= 6 for part in parts):
+        raise UsageError(f"--shard {text}: is no share", "write it as 1/4, 2/4, 3/4, 4/4")
+    index, count = int(parts[0]), int(parts[1])
+    if not 1 <= index <= count:
+        raise UsageError(f"--shard {text}: out of range", "expected is I/N with 1 <= I <= N")
+    return index, count
 
 
 def parse_interval(text: str) -> tuple[float, float]:

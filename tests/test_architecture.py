@@ -19,7 +19,9 @@ GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcl
 FOUNDATION = GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots"}
 FOUNDATION |= {"conditioning", "latent_files", "naming", "parts", "initial", "ledger"}
 FOUNDATION |= {"bench_plan", "bench_table", "bench_row"}
+FOUNDATION |= {"jobs", "tally", "batch_plan", "batch_ledger", "batch_stdin", "batch_draw", "batch_finish"}
 BEFORE_THE_STORY = GROUND | {"specs", "output", "store", "schedulers", "scheduler_config", "plan", "bench_plan"}
+BEFORE_THE_STORY |= {"batch_plan"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
@@ -46,6 +48,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "bench_plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming"},
     "bench_table": GROUND | {"plots"},
     "bench_row": GROUND | {"schedulers", "scheduler_config", "bench_plan", "bench_table", "pipeline"},
+    "tally": GROUND,
+    "jobs": GROUND | {"specs"},
+    "batch_plan": GROUND
+    | {
+        "specs",
+        "store",
+        "schedulers",
+        "conditioning",
+        "latent_files",
+        "naming",
+        "plan",
+        "jobs",
+        "tally",
+        "sdcli.pipeline.prompt",
+    },
+    "batch_ledger": GROUND | {"ledger", "tally"},
+    "batch_stdin": GROUND | {"jobs"},
+    # The two halves of the story of batch, which stand on generate's parts as it does.
+    "batch_finish": GROUND | {"generate", "batch_ledger", "batch_plan", "pipeline"},
+    "batch_draw": GROUND | {"generate", "batch_finish", "batch_plan", "plan", "specs", "pipeline"},
     "curves": GROUND,
     "charts": GROUND | {"curves"},
     "pages": GROUND | {"specs", "curves", "charts"},
@@ -90,6 +112,11 @@ LIGHT = (
     "initial",
     "plan",
     "plots",
+    "tally",
+    "jobs",
+    "batch_plan",
+    "batch_ledger",
+    "batch_stdin",
 )
 HEAVY = (
     *("torch", "numpy", "scipy", "PIL", "matplotlib"),

@@ -1,0 +1,263 @@
+"""The lines of a job file -> the images they ask for, every default decided, or what is wrong with a line. No torch.
+
+A file is read twice, a line at a time: once to find all that is wrong, once to draw. What has to be remembered of the
+lines for that is in `Tally`, so that memory does not grow with them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdcli import jobs, latent_files, layout, store
+from sdcli.conditioning import asked_label
+from sdcli.errors import InputError, SdcliWarning, UsageError
+from sdcli.files import check_writable, open_regular
+from sdcli.jobs import Line
+from sdcli.naming import slug
+from sdcli.pipeline import prompt
+from sdcli.plan import Plan, check_text, embedding_file, plan
+from sdcli.specs import MAX_SEED, BatchSpec, GenerateSpec, parse_shard
+from sdcli.tally import Tally, key_of
+
+MOST_SETTINGS = 256  # kept at a time: jobs that differ in more than prompt and seed ask for a plan of their own
+MOST_OF_A_JOB = 100_000  # images of one line
+MOST_NAMED = 5  # bad lines told of with what is wrong; the others by number
+MOST_RANGES = 50  # of the numbers of bad lines, in an error
+SLUG_LENGTH = 40
+JOB_SEED_BITS = 32  # short enough to be typed again
+# What differs among jobs that are drawn together.
+OF_A_JOB = frozenset({"prompt", "negative", "seed", "count"})
+RESOLVED = frozenset({"model", "steps", "scheduler", "guidance", "size", "width", "height", "class_name", "embedding"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What jobs that may be drawn together have in common, and its hash."""
+
+    plan: Plan
+    classes: tuple[str, ...] | None
+    digest: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to make."""
+
+    line: int
+    id: str | None
+    spec: GenerateSpec
+    settings: Settings
+    seed: int
+    key: str  # the hash of what is to be drawn and by which model
+    target: Path
+
+    def names(self) -> dict[str, Any]:
+        """What a record says of the job besides the picture."""
+        return {"job": self.key, **({"id": self.id} if self.id is not None else {})}
+
+
+@dataclass
+class Checked:
+    """What a job file asks for, and what is wrong with it."""
+
+    defaults: Plan  # of the options alone
+    images: int = 0
+    lines: int = 0
+    bad: int = 0
+    first: list[InputError] = dataclasses.field(default_factory=list)
+    ranges: list[list[int]] = dataclasses.field(default_factory=list)  # of bad lines, first and last
+
+    def add(self, error: InputError, number: int) -> None:
+        """Count a bad line."""
+        self.bad += 1
+        self.first += [error] if len(self.first) < MOST_NAMED else []
+        if self.ranges and self.ranges[-1][1] == number - 1:
+            self.ranges[-1][1] = number
+        elif len(self.ranges) <= MOST_RANGES:
+            self.ranges.append([number, number])
+
+    def error(self, path: Path) -> InputError:
+        """All that is wrong, in one sentence."""
+        if self.bad == 1:
+            return self.first[0]
+        shown = [str(a) if a == b else f"{a}-{b}" for a, b in self.ranges[:MOST_RANGES]]
+        numbers = ", ".join(shown) + (" and more" if len(self.ranges) > MOST_RANGES else "")
+        hint = "nothing was made: mend them, or --keep-going makes the others"
+        return InputError(f"{path}: {self.bad} of {self.lines} lines are bad: {numbers}", hint)
+
+
+def plan_batch(spec: BatchSpec) -> Checked:
+    """Look at every line of the job file, naming the first bad ones in warnings; of stdin only at the options.
+
+    Raises UsageError for an option, OutputError when the folder cannot be written, InputError when there is no such
+    file, it asks for nothing, or lines of it are bad and `--keep-going` was not given.
+    """
+    checked = Checked(_plan_defaults(spec))
+    if str(spec.jobs) == "-":
+        return checked
+    resolver, names = Resolver(spec), Tally()
+    for line in jobs.read(spec.jobs):
+        checked.lines += 1
+        try:
+            found = 0
+            for job in resolver.jobs(line):
+                found += 1
+                if job.id is not None and names.add(key_of(job.target.name)):
+                    what = f"id: {job.id} gives {job.target.name}, as another job does"
+                    raise jobs.located(spec.jobs, line.number, what, "give every job an id of its own")
+            checked.images += found
+        except InputError as error:
+            checked.add(error, line.number)
+    if not checked.lines:
+        raise InputError(f"{spec.jobs}: holds no job", "write a job a line")
+    for wrong in checked.first if spec.keep_going or checked.bad > 1 else ():
+        warnings.warn(str(wrong), SdcliWarning, stacklevel=2)
+    if checked.bad and (not spec.keep_going or not checked.images):
+        raise checked.error(spec.jobs)
+    return checked
+
+
+def share(spec: BatchSpec, environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which share of the images this process makes, as (I, N): that of `--shard`, cut once more among the processes
+    that `accelerate launch` or `torchrun` began."""
+    index, count = parse_shard(spec.shard)
+    world, rank = (int(environment.get(name, default)) for name, default in (("WORLD_SIZE", "1"), ("RANK", "0")))
+    return (index - 1) * world + rank + 1, count * world
+
+
+def good_jobs(spec: BatchSpec, share_of: tuple[int, int]) -> Iterator[Job]:
+    """The images of this process's share, in the order of the file; bad lines were told of before.
+
+    Raises InputError for a bad line where there was none before.
+    """
+    resolver, names, index = Resolver(spec), Tally(), 0
+    for line in jobs.read(spec.jobs):
+        try:
+            for job in resolver.jobs(line):
+                if job.id is not None and names.add(key_of(job.target.name)):
+                    raise jobs.located(spec.jobs, line.number, f"id: {job.id} is another job's", "give each its own")
+                if index % share_of[1] == share_of[0] - 1:
+                    yield job
+                index += 1
+        except InputError:
+            if not spec.keep_going:
+                raise
+
+
+class Resolver:
+    """Makes images of lines; it remembers how many equal ones there were, for their seeds."""
+
+    def __init__(self, spec: BatchSpec) -> None:
+        self._spec = spec
+        self._own = _own(spec.defaults)
+        self._settings: OrderedDict[tuple[Any, ...], Settings] = OrderedDict()
+        self._equal = Tally()
+
+    def jobs(self, line: Line) -> Iterator[Job]:
+        """The images of a line. Raises InputError, with the number, for all that is wrong with it."""
+        if line.error is not None:
+            raise line.error
+        try:
+            asked = GenerateSpec(**_merged(self._own, line.values))
+            if asked.count > MOST_OF_A_JOB:
+                raise UsageError(f"count {asked.count}: too many for one job", f"at most {MOST_OF_A_JOB} are")
+            settings = self._settings_of(asked, line)
+            for text in (asked.prompt, asked.negative):
+                check_text(text)
+                prompt.parse(text)
+            asked_label(asked, settings.classes)
+        except (UsageError, InputError) as error:
+            raise jobs.located(self._spec.jobs, line.number, error.message.removeprefix("--"), error.hint) from error
+        yield from self._images(line, asked, settings)
+
+    def _images(self, line: Line, asked: GenerateSpec, settings: Settings) -> Iterator[Job]:
+        said = json.dumps([settings.digest, asked.prompt, asked.negative])
+        first = asked.seed
+        if first is None:
+            base = json.dumps([said, line.id])
+            equal = self._equal.add(key_of(base)) if line.id is None else 0  # an id is one job's alone
+            first = int(key_of(f"{base}:{equal}"), 16) % (1 << JOB_SEED_BITS)
+        for index in range(asked.count):
+            seed = (first + index) % (MAX_SEED + 1)
+            number = f"-{index + 1}" if index else ""
+            name = f"{line.id}{number}" if line.id is not None else None
+            key = key_of(json.dumps([said, seed, name]))
+            if name is None:
+                label = settings.plan.label
+                words = slug(asked.prompt if label is None else label.name)[:SLUG_LENGTH].strip("-")
+                name = f"{words}-{key}"
+            target = asked.output / f"{name}.{asked.format or 'png'}"
+            yield Job(line.number, line.id, asked, settings, seed, key, target)
+
+    def _settings_of(self, asked: GenerateSpec, line: Line) -> Settings:
+        """What a job shares with others, worked out once for all of them."""
+        name = tuple((key, value) for key, value in sorted(line.values.items()) if key not in OF_A_JOB)
+        found = self._settings.get(name)
+        if found is None:
+            found = self._settings[name] = _settings(asked)
+            if len(self._settings) > MOST_SETTINGS:
+                self._settings.popitem(last=False)
+        return found
+
+
+def _plan_defaults(spec: BatchSpec) -> Plan:
+    """What the options alone decide. Raises UsageError, InputError for a model, OutputError for the folder."""
+    check_writable(spec.defaults.output)
+    classes = layout.classes(store.resolve(spec.defaults.model, offline=spec.defaults.offline).folder)
+    if classes is None:
+        some = replace(spec.defaults, prompt="x")
+    else:
+        some = replace(spec.defaults, class_name=spec.defaults.class_name or ("0" if classes else None))
+    return plan(_alone(some))
+
+
+def _own(defaults: GenerateSpec) -> dict[str, Any]:
+    return {one.name: getattr(defaults, one.name) for one in dataclasses.fields(defaults)}
+
+
+def _merged(own: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A job's settings over those of the command line; a size in either form takes the place of both."""
+    merged = own | values
+    if "size" in values:
+        merged |= {name: values.get(name) for name in ("width", "height")}
+    elif "width" in values or "height" in values:
+        merged["size"] = None
+    # A Hub id of a job must be in the cache already: what stands in a file opens no socket.
+    return merged | {"offline": True} if values.get("model", own["model"]) != own["model"] else merged
+
+
+def _alone(asked: GenerateSpec) -> GenerateSpec:
+    """The same for one picture of any name, to be planned."""
+    return replace(asked, output=asked.output / f"x.{asked.format or 'png'}", if_exists="number", count=1)
+
+
+def _settings(asked: GenerateSpec) -> Settings:
+    """What is drawn how, and the hash of all of it but prompt, negative prompt and seed."""
+    decided = plan(_alone(asked))
+    facts: dict[str, Any] = {
+        "model": store.model_hash(decided.model),
+        "scheduler": [decided.scheduler.name, dict(decided.scheduler.choices)],
+        "steps": decided.steps,
+        "guidance": decided.guidance,
+        "size": [decided.width, decided.height],
+        "label": dataclasses.asdict(decided.label) if decided.label is not None else None,
+        "embedding": [[_content(one.path), one.token] for one in map(embedding_file, asked.embedding)],
+    }
+    for one in dataclasses.fields(GenerateSpec):
+        value = getattr(asked, one.name)
+        if one.name not in BatchSpec.OF_THE_RUN | OF_A_JOB | RESOLVED and value != one.default:
+            facts[one.name] = _content(value) if isinstance(value, Path) else str(value)
+    return Settings(decided, layout.classes(decided.model.folder), key_of(json.dumps(facts, sort_keys=True)))
+
+
+def _content(path: Path) -> str:
+    """The hash of an input file: another file of the same name makes another job."""
+    open_regular(path).close()
+    return latent_files.sha256(path)
