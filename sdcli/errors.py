@@ -49,6 +49,12 @@ class InputError(SdcliError):
     exit_code = ExitCode.INPUT
 
 
+class PartialError(SdcliError):
+    """A batch has ended, and some of its jobs failed."""
+
+    exit_code = ExitCode.PARTIAL
+
+
 class OutputError(SdcliError):
     """The result cannot be written."""
 

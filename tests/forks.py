@@ -61,14 +61,23 @@ class Forks:
         return self.python(RUN_COMMAND, [str(a) for a in arguments], **how)
 
     def python(
-        self, code: str, arguments: Sequence[str] = (), *, at: int = 0, send: int = 0, file_limit: int = 0
+        self,
+        code: str,
+        arguments: Sequence[str] = (),
+        *,
+        at: int = 0,
+        send: int = 0,
+        file_limit: int = 0,
+        in_all_threads: bool = False,
     ) -> Ended:
         """Python code that finds `arguments`; before its `at`-th write to the file system (from 1) it gets a signal.
 
         file_limit: bytes that no file may exceed, as on a full disk; 0 sets none.
+        in_all_threads: whether the writes of other threads than the first are counted, too.
         """
         assert self._server.stdin is not None and self._server.stdout is not None
         request = {"code": code, "arguments": list(arguments), "at": at, "send": send, "file_limit": file_limit}
+        request["in_all_threads"] = in_all_threads
         print(json.dumps(request), file=self._server.stdin, flush=True)
         return Ended(**json.loads(self._server.stdout.readline()))
 
@@ -110,7 +119,7 @@ def _work(request: dict[str, Any], writers: Sequence[int]) -> int:
     os.dup2(writers[1], 2)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # ignored in what nohup or a script's `&` began
         signal.signal(number, signal.SIG_DFL)
-    _watch_writes(writers[2], request["at"], request["send"])
+    _watch_writes(writers[2], request["at"], request["send"], in_all_threads=request["in_all_threads"])
     if request["file_limit"]:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
@@ -127,13 +136,13 @@ def _work(request: dict[str, Any], writers: Sequence[int]) -> int:
     return code
 
 
-def _watch_writes(tally: int, at: int, send: int) -> None:
-    """Tell a byte for every call of the main thread that changes the file system, and send the signal before one."""
+def _watch_writes(tally: int, at: int, send: int, *, in_all_threads: bool) -> None:
+    """Tell a byte for every call that changes the file system, of the first thread or all; send a signal before one."""
     main, writes = threading.get_ident(), 0
 
     def count() -> None:
         nonlocal writes
-        if threading.get_ident() == main:
+        if in_all_threads or threading.get_ident() == main:
             writes += 1
             os.write(tally, b".")
             if writes == at:

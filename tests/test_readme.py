@@ -83,5 +83,12 @@ def _draw_inputs(folder: Path) -> None:
             Image.new("RGB", (64, 64), (90 * number, 80 * i, 120)).save(folder / place / f"{i}.png")
     Image.new("RGB", (96, 64), "orange").save(folder / "photo.png")
     Image.linear_gradient("L").resize((96, 64)).save(folder / "mask.png")
+    _write_jobs(folder)
     width = text_width(store.BUILTIN_FOLDER)
     write_embedding(folder, Embedding("my-style", torch.randn(2, width, generator=torch.Generator().manual_seed(0))))
+
+
+def _write_jobs(folder: Path) -> None:
+    (jobs,) = re.findall(r"```json\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (folder / "jobs.jsonl").write_text(jobs, encoding="utf-8")
+    (folder / "prompts.txt").write_text("a penguin\na bee\n", encoding="utf-8")

@@ -35,6 +35,7 @@ class Command:
 # Only the command that is called is imported: the help of one does not pay for the options of all.
 COMMANDS = {
     "generate": Command("generate", "generate", "Draw pictures of a prompt."),
+    "batch": Command("batch", "batch", "Draw the pictures of a job file."),
     "encode": Command("codec", "encode", "Turn pictures into latent files."),
     "decode": Command("codec", "decode", "Turn latent files into pictures."),
     "tokens": Command("tokens", "tokens", "Show what the text encoder makes of a prompt."),

@@ -37,6 +37,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def local_device(name: str) -> str:
+    """The name of the device that is this process's own, of several that `accelerate launch` or `torchrun` began.
+
+    Each works alone: no group of processes is formed, which would have all wait for the slowest, or for a dead one.
+    """
+    if name != "auto" or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return name
+    is_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    count = 0 if is_cpu else torch.cuda.device_count()
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % count}" if count else "cpu"
+
+
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The dtype of weights on a device: float32 on CPU and MPS, float16 on CUDA, unless one is named."""
     return AUTO_DTYPES.get(device.type, torch.float32) if name == "auto" else DTYPES[name]

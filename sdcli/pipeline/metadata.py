@@ -13,11 +13,14 @@ from typing import Any
 from PIL import ExifTags, Image, PngImagePlugin
 
 from sdcli.errors import SdcliWarning
+from sdcli.files import open_regular
 
 # What a picture's own record leaves out, so that the same command gives the same bytes wherever and whenever it runs.
 NOT_INSIDE = frozenset({"path", "seconds", "saved_latents"})
 DEFAULT_QUALITY = 90
 MAX_EXIF = {"jpg": 65_533, "webp": 1 << 24}  # bytes; of JPEG a segment less its length
+MAX_PICTURE_BYTES = 1 << 30
+FORMATS = ("PNG", "WEBP", "JPEG")
 A1111_SAMPLERS = {
     "ddim": "DDIM",
     "pndm": "PLMS",
@@ -109,6 +112,25 @@ def _exif(description: bytes, comment: bytes) -> bytes:
 def _warn_of_size(what: str, most: int) -> None:
     note = f"{what} into the {most:,} bytes that this format has for it, and is left out; PNG holds any"
     warnings.warn(note, SdcliWarning, stacklevel=4)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record inside a picture that we wrote; None where it has none, or is no whole picture of ours."""
+    try:
+        with (
+            open_regular(path, max_bytes=MAX_PICTURE_BYTES) as stream,
+            Image.open(stream, formats=FORMATS) as image,
+        ):
+            text = image.info.get("sdcli", "")
+            if image.format == "PNG":
+                image.verify()  # its checksums, without decoding
+            else:
+                described = str(image.getexif().get(ExifTags.Base.ImageDescription, ""))
+                text = described.removeprefix("sdcli ") if described.startswith("sdcli {") else ""
+            value = json.loads(text) if text else None
+    except Exception:  # noqa: BLE001  as images.load_image: Pillow raises a dozen types on malformed files
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def a1111_parameters(record: Mapping[str, Any]) -> str:

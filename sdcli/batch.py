@@ -1,0 +1,188 @@
+"""STORY: a job file, or jobs as they come -> the images that are missing -> a ledger of those that are there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+from sdcli import batch_plan, jobs
+from sdcli.batch_draw import Studio
+from sdcli.batch_finish import Failed as Failed  # one of the events
+from sdcli.batch_finish import Finished, Finisher, Outcome
+from sdcli.batch_ledger import Ledger, opened
+from sdcli.batch_plan import Checked, Job, Resolver
+from sdcli.batch_stdin import stdin_lines
+from sdcli.errors import InputError, OutputError, PartialError, Stopped, UsageError
+from sdcli.files import exists
+from sdcli.pipeline.metadata import read_record
+from sdcli.specs import BatchSpec
+from sdcli.tally import Tally
+
+WINDOW = 1024  # jobs among which those of equal settings are sought
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How many images have come to their end, of all of this process; of stdin, of those that have been asked for."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What became of the images: made now, found on the disk without a record, there before, not made."""
+
+    made: int
+    adopted: int
+    done: int
+    failed: int
+
+
+Event = Progress | Finished | Failed | Summary
+
+
+def run(spec: BatchSpec, checked: Checked, stop: Sequence[int]) -> Iterator[Event]:
+    """Make the images that the output folder lacks, yielding each as it comes to its end.
+
+    stop: the numbers of signals so far; after the first, the images in flight are finished.
+    Raises PartialError at the end when a job failed, Stopped after a signal, LockedError, InputError for the model of
+    the command line, OutputError when the disk refuses.
+    """
+    share = batch_plan.share(spec, os.environ)
+    if share[1] > 1 and str(spec.jobs) == "-":
+        raise UsageError("--shard of stdin: one process reads it", "put the jobs into a file")
+    with opened(spec.defaults.output, share) as ledger:
+        work = _Work(spec, checked, ledger, stop, share)
+        finisher = Finisher(ledger)
+        is_whole = False
+        try:
+            yield from work.through(finisher)
+            is_whole = True
+        finally:
+            finisher.close(is_abort=not is_whole)
+
+
+class _Work:
+    """One run over the jobs, and the count of what became of them."""
+
+    def __init__(
+        self, spec: BatchSpec, checked: Checked, ledger: Ledger, stop: Sequence[int], share: tuple[int, int]
+    ) -> None:
+        self._spec, self._ledger, self._stop, self._defaults = spec, ledger, stop, checked.defaults
+        self._is_stream = str(spec.jobs) == "-"
+        self._bad = checked.bad  # lines, told of before the first image
+        self._counts = {"made": 0, "adopted": 0, "done": 0, "failed": checked.bad}
+        self._total = len(range(share[0] - 1, checked.images, share[1]))
+        self._share = share
+        self._claimed = Tally()  # by this run, whatever became of them
+
+    def through(self, finisher: Finisher) -> Iterator[Event]:
+        """All windows, one after another."""
+        studio = None
+        for window in self._windows():
+            todo, repeats = [], []
+            for one in window:
+                if isinstance(one, Job) and self._claimed.get(one.key):  # perhaps on its way just now
+                    repeats.append(one)
+                    continue
+                outcome = self._there(one) if isinstance(one, Job) else one
+                if outcome is not None:
+                    yield from self._counted([outcome])
+                elif isinstance(one, Job):
+                    self._claimed.add(one.key)
+                    todo.append(one)
+            if todo:
+                studio = studio or Studio(self._spec.defaults, self._defaults)
+                yield from self._made(studio, todo, finisher)
+            if repeats or self._is_stream:  # who waits for a record before writing the next line is not kept waiting
+                yield from self._counted(finisher.drained())
+                yield from self._counted(map(self._repeated, repeats))
+            yield from self._ended_early(finisher)
+        yield from self._counted(finisher.drained())
+        yield Summary(**self._counts)
+        if self._counts["failed"]:
+            hint = "mend them; the same command again makes what is missing"
+            raise PartialError(f"{self._counts['failed']} of {sum(self._counts.values())} jobs failed", hint)
+
+    def _made(self, studio: Studio, todo: list[Job], finisher: Finisher) -> Iterator[Event]:
+        for some in studio.micro_batches(todo):
+            for half in [some] if isinstance(some, Failed) else studio.draw(some):
+                if isinstance(half, Failed):
+                    yield from self._counted([half])
+                elif half is not None:
+                    finisher.put(half)
+                yield from self._counted(finisher.ready())
+            yield from self._ended_early(finisher)
+
+    def _ended_early(self, finisher: Finisher) -> Iterator[Event]:
+        """After a signal, or too many failures: finish what is in flight, then raise why."""
+        most = self._spec.max_failures
+        if not self._stop and (most is None or self._counts["failed"] - self._bad < most):
+            return
+        yield from self._counted(finisher.drained())
+        yield Summary(**self._counts)
+        hint = "the same command again makes what is missing"
+        if self._stop:
+            raise Stopped(self._stop[0], f"stopped; {hint}")
+        raise PartialError(f"stopped: --max-failures {most} is reached", hint)
+
+    def _counted(self, outcomes: Iterable[Outcome]) -> Iterator[Event]:
+        for outcome in outcomes:
+            kind = outcome.how if isinstance(outcome, Finished) else "failed"
+            self._counts[kind] += 1
+            if isinstance(outcome, Finished) and kind != "done":
+                self._ledger.note(outcome.job.key, outcome.job.target.name)
+            if kind != "done" or self._is_stream:
+                yield outcome
+            ended = sum(self._counts.values())
+            yield Progress(ended, max(ended, self._total))
+
+    def _there(self, job: Job) -> Outcome | None:
+        """What is to be said of a job whose file is there; None where the image is to be made."""
+        if not exists(job.target):
+            return None
+        path = {"path": str(job.target)}
+        if self._ledger.has(job.key, job.target.name):
+            record = (read_record(job.target) or job.names()) if self._is_stream else {}
+            return Finished(job, {**path, **record, "skipped": True}, "done")
+        record = read_record(job.target) or {}
+        if record.get("job") == job.key:
+            self._ledger.add(job.key, {**record, "path": job.target.name})
+            return Finished(job, {**path, **record, "adopted": True}, "adopted")
+        if self._spec.defaults.if_exists == "overwrite":
+            return None
+        if self._spec.defaults.if_exists == "skip":
+            return Finished(job, {**path, **job.names(), "skipped": True}, "done")
+        error = OutputError(f"{job.target}: exists and is another picture", "use another id, or --if-exists")
+        return Failed(job.line, error, job)
+
+    def _repeated(self, job: Job) -> Outcome:
+        """What is to be said of a job that is equal to one before it, seed and all."""
+        outcome = self._there(job)
+        if outcome is not None:
+            return outcome
+        return Failed(job.line, OutputError(f"{job.target}: the same job failed before", "see there"), job)
+
+    def _windows(self) -> Iterator[Sequence[Job | Failed]]:
+        """The jobs of this process by the thousand, or as many as stand on stdin; waits there, unless it is to stop."""
+        if not self._is_stream:
+            rest = batch_plan.good_jobs(self._spec, self._share)
+            while window := list(islice(rest, WINDOW)):
+                yield window
+            return
+        resolver = Resolver(self._spec)
+        for lines in stdin_lines(WINDOW):
+            asked: list[Job | Failed] = [one for number, data in lines for one in self._asked(resolver, number, data)]
+            self._total += len(asked)
+            yield asked
+
+    def _asked(self, resolver: Resolver, number: int, data: bytes | None) -> Iterator[Job | Failed]:
+        """The images of a line of stdin."""
+        line = jobs.parse_json(self._spec.jobs, number, data)
+        try:
+            yield from resolver.jobs(line) if line is not None else ()
+        except InputError as error:
+            yield Failed(number, error)

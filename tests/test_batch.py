@@ -1,0 +1,449 @@
+"""The batch story: every image exactly once and as generate draws it, whatever is drawn beside it or breaks it off."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import CLIPTextModel
+
+from sdcli import batch, batch_finish, generate
+from sdcli.batch import Failed, Summary
+from sdcli.batch_finish import Finished
+from sdcli.batch_plan import plan_batch
+from sdcli.errors import ExitCode, InputError, OutputError, PartialError, SdcliWarning, Stopped, UsageError
+from sdcli.pipeline.metadata import read_record
+from sdcli.plan import plan
+from sdcli.specs import BatchSpec, GenerateSpec
+from tests import models
+from tests.forks import Ended, Forks
+
+PROMPTS = ("a cat", "a dog", "a red apple", "a cat, " * 30)
+LONG = ("a picture of a (penguin:1.2) in the corner, " * 9) + "blue"
+
+
+def jobs_of(count: int, *, steps: Sequence[int] = (2, 3)) -> list[dict[str, Any]]:
+    """Jobs over a few prompts and settings, with and without seeds, the last ones equal."""
+    jobs = [{"prompt": PROMPTS[i % 4], "steps": steps[i % 2], "seed": i} for i in range(count - 3)]
+    return [*jobs, *[{"prompt": "a penguin"}] * 3]
+
+
+class Folder:
+    """An output folder and its job file, for the tiny model."""
+
+    def __init__(self, path: Path, model: Path) -> None:
+        self.path, self.model, self.out = path, model, path / "out"
+
+    def write(self, jobs: Iterable[dict[str, Any]]) -> Path:
+        path = self.path / "jobs.jsonl"
+        path.write_text("".join(f"{json.dumps(job)}\n" for job in jobs), encoding="utf-8")
+        return path
+
+    def spec(self, jobs: Iterable[dict[str, Any]], *, how: Any = None, **own: Any) -> BatchSpec:
+        settings = {"model": str(self.model), "output": self.out, "if_exists": "error", "steps": 2, **own}
+        return BatchSpec(jobs=self.write(jobs), defaults=GenerateSpec(**settings), **(how or {}))
+
+    def run(self, jobs: Iterable[dict[str, Any]], **options: Any) -> list[Any]:
+        return events(self.spec(jobs, **options))
+
+    def made(self, jobs: Iterable[dict[str, Any]], **options: Any) -> list[Finished]:
+        return [event for event in self.run(jobs, **options) if isinstance(event, Finished)]
+
+    def pictures(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in self.out.glob("*.png")}
+
+    def ledger(self) -> list[dict[str, Any]]:
+        """Every line of the ledger, each of which must be JSON."""
+        path = self.out / "ledger.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def check_whole(self, count: int) -> None:
+        """Every image once, in the ledger and on the disk, and nothing else."""
+        pictures, rows = self.pictures(), self.ledger()
+        assert sorted(row["path"] for row in rows) == sorted(pictures)
+        assert len({row["key"] for row in rows}) == len(rows) == count
+        assert {path.name for path in self.out.iterdir()} - set(pictures) <= {"ledger.jsonl", ".lock"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, sd1: Path) -> Folder:
+    return Folder(tmp_path, sd1)
+
+
+def events(spec: BatchSpec, stop: Sequence[int] = ()) -> list[Any]:
+    """All that a run tells; what it raises at the end of a batch with failures is the last."""
+    found: list[Any] = []
+    told = batch.run(spec, plan_batch(spec), stop)
+    try:
+        while (event := next(told, None)) is not None:
+            found.append(event)
+    except (PartialError, Stopped) as error:
+        found.append(error)
+    return found
+
+
+def pixels(path: Path) -> NDArray[np.int16]:
+    return np.asarray(Image.open(path), dtype=np.int16)
+
+
+def by_generate(folder: Folder, job: dict[str, Any], **own: Any) -> NDArray[np.int16]:
+    spec = GenerateSpec(model=str(folder.model), output=folder.path / "single", if_exists="overwrite", **{**job, **own})
+    (record,) = (event for event in generate.run(spec, plan(spec)) if isinstance(event, generate.ImageRecord))
+    assert record.path is not None
+    return pixels(record.path)
+
+
+def test_each_picture_is_that_of_generate_and_says_so(folder: Folder) -> None:
+    jobs = [{"prompt": prompt, "seed": i, "steps": 2 + i % 2} for i, prompt in enumerate([*PROMPTS, LONG])]
+    made = folder.made(jobs)
+    assert len(made) == len(jobs)
+    for event in made:
+        job = jobs[event.job.line - 1]
+        assert abs(pixels(event.job.target) - by_generate(folder, job)).max() <= 2
+        record = read_record(event.job.target) or {}
+        assert {key: record[key] for key in job} == job
+        assert record["job"] == event.job.key
+        assert {**event.facts, "path": 0, "seconds": 0} == {**record, "path": 0, "seconds": 0}
+    folder.check_whole(len(jobs))
+
+
+@pytest.mark.parametrize("scheduler", ["dpm", "euler-a"])
+def test_deterministic_pictures_are_bit_equal_in_any_company_and_those_of_generate(
+    folder: Folder, scheduler: str
+) -> None:
+    jobs = [{"prompt": prompt, "seed": i, "id": i, "scheduler": scheduler} for i, prompt in enumerate([*PROMPTS, LONG])]
+    folder.made(jobs, deterministic=True)
+    first = folder.pictures()
+    turned = Folder(folder.path, folder.model)
+    turned.out = folder.path / "turned"
+    turned.made([*reversed(jobs), {"prompt": "another"}], deterministic=True, batch_size=3)
+    assert {name: turned.pictures()[name] for name in first} == first
+    for job in jobs:
+        alone = {key: value for key, value in job.items() if key != "id"}
+        drawn = by_generate(folder, alone, steps=2, deterministic=True, batch_size=2)
+        assert (drawn == pixels(folder.out / f"{job['id']}.png")).all()
+
+
+def test_jobs_of_equal_settings_are_drawn_together_and_a_prompt_is_encoded_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches: list[int] = []
+    encoded: list[int] = []
+    unet, encoder = UNet2DConditionModel.forward, CLIPTextModel.forward
+
+    def counted_unet(self: Any, sample: Any, *arguments: Any, **named: Any) -> Any:
+        batches.append(len(sample))
+        return unet(self, sample, *arguments, **named)
+
+    def counted_encoder(self: Any, *arguments: Any, **named: Any) -> Any:
+        encoded.append(1)
+        return encoder(self, *arguments, **named)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", counted_unet)
+    monkeypatch.setattr(CLIPTextModel, "forward", counted_encoder)
+    jobs = [{"prompt": PROMPTS[i % 3], "seed": i, "steps": 2 + i % 2} for i in range(12)]
+    folder.run([*jobs, {"prompt": LONG}], batch_size=4, scheduler="ddim")
+    # Six jobs of two steps in batches of 4 and 2, six of three likewise, the one of two chunks alone; all guided.
+    assert sorted(batches) == [2] * 2 + [4] * 5 + [8] * 5
+    assert len(encoded) == 3 + 1 + 2  # the prompts, the negative one in one chunk and in two, the long prompt
+
+
+def test_the_same_batch_again_does_nothing_and_a_picture_that_is_gone_is_made_again(folder: Folder) -> None:
+    jobs = jobs_of(6)
+    made = folder.made(jobs)
+    before = folder.pictures()
+    assert [e for e in folder.run(jobs) if isinstance(e, Summary)] == [Summary(0, 0, 6, 0)]
+    made[2].job.target.unlink()
+    assert [event.job.key for event in folder.made(jobs)] == [made[2].job.key]
+    assert folder.pictures().keys() == before.keys()
+
+
+def test_a_picture_without_a_record_is_adopted_by_what_it_says_of_itself(folder: Folder) -> None:
+    jobs = jobs_of(5)
+    folder.run(jobs)
+    before = folder.pictures()
+    (folder.out / "ledger.jsonl").unlink()
+    again = folder.made(jobs)
+    assert [event.how for event in again] == ["adopted"] * 5
+    assert folder.pictures() == before
+    folder.check_whole(5)
+
+
+@pytest.mark.parametrize("form", ["webp", "jpg"])
+def test_other_formats_are_written_and_adopted_as_well(folder: Folder, form: str) -> None:
+    jobs = [{"prompt": "a cat", "id": "x"}, {"prompt": "a dog"}]
+    made = folder.made(jobs, format=form)
+    assert [event.job.target.suffix for event in made] == [f".{form}"] * 2
+    (folder.out / "ledger.jsonl").unlink()
+    assert [event.how for event in folder.made(jobs, format=form)] == ["adopted"] * 2
+
+
+def test_a_picture_of_something_else_is_not_touched_unless_asked(folder: Folder) -> None:
+    folder.run([{"prompt": "a cat", "id": "x"}])
+    before = folder.pictures()
+    changed = [{"prompt": "a dog", "id": "x"}, {"prompt": "a dog", "id": "y"}]
+    told = folder.run(changed)
+    assert isinstance(told[-1], PartialError)
+    (failed,) = (event for event in told if isinstance(event, Failed))
+    assert (failed.line, type(failed.error)) == (1, OutputError)
+    assert folder.pictures()["x.png"] == before["x.png"] and "y.png" in folder.pictures()
+    assert Summary(0, 0, 2, 0) in folder.run(changed, if_exists="skip")
+    assert folder.pictures()["x.png"] == before["x.png"]
+    assert Summary(1, 0, 1, 0) in folder.run(changed, if_exists="overwrite")
+    assert folder.pictures()["x.png"] != before["x.png"]
+    assert isinstance(folder.run([{"prompt": "a cat", "id": "x"}])[-1], PartialError)  # what is there is a dog now
+
+
+def test_equal_jobs_of_one_seed_are_one_picture(folder: Folder) -> None:
+    assert Summary(1, 0, 2, 0) in folder.run([{"prompt": "a cat", "seed": 1}] * 3)
+    folder.check_whole(1)
+
+
+def test_two_shares_make_what_one_run_makes(folder: Folder) -> None:
+    jobs = jobs_of(9)
+    folder.run(jobs, deterministic=True)
+    whole = folder.pictures()
+    folder.out = folder.path / "shared"
+    first = folder.made(jobs, deterministic=True, how={"shard": "1/2"})
+    second = folder.made(jobs, deterministic=True, how={"shard": "2/2"})
+    assert (len(first), len(second)) == (5, 4)
+    assert folder.pictures() == whole
+    assert len(folder.ledger()) == 9
+
+
+def test_launched_processes_make_what_one_makes(folder: Folder, forks: Forks) -> None:
+    jobs = jobs_of(7)
+    folder.run(jobs, deterministic=True)
+    whole = folder.pictures()
+    folder.out = folder.path / "launched"
+    command = ["batch", folder.write(jobs), "-o", folder.out, "--model", folder.model, "--steps", 2, "--deterministic"]
+    code = "import os, sys; os.environ.update(WORLD_SIZE='2', RANK=arguments.pop(), LOCAL_RANK='0')\n"
+    code += "from sdcli.cli import app; sys.exit(app.run(arguments))"
+    for rank in ("0", "1"):
+        ended = forks.python(code, [*map(str, command), rank])
+        assert ended.code == 0, ended.stderr
+    assert folder.pictures() == whole
+    assert len(folder.ledger()) == 7
+
+
+def _killed_again_and_again(folder: Folder, forks: Forks, count: int, kills: int) -> None:
+    jobs = jobs_of(count, steps=(1, 2))
+    source = folder.write(jobs)
+
+    def run(out: Path, **how: Any) -> Ended:
+        command = ["batch", source, "-o", out, "--model", folder.model, "--steps", 1, "--deterministic", "--quiet"]
+        return forks.sdcli(*command, in_all_threads=True, **how)
+
+    straight = Folder(folder.path, folder.model)
+    straight.out = folder.path / "straight"
+    whole = run(straight.out)
+    assert whole.code == 0, whole.stderr
+    straight.check_whole(count)
+    chance = random.Random(5)
+    for _ in range(kills):
+        ended = run(folder.out, at=chance.randrange(1, 2 * whole.writes // kills), send=signal.SIGKILL)
+        assert ended.code in (-signal.SIGKILL, 0), ended.stderr
+        assert {row["path"] for row in folder.ledger()} <= folder.pictures().keys()
+        for name, data in folder.pictures().items():
+            assert straight.pictures()[name] == data
+    for part in folder.out.glob(".*.part"):  # those of the last minute are left to processes that may be alive
+        os.utime(part, (0, 0))
+    assert run(folder.out).code == 0
+    folder.check_whole(count)
+    assert folder.pictures() == straight.pictures()
+
+
+def test_killed_at_random_moments_and_run_again_every_image_is_there_once_and_the_same(
+    folder: Folder, forks: Forks
+) -> None:
+    _killed_again_and_again(folder, forks, 8, 4)
+
+
+@pytest.mark.slow
+def test_two_hundred_jobs_killed_ten_times(folder: Folder, forks: Forks) -> None:
+    _killed_again_and_again(folder, forks, 200, 10)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_finishes_the_images_in_flight(folder: Folder, forks: Forks, number: int, code: int) -> None:
+    command = ["batch", folder.write({"prompt": "a cat", "seed": i} for i in range(14)), "-o", folder.out]
+    command += ["--model", folder.model, "--steps", 2, "--batch-size", 1]
+    other = [folder.path / "other" if one == folder.out else one for one in command]
+    at = forks.sdcli(*other, in_all_threads=True).writes // 6  # in the first third, and some are on their way
+    ended = forks.sdcli(*command, in_all_threads=True, at=at, send=number)
+    assert ended.code == code
+    assert "the same command again makes what is missing" in ended.stderr
+    there = len(folder.pictures())
+    assert 0 < there < 14
+    folder.check_whole(there)
+    assert forks.sdcli(*command).code == 0
+    folder.check_whole(14)
+
+
+def test_a_full_disk_ends_the_batch_and_spoils_nothing(folder: Folder, forks: Forks) -> None:
+    command = ["batch", folder.write(jobs_of(14)), "--model", folder.model, "--steps", 1, "-o"]
+    assert forks.sdcli(*command, folder.path / "whole").code == 0
+    largest = max(path.stat().st_size for path in (folder.path / "whole").glob("*.png"))
+    ended = forks.sdcli(*command, folder.out, file_limit=largest + 500)  # room for each picture, not for the ledger
+    assert (ended.code, ended.stderr.count("error:")) == (ExitCode.OUTPUT, 1)
+    assert 0 < len(folder.ledger()) < 14
+    assert forks.sdcli(*command, folder.out).code == 0
+    folder.check_whole(14)
+
+
+def test_a_job_that_fails_leaves_the_others_alone_and_is_tried_again(folder: Folder) -> None:
+    bad = folder.path / "bad.safetensors"
+    save_file({"latents": torch.full((1, *models.LATENTS), 3e38)}, bad, {"mode": "noise"})
+    broken = models.copy(folder.model, folder.path / "broken")
+    models.weight_file(broken / "unet").write_bytes(b"")
+    jobs = [{"prompt": "a cat"}, {"prompt": "a cat", "latents": str(bad)}, {"prompt": "a cat", "model": str(broken)}]
+    for made in (1, 0):
+        told = folder.run([*jobs, {"prompt": "a dog", "latents": str(bad)}] if made else jobs)
+        assert isinstance(told[-1], PartialError)
+        failures = {event.line: event.error.exit_code for event in told if isinstance(event, Failed)}
+        assert failures[2] == ExitCode.NUMERICAL and failures[3] == ExitCode.INPUT
+        assert sum(isinstance(event, Finished) for event in told) == made
+    folder.check_whole(1)
+    told = folder.run(jobs, how={"max_failures": 1})
+    assert "--max-failures 1" in str(told[-1])
+    assert sum(isinstance(event, Failed) for event in told) == 1
+
+
+def test_a_picture_that_another_process_made_meanwhile_is_no_failure_unless_it_is_another(folder: Folder) -> None:
+    (made,) = folder.made([{"prompt": "a cat", "id": "x"}])
+    error = OutputError("exists")
+    assert isinstance(batch_finish._made_meanwhile(made.job, error), Finished)
+    assert isinstance(batch_finish._made_meanwhile(replace(made.job, key="0" * 16), error), Failed)
+
+
+def test_bad_lines_are_no_failures_of_those_that_stop_a_batch(folder: Folder) -> None:
+    jobs = [{"promt": "a"}, {"prompt": "a cat"}, {"prompt": "a dog"}]
+    with pytest.warns(SdcliWarning):
+        told = folder.run(jobs, how={"keep_going": True, "max_failures": 1}, batch_size=1)
+    assert Summary(2, 0, 0, 1) in told and isinstance(told[-1], PartialError)
+
+
+def test_a_faulty_model_of_the_command_line_ends_the_batch_at_once(folder: Folder) -> None:
+    folder.model = models.copy(folder.model, folder.path / "broken")
+    models.weight_file(folder.model / "unet").write_bytes(b"")
+    with pytest.raises(InputError):
+        folder.run([{"prompt": "a cat"}] * 3)
+
+
+def test_a_number_that_overflows_costs_only_its_own_image(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where one image of a micro-batch is not finite, the others are drawn without it."""
+    forward = UNet2DConditionModel.forward
+
+    def spoiled(self: Any, sample: torch.Tensor, *arguments: Any, **named: Any) -> Any:
+        context = named["encoder_hidden_states"]
+        found = forward(self, sample, *arguments, **named)[0]
+        is_bad = (context - spoils).abs().amax((1, 2)) < 1e-6
+        return (torch.where(is_bad[:, None, None, None], torch.nan, found),)
+
+    spoils = torch.zeros(())
+    jobs = [{"prompt": prompt, "seed": i} for i, prompt in enumerate(PROMPTS[:3])]
+    bundle = generate.load_bundle(folder.model, device=torch.device("cpu"), dtype=torch.float32)
+    spoils = generate.contexts(bundle.conditioner, ["a dog"], None)[0]
+    monkeypatch.setattr(UNet2DConditionModel, "forward", spoiled)
+    told = folder.run(jobs)
+    assert [event.line for event in told if isinstance(event, Failed)] == [2]
+    assert sum(isinstance(event, Finished) for event in told) == 2
+
+
+class Pipe:
+    """Stdin as a script writes it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        reader, writer = os.pipe()
+        self.stdin, self.end = os.fdopen(reader, "rb"), os.fdopen(writer, "wb", buffering=0)
+        patch.setattr(sys, "stdin", self.stdin)
+
+    def write(self, line: object) -> None:
+        self.end.write(f"{line if isinstance(line, str) else json.dumps(line)}\n".encode())
+
+
+@pytest.fixture
+def pipe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipe]:
+    pipe = Pipe(monkeypatch)
+    yield pipe
+    pipe.stdin.close()
+    pipe.end.close()
+
+
+def stream(folder: Folder, stop: Sequence[int] = ()) -> Iterator[Any]:
+    spec = BatchSpec(jobs=Path("-"), defaults=folder.spec([{}]).defaults)
+    for event in batch.run(spec, plan_batch(spec), stop):
+        if not isinstance(event, batch.Progress):
+            yield event
+
+
+def test_of_stdin_each_record_goes_out_before_the_next_line_is_there(folder: Folder, pipe: Pipe) -> None:
+    told = stream(folder)
+    for number, prompt in enumerate(("a cat", "a dog", "a cat")):
+        pipe.write({"prompt": prompt})
+        event = next(told)
+        assert (event.job.line, event.facts["prompt"]) == (number + 1, prompt)
+        assert Path(event.facts["path"]).exists() and len(folder.ledger()) == number + 1
+    pipe.write("nonsense")
+    event = next(told)
+    assert isinstance(event, Failed) and event.line == 4 and event.job is None
+    pipe.write({"prompt": "a penguin", "id": "last"})
+    assert next(told).facts["id"] == "last"
+    pipe.end.close()
+    assert next(told) == Summary(4, 0, 0, 1)
+    with pytest.raises(PartialError, match="1 of 5 jobs failed"):
+        next(told)
+    folder.check_whole(4)
+
+
+def test_of_stdin_a_job_done_before_is_answered_with_its_record(folder: Folder, pipe: Pipe) -> None:
+    folder.run([{"prompt": "a cat", "id": "x"}])
+    told = stream(folder)
+    for _ in range(2):
+        pipe.write({"prompt": "a cat", "id": "x"})
+        event = next(told)
+        assert (event.how, event.facts["skipped"], event.facts["prompt"]) == ("done", True, "a cat")
+    for _ in range(2):
+        pipe.write({"prompt": "a dog", "id": "y"})
+    assert [next(told).how for _ in range(2)] == ["made", "done"]
+    told.close()
+
+
+def test_of_stdin_a_signal_ends_the_waiting(folder: Folder, pipe: Pipe) -> None:
+    stop: list[int] = []
+    told = stream(folder, stop)
+    pipe.write({"prompt": "a cat"})
+    assert next(told).how == "made"
+    stop.append(signal.SIGTERM)
+    assert isinstance(next(told), Summary)
+    with pytest.raises(Stopped) as caught:
+        next(told)
+    assert caught.value.exit_code == ExitCode.TERMINATED
+
+
+def test_stdin_may_be_of_any_form(folder: Folder, pipe: Pipe) -> None:
+    pipe.end.write(b'\xef\xbb\xbf{"prompt": "a cat", "steps": 1}\r\n\n')
+    pipe.end.write(b'{"prompt": "a dog", "steps": 1}')  # without an end
+    pipe.end.close()
+    told = list(stream(folder))
+    assert [event.facts["prompt"] for event in told[:-1]] == ["a cat", "a dog"]
+
+
+def test_stdin_has_no_shares(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="one process reads it"):
+        next(stream(folder))
