@@ -107,11 +107,13 @@ class Studio:
         if plan.guidance > 1:
             away = torch.stack([self._context(one.negative, one.count, is_negative=True) for one in read])
         latents, evaluations = torch.empty(0), 0
-        for step in generate.draw_from(bundle, plan, context, away, seeds=[job.seed for job in jobs]):
+        picture, seeds = generate.read_picture(plan), [job.seed for job in jobs]
+        for step in generate.draw_from(bundle, plan, context, away, seeds=seeds, picture=picture):
             latents, evaluations = step.latents, step.index
             yield None
-        facts = [self._facts_of(job, evaluations) for job in jobs]
-        yield Denoised(jobs, facts, latents, time.perf_counter() - began, bundle.vae)
+        started = generate.picture_facts(plan, picture)
+        facts = [self._facts_of(job, evaluations) | started for job in jobs]
+        yield Denoised(jobs, facts, latents, time.perf_counter() - began, bundle.vae, picture)
 
     def _ready(self, job: Job) -> ModelBundle:
         """The model of a job, loaded unless it is the one at hand."""

@@ -19,7 +19,7 @@ from sdcli.batch_ledger import Ledger
 from sdcli.batch_plan import Job
 from sdcli.errors import NumericalError, OutputError, SdcliError
 from sdcli.files import exists
-from sdcli.pipeline import vae
+from sdcli.pipeline import init, vae
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import read_record
 
@@ -56,6 +56,7 @@ class Denoised:
     latents: Tensor  # (B, C, h, w)
     seconds: float  # that it took up to here
     vae: Vae
+    picture: init.Picture | None  # that all of them start from
 
 
 Outcome = Finished | Failed
@@ -124,6 +125,8 @@ def _finish(denoised: Denoised, ledger: Ledger) -> Iterator[Outcome]:
         for one in _each(denoised):
             yield from _finish(one, ledger)
         return
+    if denoised.picture is not None:
+        images = [init.paste_kept(image, denoised.picture) for image in images]
     seconds = (denoised.seconds + time.perf_counter() - began) / len(images)
     for job, facts, image in zip(denoised.jobs, denoised.facts, images, strict=True):
         try:

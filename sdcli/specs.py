@@ -134,7 +134,7 @@ class BatchSpec:
     IF_EXISTS: ClassVar[str] = "error"  # unless another is given
     # Of GenerateSpec's fields those that are of the whole run; every other is a job's to choose.
     OF_THE_RUN: ClassVar[frozenset[str]] = frozenset(
-        {"output", "format", "quality", "grid", "save_steps", "if_exists", "no_metadata"}
+        {"output", "format", "quality", "grid", "save_steps", "save_latents", "if_exists", "no_metadata"}
         | {"batch_size", "deterministic", "device", "dtype", "offline"}
     )
 

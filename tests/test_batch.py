@@ -162,6 +162,30 @@ def test_jobs_of_equal_settings_are_drawn_together_and_a_prompt_is_encoded_once(
     assert len(encoded) == 3 + 1 + 2  # the prompts, the negative one in one chunk and in two, the long prompt
 
 
+def test_a_job_may_start_from_a_picture_of_which_another_makes_another_job(folder: Folder) -> None:
+    size, photo, mask = (models.SIZE, models.SIZE), folder.path / "photo.png", folder.path / "mask.png"
+    Image.linear_gradient("L").resize(size).convert("RGB").save(photo)
+    Image.linear_gradient("L").resize(size).save(mask)
+    started = {"prompt": "a cat", "seed": 1, "init_image": str(photo), "strength": 0.5}
+    jobs = [
+        {**started, "id": "a"},
+        {**started, "mask": str(mask), "id": "b"},
+        {"prompt": "a cat", "seed": 1, "id": "c"},
+    ]
+    made = {event.job.target.stem: event for event in folder.made(jobs)}
+    for job in jobs:
+        own = {
+            key: Path(value) if key in ("init_image", "mask") else value for key, value in job.items() if key != "id"
+        }
+        alone = by_generate(folder, own, steps=2)
+        assert abs(pixels(made[str(job["id"])].job.target) - alone).max() <= 2
+    assert made["a"].facts["strength"] == 0.5 and "init_image" not in made["c"].facts
+    assert len({event.job.key for event in made.values()}) == 3
+    assert folder.made(jobs) == []
+    Image.new("RGB", size, "blue").save(photo)
+    assert [event.how for event in folder.made(jobs[:1], if_exists="overwrite")] == ["made"]
+
+
 def test_the_same_batch_again_does_nothing_and_a_picture_that_is_gone_is_made_again(folder: Folder) -> None:
     jobs = jobs_of(6)
     made = folder.made(jobs)

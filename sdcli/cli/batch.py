@@ -51,7 +51,7 @@ OWN: dict[str, tuple[Any, Any]] = {
     "shard": (Shard, BatchSpec.shard),
     "dry_run": (DryRun, BatchSpec.dry_run),
 }
-NOT_TAKEN = ("prompt", "class_name", "grid", "save_steps")  # for the jobs to say, or of generate alone
+NOT_TAKEN = ("prompt", "class_name", "grid", "save_steps", "save_latents")  # for the jobs to say, or of generate alone
 
 
 def batch(**given: Any) -> None:
