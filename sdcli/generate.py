@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sdcli import __version__, latent_files, naming, schedulers, store
 from sdcli.errors import SdcliWarning
-from sdcli.files import place, read_bytes, remove_dead_parts
+from sdcli.files import exists, place, read_bytes, remove_dead_parts
 from sdcli.parts import text_width, vae_factor
 from sdcli.pipeline import film, init, sampling, sheets, text, vae, vocabulary
 from sdcli.pipeline.adapters import MAX_BYTES, Embedding, read_embedding
@@ -72,8 +72,12 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     Raises InputError for a malformed model, NumericalError where the model gives NaN (no file is then written),
     OutputError when a picture cannot be written.
     """
-    todo = [i for i, path in enumerate(plan.targets) if not (spec.if_exists == "skip" and path.exists())]
-    yield from (ImageRecord({"path": str(p), "skipped": True}, p) for i, p in enumerate(plan.targets) if i not in todo)
+    todo = []
+    for i, path in enumerate(plan.targets):
+        if spec.if_exists == "skip" and str(path) != "-" and exists(path):
+            yield ImageRecord({"path": str(path), "skipped": True}, path)
+        else:
+            todo.append(i)
     if not todo:
         return
     for folder in {path.parent for path in (*plan.targets, *plan.latent_targets)}:
@@ -229,12 +233,12 @@ def _save_step(
     shown: list[Image.Image],
 ) -> Iterator[ImageRecord]:
     """A picture of every image after a step; of an animation, for which `shown` keeps the frames, after the last."""
-    is_film = not naming.is_output_folder(output)
+    is_film, stems = not naming.is_output_folder(output), naming.stems(plan.targets)
     if is_film and not film.is_kept(step.index, step.total):
         return
     for i, image in zip(ids, film.frames(bundle.vae, step.latents, is_last=step.index == step.total), strict=True):
         facts = {"seed": plan.seeds[i], "step": step.index, "t": step.t}
-        path, data = output / f"{plan.targets[i].stem}-step-{step.index:04d}.png", None
+        path, data = output / f"{stems[i]}-step-{step.index:04d}.png", None
         if not is_film:
             data = png_bytes(image, None)
         else:
@@ -251,6 +255,8 @@ def _write_grid(
     target: Path, tiles: Sequence[Image.Image], seeds: Sequence[int], spec: GenerateSpec, plan: Plan
 ) -> ImageRecord:
     """The contact sheet of the pictures drawn, in the order of their seeds."""
+    if spec.if_exists == "skip" and exists(target):
+        return ImageRecord({"path": str(target), "skipped": True}, target)
     heading = spec.prompt if plan.label is None else plan.label.name
     sheet = sheets.contact_sheet(tiles, [f"seed {seed}" for seed in seeds], heading)
     form = naming.picture_format(target, None)

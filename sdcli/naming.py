@@ -98,6 +98,11 @@ def picture_format(output: Path, asked: str | None) -> str:
     return SUFFIXES[suffix]
 
 
+def stems(paths: Sequence[Path]) -> list[str]:
+    """The names of files without suffixes, equal ones of different folders numbered."""
+    return [path.name for path in _apart([Path(path.stem) for path in paths], "number")]
+
+
 def check_quality(form: str, quality: int | None) -> None:
     """Raise UsageError for a quality of what has none."""
     if quality is not None and form == "png":
@@ -150,7 +155,7 @@ def _check_extra(option: str, path: Path, if_exists: str, beside: Sequence[Path]
     """
     if path.suffix.lower() not in SUFFIXES or is_folder(path):
         raise UsageError(f"{option} {path}: is no name of a picture file", f"name a file of {', '.join(SUFFIXES)}")
-    if path in beside:
+    if os.path.realpath(path) in map(os.path.realpath, beside):
         raise UsageError(f"{option} {path}: would be the name of a picture, too", "choose another")
     check_names(path)
     check_writable(path.parent)

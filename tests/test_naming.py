@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdcli.errors import OutputError, UsageError
-from sdcli.naming import fill, slug, targets
+from sdcli.naming import fill, slug, stems, targets
 from sdcli.specs import GenerateSpec
 
 
@@ -165,3 +165,7 @@ def test_a_filled_name_that_no_file_system_takes_is_refused(tmp_path: Path) -> N
 def test_webp_is_refused_sides_that_it_cannot_have(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="width 16384 px: WebP takes up to 16383"):
         targets(GenerateSpec(output=tmp_path, format="webp"), (7,), "x", SETTINGS | {"width": 16384})
+
+
+def test_equal_names_of_different_folders_are_numbered_where_they_share_one() -> None:
+    assert stems([Path("1/pic.png"), Path("2/pic.png"), Path("2/a.b.png")]) == ["pic", "pic-2", "a.b"]

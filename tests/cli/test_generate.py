@@ -672,3 +672,22 @@ def test_kill_before_any_write_leaves_no_half_picture(forks: Any, sd1: Path, tmp
         if (tmp_path / "x.png").exists():
             assert (tmp_path / "x.png").read_bytes() == data
             (tmp_path / "x.png").unlink()
+
+
+def test_a_sheet_that_is_there_is_kept_if_asked_and_never_takes_the_place_of_a_picture(shell: Shell) -> None:
+    options = ("-s", 1, "-n", 2, "-o", "out", "--grid", "sheet.png", "--if-exists", "skip", "--json")
+    first = shell("generate", PROMPT, "--seed", 1, *options)
+    before = Path("sheet.png").read_bytes()
+    second = shell("generate", PROMPT, "--seed", 5, *options)
+    assert (first.code, second.code) == (0, 0)
+    assert json.loads(second.lines[-1]) == {"path": "sheet.png", "skipped": True}
+    assert Path("sheet.png").read_bytes() == before
+    same = Path("a.png").resolve()
+    refused = shell("generate", PROMPT, "-s", 1, "-o", "a.png", "--grid", same, "--if-exists", "overwrite")
+    assert refused.code == ExitCode.USAGE and "would be the name of a picture, too" in refused.stderr
+
+
+def test_steps_of_pictures_of_one_name_in_different_folders_are_all_kept(shell: Shell) -> None:
+    done = shell("generate", PROMPT, "-s", 2, "--seed", 1, "-n", 2, "-o", "{seed}/a.png", "--save-steps", "steps")
+    assert done.code == 0
+    assert len(list(Path("steps").iterdir())) == 4
