@@ -130,20 +130,34 @@ def exists(path: Path) -> bool:
 def check_writable(folder: Path) -> None:
     """Raise OutputError now, before any work, if nothing could be written into `folder` or where it would be made.
 
-    A part file is made there and removed: /proc and others let root write by their rights, and refuse all the same.
+    A file is made there and let go: /proc and others let root write by their rights, and refuse all the same.
     """
     place = folder.absolute()
     while not exists(place) and place != place.parent:
         place = place.parent
     if not is_folder(place):
         raise OutputError(f"{folder}: {place} is a file", "name a folder for the output")
-    part = place / f".check.{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
-        _create(part)
-        part.unlink()
+        _try_to_write(place)
     except OSError as error:
         hint = "name a folder you may write to with --output"
         raise OutputError(f"{folder}: cannot be written ({reason(error)})", hint) from error
+
+
+def _try_to_write(folder: Path) -> None:
+    """Make a file in a folder and let it go: one without a name where the system has them, so that nothing can stay."""
+    if hasattr(os, "O_TMPFILE"):
+        try:
+            os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY))
+            return
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+    part = folder / f".check.{os.getpid()}-{secrets.token_hex(4)}.part"
+    try:
+        _create(part)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def remove_dead_parts(folder: Path) -> None:
