@@ -12,7 +12,7 @@ MAX_TAILS = 10  # places where a text may end in JSON of stable-diffusion.cpp: i
 NEGATIVE = "Negative prompt:"
 SDCPP = "SDCPP: "
 SDCPP_SCHEMA = "sdcpp.image.params/v1"
-KEY = re.compile(r"\s*(\w[\w \-/]{1,80}):\s*")  # A1111's, bounded, so that no text takes more than linear time
+KEY = re.compile(r"(\w[\w \-/]{1,80}):\s*")  # A1111's, bounded, so that no text takes more than linear time
 QUOTED = re.compile(r'"(?:\\.|[^\\"])+"', re.DOTALL)
 LEAST_PAIRS = 3  # that make a line one of settings and not of the prompt
 

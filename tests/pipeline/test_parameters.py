@@ -106,6 +106,14 @@ def test_no_text_takes_long(text: str) -> None:
     assert time.process_time() - began < 10
 
 
+@pytest.mark.parametrize("space", [" ", "\t", "\u3000", "a: b," + 99 * " "])
+def test_a_long_run_of_spaces_is_passed_over_at_once(space: str) -> None:
+    text = "x" + space * (MAX_LENGTH // len(space) - 1) + "x"
+    began = time.process_time()
+    assert read_parameters(text).prompt in (text, "")
+    assert time.process_time() - began < 2
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "", "{", "1" * 10_000, '"\\ud800'])
 def test_json_that_is_none_or_too_deep_is_none(text: str) -> None:
     assert read_json(text) is None
