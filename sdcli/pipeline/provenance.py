@@ -46,7 +46,10 @@ FLAT_NAMES = {
 }
 INTEGERS = {"seed": MAX_SEED, "steps": 10_000, "width": 1 << 20, "height": 1 << 20, "clip_skip": 100}
 NUMBERS = ("guidance", "strength")
-XMP_PARAMETERS = re.compile(r"<sdcpp:parameters>(.*?)</sdcpp:parameters>|sdcpp:parameters=\"([^\"]*)\"", re.DOTALL)
+XMP_PARAMETERS = (
+    ("<sdcpp:parameters>", "</sdcpp:parameters>"),
+    ('sdcpp:parameters="', '"'),
+)  # as element, as attribute
 GRAPH = re.compile(r"(prompt|workflow):(?=\s*\{)")  # how ComfyUI begins what it writes into EXIF
 
 
@@ -66,8 +69,9 @@ def find_out(inside: Inside, path: Path) -> Provenance:
     below 0) is left out of them. Warns (SdcliWarning) of text that is not in the encoding it claims.
     """
     texts = {**inside.texts, **_exif_texts(inside.exif, path)}
-    if found := XMP_PARAMETERS.search(inside.xmp):
-        texts.setdefault("parameters", html.unescape(found[1] or found[2] or ""))
+    found = _xmp_parameters(inside.xmp)
+    if found is not None:
+        texts.setdefault("parameters", found)
     elif inside.xmp:
         texts["XMP"] = inside.xmp
     for reader in READERS:
@@ -82,6 +86,20 @@ def orientation(exif: bytes) -> int:
     """EXIF's orientation, 1 where nothing or nonsense is said."""
     value = _exif(exif).get(ExifTags.Base.Orientation, 1)
     return value if type(value) is int and 1 <= value <= 8 else 1
+
+
+def _xmp_parameters(xmp: str) -> str | None:
+    """What stands between an opener and the next closer; searched for once each, however many openers there are."""
+    for opener, closer in XMP_PARAMETERS:
+        at = xmp.find(opener)
+        end = xmp.find(closer, at + len(opener)) if at >= 0 else -1
+        if end >= 0:
+            text = xmp[at + len(opener) : end]
+            try:
+                return html.unescape(text)
+            except ValueError:  # a character whose number has thousands of digits
+                return text
+    return None
 
 
 Said = tuple[str, dict[str, Any]] | None

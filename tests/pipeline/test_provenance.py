@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,27 @@ def test_what_a_program_says_comes_under_our_names(source: str, inside: Inside, 
 )
 def test_what_says_nothing_of_a_making_has_no_source(inside: Inside) -> None:
     assert find_out(inside, PATH).source is None
+
+
+XMP_FORMS = [
+    ("<sdcpp:parameters>a &lt;b&gt;\n</sdcpp:parameters><sdcpp:parameters>c</sdcpp:parameters>", "a <b>\n"),
+    ("<sdcpp:parameters></sdcpp:parameters>", ""),
+    ('<d sdcpp:parameters="a &quot;b&quot;" other="c"/>', 'a "b"'),
+    ('<sdcpp:parameters>open <d sdcpp:parameters="a"/>', "a"),
+    (f'<d sdcpp:parameters="&#{"9" * 5000};"/>', f"&#{'9' * 5000};"),
+]
+
+
+@pytest.mark.parametrize(("xmp", "text"), XMP_FORMS, ids=["element", "empty", "attribute", "both", "number"])
+def test_parameters_stand_in_xmp_as_element_or_as_attribute(xmp: str, text: str) -> None:
+    assert find_out(Inside(xmp=xmp), PATH).raw == {"parameters": text}
+
+
+@pytest.mark.parametrize("opener", ["<sdcpp:parameters>", 'sdcpp:parameters="'])
+def test_openers_without_end_are_passed_over_at_once(opener: str) -> None:
+    began = time.process_time()
+    find_out(Inside(xmp=opener * 100_000), PATH)
+    assert time.process_time() - began < 2
 
 
 TEXT = "ein 小狗 🐶\nSteps: 2, Seed: 3, Sampler: Euler"
