@@ -45,10 +45,12 @@ def _sampler(graph: Graph) -> str | None:
     """The sampler nearest to a node that shows a picture, else the first there is."""
     samplers = [name for name in graph if "KSampler" in _kind(graph, name) and _kind(graph, name) != "KSamplerSelect"]
     samplers += [name for name in graph if _kind(graph, name).startswith("SamplerCustom")]
+    known = set(samplers)
+    seen: set[str] = set()  # of all walks: above a node where one has been, there is no sampler
     for name in graph:
-        if _kind(graph, name).startswith(OUTPUTS):
-            for above in _upward(graph, name):
-                if above in samplers:
+        if name not in seen and _kind(graph, name).startswith(OUTPUTS):
+            for above in _upward(graph, name, seen=seen):
+                if above in known:
                     return above
     return samplers[0] if samplers else None
 
@@ -90,10 +92,20 @@ def _first(
 
 
 def _upward(
-    graph: Graph, start: str, *, through: tuple[str, ...] = (), not_through: tuple[str, ...] = ()
+    graph: Graph,
+    start: str,
+    *,
+    through: tuple[str, ...] = (),
+    not_through: tuple[str, ...] = (),
+    seen: set[str] | None = None,
 ) -> Iterator[str]:
-    """A node and those that feed it, nearest first. through: only by inputs of these names, where the start has any."""
-    seen, waiting = {start}, deque([start])
+    """A node and those that feed it, nearest first, but for those seen, to which they are added.
+
+    through: from the start only by inputs of these names.
+    """
+    seen = set() if seen is None else seen
+    seen.add(start)
+    waiting = deque([start])
     while waiting:
         name = waiting.popleft()
         yield name
