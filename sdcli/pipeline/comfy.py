@@ -11,6 +11,7 @@ OUTPUTS = ("SaveImage", "PreviewImage", "SaveAnimated")  # beginnings of the nam
 SEEDS = ("seed", "noise_seed")
 TEXTS = ("text", "text_g", "text_l", "prompt", "string", "value", "t5xxl", "clip_l")
 MODELS = ("ckpt_name", "unet_name", "model_name")
+NO_TEXT = "ConditioningZeroOut"  # what stands above it is not used
 Graph = Mapping[str, Any]
 
 
@@ -56,13 +57,20 @@ def _sampler(graph: Graph) -> str | None:
 
 
 def _text(graph: Graph, sampler: str, inputs: tuple[str, ...], other: str) -> str | None:
-    """The first text above a conditioning input of the sampler or, with a guider between them, of that."""
+    """The first text above a conditioning input of the sampler or, with a guider between them, of that.
+
+    The empty text where there is none but a conditioning that is zeroed out.
+    """
     for name in _upward(graph, sampler, not_through=(other,)):
         given = _inputs(graph, name)
         for key in inputs:
             start = _link(graph, given.get(key))
             if start is not None:
                 found: str | None = _first(graph, start, TEXTS, str, not_through=(other,))
+                if found is None and any(
+                    _kind(graph, n) == NO_TEXT for n in _upward(graph, start, not_through=(other,))
+                ):
+                    return ""
                 return found
     return None
 
@@ -99,7 +107,7 @@ def _upward(
     not_through: tuple[str, ...] = (),
     seen: set[str] | None = None,
 ) -> Iterator[str]:
-    """A node and those that feed it, nearest first, but for those seen, to which they are added.
+    """A node and those that feed it, nearest first, but for those seen, to which they are added, and those zeroed out.
 
     through: from the start only by inputs of these names.
     """
@@ -109,6 +117,8 @@ def _upward(
     while waiting:
         name = waiting.popleft()
         yield name
+        if _kind(graph, name) == NO_TEXT:
+            continue
         for key, value in _inputs(graph, name).items():
             source = _link(graph, value)
             if (

@@ -65,6 +65,15 @@ def test_links_are_followed_through_nodes_between_and_each_conditioning_keeps_to
     assert read_graph(graph) == FACTS
 
 
+def test_a_conditioning_that_is_zeroed_out_has_no_text() -> None:
+    zeroed = {"class_type": "ConditioningZeroOut", "inputs": {"conditioning": ["6", 0]}}
+    assert read_graph(changed(negative=["20", 0]) | {"20": zeroed}) == FACTS | {"negative": ""}
+    between = {"class_type": "ConditioningSetTimestepRange", "inputs": {"conditioning": ["20", 0]}}
+    assert read_graph(changed(negative=["21", 0]) | {"20": zeroed, "21": between}) == FACTS | {"negative": ""}
+    both = {"class_type": "ConditioningCombine", "inputs": {"conditioning_1": ["20", 0], "conditioning_2": ["7", 0]}}
+    assert read_graph(changed(negative=["22", 0]) | {"20": zeroed, "22": both}) == FACTS
+
+
 def test_a_seed_or_a_text_from_a_node_of_its_own_is_found() -> None:
     graph = changed(seed=["21", 0]) | {
         "21": {"class_type": "Seed", "inputs": {"seed": 42}},
