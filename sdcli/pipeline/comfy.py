@@ -36,7 +36,7 @@ def read_graph(graph: Graph) -> dict[str, Any]:
         "guidance": _first(graph, sampler, ("cfg", "guidance"), (int, float)),
         "width": _first(graph, sampler, ("width",), int, through=("latent_image", "samples", "pixels")),
         "height": _first(graph, sampler, ("height",), int, through=("latent_image", "samples", "pixels")),
-        "model": _first(graph, sampler, MODELS, str),
+        "model": _first(graph, sampler, MODELS, str, alone=("model", "guider")),
         "strength": _first(graph, sampler, ("denoise",), (int, float)),
     }
     return {name: value for name, value in found.items() if value is not None}
@@ -83,9 +83,10 @@ def _first(
     *,
     through: tuple[str, ...] = (),
     not_through: tuple[str, ...] = (),
+    alone: tuple[str, ...] = (),
 ) -> Any:
     """The first plain value of one of these names, from a node upward."""
-    for name in _upward(graph, start, through=through, not_through=not_through):
+    for name in _upward(graph, start, through=through, not_through=not_through, alone=alone):
         given = _inputs(graph, name)
         for key in keys:
             value = given.get(key)
@@ -105,11 +106,12 @@ def _upward(
     *,
     through: tuple[str, ...] = (),
     not_through: tuple[str, ...] = (),
+    alone: tuple[str, ...] = (),
     seen: set[str] | None = None,
 ) -> Iterator[str]:
     """A node and those that feed it, nearest first, but for those seen, to which they are added, and those zeroed out.
 
-    through: from the start only by inputs of these names.
+    through: from the start only by inputs of these names; alone: from every node.
     """
     seen = set() if seen is None else seen
     seen.add(start)
@@ -126,6 +128,7 @@ def _upward(
                 or source in seen
                 or key in not_through
                 or (name == start and through and key not in through)
+                or (alone and key not in alone)
             ):
                 continue
             seen.add(source)

@@ -74,6 +74,31 @@ def test_a_conditioning_that_is_zeroed_out_has_no_text() -> None:
     assert read_graph(changed(negative=["22", 0]) | {"20": zeroed, "22": both}) == FACTS
 
 
+def test_the_model_of_an_upscaler_or_a_control_net_is_not_the_one_that_drew() -> None:
+    """Their loaders have a `model_name`, too, and are nearer than the checkpoint behind two LoRAs."""
+    graph = changed(latent_image=["20", 0], model=["23", 0]) | {
+        "20": {"class_type": "VAEEncode", "inputs": {"pixels": ["21", 0]}},
+        "21": {"class_type": "ImageUpscaleWithModel", "inputs": {"upscale_model": ["22", 0]}},
+        "22": {"class_type": "UpscaleModelLoader", "inputs": {"model_name": "4x.pth"}},
+        "23": {"class_type": "LoraLoader", "inputs": {"lora_name": "y", "model": ["10", 0]}},
+        "10": {"class_type": "LoraLoader", "inputs": {"lora_name": "x", "model": ["24", 0]}},
+        "24": {"class_type": "LoraLoader", "inputs": {"lora_name": "z", "model": ["4", 0]}},
+        "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a glass bottle", "clip": ["23", 1]}},
+        "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "text, watermark", "clip": ["23", 1]}},
+    }
+    assert read_graph(graph)["model"] == "v1-5.safetensors"
+    assert "model" not in read_graph(graph | {"4": {"class_type": "Unknown", "inputs": {}}})
+
+
+def test_a_model_is_found_through_a_guider() -> None:
+    graph = {
+        "1": {"class_type": "SamplerCustomAdvanced", "inputs": {"guider": ["2", 0]}},
+        "2": {"class_type": "BasicGuider", "inputs": {"model": ["3", 0]}},
+        "3": {"class_type": "UNETLoader", "inputs": {"unet_name": "flux.safetensors"}},
+    }
+    assert read_graph(graph) == {"model": "flux.safetensors"}
+
+
 def test_a_seed_or_a_text_from_a_node_of_its_own_is_found() -> None:
     graph = changed(seed=["21", 0]) | {
         "21": {"class_type": "Seed", "inputs": {"seed": 42}},
