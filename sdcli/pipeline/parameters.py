@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
 MAX_LENGTH = 1 << 20  # characters; no program writes a longer one, and it is not taken apart
+MAX_JSON = 1 << 16  # characters of a value in JSON; one that is longer is taken as plain
 MAX_TAILS = 10  # places where a text may end in JSON of stable-diffusion.cpp: its prompt is repeated there
 NEGATIVE = "Negative prompt:"
 SDCPP = "SDCPP: "
@@ -15,6 +17,14 @@ SDCPP_SCHEMA = "sdcpp.image.params/v1"
 KEY = re.compile(r"(\w[\w \-/]{1,80}):\s*")  # A1111's, bounded, so that no text takes more than linear time
 QUOTED = re.compile(r'"(?:\\.|[^\\"])+"', re.DOTALL)
 LEAST_PAIRS = 3  # that make a line one of settings and not of the prompt
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
+
+
+DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -49,9 +59,9 @@ def read_parameters(text: str) -> Parameters:
 
 
 def read_json(text: str) -> Any:
-    """JSON of others: NaN, which ComfyUI writes, is null; None for what is none or nested too deeply."""
+    """JSON of others: NaN, which ComfyUI writes, and 1e999 are null; None for what is none or nested too deeply."""
     try:
-        return json.loads(text, parse_constant=lambda _: None)
+        return DECODER.decode(text)
     except (ValueError, RecursionError):
         return None
 
@@ -89,7 +99,8 @@ def _value(line: str, at: int) -> tuple[Any, int]:
         value = value if value is not None else quoted[0][1:-1]
     elif line.startswith("{", at):
         try:
-            value, behind = json.JSONDecoder().raw_decode(line, at)
+            value, length = DECODER.raw_decode(line[at : at + MAX_JSON])
+            behind = at + length
         except (ValueError, RecursionError):
             behind = -1
     comma = line.find(",", max(at, behind))

@@ -97,7 +97,21 @@ def test_what_we_write_is_read_back(prompt: str, negative: str, seed: int, model
 
 @pytest.mark.parametrize(
     "text",
-    ["a", "a ", 'ab: "', "ab: {", 'ab: {"', "ab: [", "\n", "ab: ", '"\\', "SDCPP: {", "a, b: c", 'a b: {"a": '],
+    [
+        "a",
+        "a ",
+        'ab: "',
+        "ab: {",
+        'ab: {"',
+        "ab: [",
+        "\n",
+        "ab: ",
+        '"\\',
+        "SDCPP: {",
+        "a, b: c",
+        'a b: {"a": ',
+        "ab: {,",
+    ],
 )
 def test_no_text_takes_long(text: str) -> None:
     long = text * (MAX_LENGTH // len(text))
@@ -121,3 +135,9 @@ def test_json_that_is_none_or_too_deep_is_none(text: str) -> None:
 
 def test_not_a_number_is_null_as_comfyui_writes_it() -> None:
     assert read_json('{"is_changed": [NaN, Infinity]}') == {"is_changed": [None, None]}
+
+
+def test_numbers_beyond_all_measure_are_null_wherever_json_stands() -> None:
+    assert read_json("[1e999, -1e999, 1.5]") == [None, None, 1.5]
+    read = read_parameters('x\nSteps: 2, Seed: 3, Hashes: {"a": 1e999, "b": NaN, "c": 2.5}')
+    assert read.pairs["Hashes"] == {"a": None, "b": None, "c": 2.5}

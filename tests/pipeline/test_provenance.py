@@ -218,4 +218,9 @@ def test_any_texts_are_read_and_facts_have_our_types(texts: dict[str, str]) -> N
     facts = find_out(Inside(texts), PATH).facts
     assert all(type(facts[name]) is int and facts[name] >= 0 for name in ("seed", "steps", "width") if name in facts)
     assert all(isinstance(facts.get(name, ""), str) for name in ("prompt", "sampler", "schedule"))
-    json.dumps(facts)
+    json.dumps(facts, allow_nan=False)
+
+
+def test_no_number_of_our_own_record_is_beyond_all_measure() -> None:
+    facts = find_out(Inside({"sdcli": '{"prompt": "a", "eta": 1e999, "tokens": {"kept": [-1e999]}}'}), PATH).facts
+    assert facts == {"prompt": "a", "eta": None, "tokens": {"kept": [None]}}
