@@ -23,8 +23,11 @@ PNG_KEPT = frozenset(
     b"IHDR PLTE IDAT IEND tRNS gAMA cHRM sRGB iCCP cICP mDCv mDCV cLLi cLLI sBIT bKGD pHYs acTL fcTL fdAT".split()
 )
 WEBP_KEPT = frozenset({b"VP8X", b"VP8 ", b"VP8L", b"ALPH", b"ICCP", b"ANIM", b"ANMF"})
+WEBP_PIXELS = frozenset({b"VP8 ", b"VP8L", b"ANMF"})
 WEBP_EXIF_FLAG, WEBP_XMP_FLAG = 0x08, 0x04  # of VP8X
 SOS, EOI, APP0, APP1, APP2, APP14, APP15, COM = 0xDA, 0xD9, 0xE0, 0xE1, 0xE2, 0xEE, 0xEF, 0xFE
+# All of SOF0 to SOF15 but DHT, JPG and DAC, whose numbers lie among theirs.
+FRAMES = frozenset(bytes([marker]) for marker in range(0xC0, 0xD0) if marker not in (0xC4, 0xC8, 0xCC))
 EXIF_BLOCKS = frozenset({b"eXIf", b"EXIF", bytes([APP1])})
 NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]", re.DOTALL)  # in coded data 0 is stuffing, D0 to D7 restarts
 
@@ -84,10 +87,12 @@ def without_metadata(data: bytes, path: Path, orientation: int = 1) -> bytes:
 
     Kept are colour profiles and what else says how pixels are shown. orientation: EXIF's number, of which a block is
     written anew if it is not 1, so that the picture does not lie down. What follows the end of the picture is dropped.
-    Raises InputError as `look_inside`.
+    Raises InputError as `look_inside`, and for a file without pixels.
     """
     exif = _orientation(orientation) if 2 <= orientation <= 8 else b""
     blocks = list(_blocks(data, path))
+    if not _has_pixels(data, {block.name for block in blocks}):
+        raise InputError(f"{path}: has no pixels", "the file is damaged; save it again")
     if data.startswith(PNG_HEAD):
         kept = [data[b.start : b.end] for b in blocks if b.name in PNG_KEPT]
         extra = [_png_chunk(b"eXIf", exif)] if exif else []
@@ -104,6 +109,14 @@ def without_metadata(data: bytes, path: Path, orientation: int = 1) -> bytes:
         parts.append(_webp_chunk(b"EXIF", exif))
     body = b"WEBP" + b"".join(parts)
     return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def _has_pixels(data: bytes, names: set[bytes]) -> bool:
+    if data.startswith(PNG_HEAD):
+        return b"IDAT" in names
+    if data.startswith(b"\xff\xd8"):
+        return bytes([SOS]) in names and not names.isdisjoint(FRAMES)
+    return not names.isdisjoint(WEBP_PIXELS)
 
 
 def _blocks(data: bytes, path: Path) -> Iterator[Block]:

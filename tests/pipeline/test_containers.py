@@ -164,6 +164,26 @@ def test_what_is_none_of_the_three_is_refused(data: bytes) -> None:
         look_inside(data, PATH)
 
 
+def without_blocks(data: bytes, *names: bytes) -> bytes:
+    """A file whose blocks of these names are cut out, lengths put right."""
+    found = list(containers._blocks(data, PATH))
+    rest = data[: found[0].start] + b"".join(data[b.start : b.end] for b in found if b.name not in names)
+    return rest[:4] + struct.pack("<I", len(rest) - 8) + rest[8:] if rest.startswith(b"RIFF") else rest
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [("PNG", [b"IDAT"]), ("JPEG", [b"\xda"]), ("JPEG", [b"\xc0"]), ("WEBP", [b"VP8L"]), ("WEBP", [b"VP8L", b"VP8X"])],
+)
+def test_a_file_without_pixels_is_read_but_not_rewritten(form: str, names: list[bytes]) -> None:
+    data = saved(form)
+    assert without_metadata(without_blocks(data), PATH) == without_metadata(data, PATH)
+    empty = without_blocks(data, *names)
+    assert look_inside(empty, PATH) == look_inside(data, PATH)
+    with pytest.raises(InputError, match=r"^x\.png: has no pixels; "):
+        without_metadata(empty, PATH)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @given(data=st.data())
 def test_damage_is_read_or_refused_and_never_anything_else(form: str, data: st.DataObject) -> None:
