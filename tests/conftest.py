@@ -8,12 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
 
 from tests.forks import Forks
 from tests.runs import train_unet, train_vae
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported anywhere: no test opens a socket
+
+# The same examples every time, however slow the machine is at the moment.
+settings.register_profile("sdcli", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("sdcli")
 
 SHAPES = ("disc", "square", "ring", "cross", "bar", "dot")
 SIDE = 32  # px

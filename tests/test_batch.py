@@ -250,11 +250,11 @@ def test_two_shares_make_what_one_run_makes(folder: Folder) -> None:
 
 
 def test_launched_processes_make_what_one_makes(folder: Folder, forks: Forks) -> None:
-    jobs = jobs_of(7)
-    folder.run(jobs, deterministic=True)
+    jobs, settings = folder.write(jobs_of(7)), ("--model", folder.model, "--steps", 2, "--deterministic")
+    assert forks.sdcli("batch", jobs, "-o", folder.out, *settings).code == 0
     whole = folder.pictures()
     folder.out = folder.path / "launched"
-    command = ["batch", folder.write(jobs), "-o", folder.out, "--model", folder.model, "--steps", 2, "--deterministic"]
+    command = ["batch", jobs, "-o", folder.out, *settings]
     code = "import os, sys; os.environ.update(WORLD_SIZE='2', RANK=arguments.pop(), LOCAL_RANK='0')\n"
     code += "from sdcli.cli import app; sys.exit(app.run(arguments))"
     for rank in ("0", "1"):
