@@ -460,13 +460,13 @@ def test_frechet_of_the_drawn_pictures_to_themselves_is_0(sd1: Path, pictures: P
 
 
 def test_folders_are_no_pictures_whatever_their_names_and_an_animation_is_told_once(
-    sd1: Path, pictures: Path, tmp_path: Path
+    sd1: Path, own_pictures: Path, tmp_path: Path
 ) -> None:
-    (pictures / "folder.png").mkdir()
+    (own_pictures / "folder.png").mkdir()
     frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
-    frames[0].save(pictures / "folder.png" / "a.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(own_pictures / "folder.png" / "a.gif", save_all=True, append_images=frames[1:])
     with pytest.warns(SdcliWarning, match="only the first of 2 frames") as told:
-        (row,) = rows_of(sd1, tmp_path / "r", schedulers="euler-a", steps="1", data=pictures)
+        (row,) = rows_of(sd1, tmp_path / "r", schedulers="euler-a", steps="1", data=own_pictures)
     assert row["data_pictures"] == 7
     assert sum(issubclass(one.category, SdcliWarning) for one in told) == 1
 
