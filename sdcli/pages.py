@@ -23,7 +23,7 @@ from sdcli.curves import MAX_STEP, Curve, Metrics, measured, read_metrics
 from sdcli.errors import InputError
 from sdcli.files import atomic_write, open_regular
 from sdcli.layout import read_json
-from sdcli.specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
+from sdcli.train_specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
 
 TEMPLATES = Path(__file__).with_name("templates")
 REPORT = "report.html"

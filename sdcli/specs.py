@@ -5,7 +5,6 @@ One frozen dataclass per command; its class attributes are the defaults of the c
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,6 @@ MAX_STEPS = 1000
 MIN_SIDE, MAX_SIDE = 8, 16384  # px
 IF_EXISTS = ("number", "skip", "overwrite", "error")
 PICTURE_FORMATS = ("png", "webp", "jpg")
-LORA_LR = 1e-4
 MAX_MIX = 10.0  # of a weight in --mix, up or down
 TENSOR_SUFFIXES = (".safetensors", ".png")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -70,23 +68,23 @@ class GenerateSpec:
 
     def __post_init__(self) -> None:
         if self.steps is not None:
-            _between("steps", self.steps, 1, MAX_STEPS)
+            between("steps", self.steps, 1, MAX_STEPS)
         if self.guidance is not None:
-            _at_least("guidance", self.guidance, 1.0)
+            at_least("guidance", self.guidance, 1.0)
         parse_interval(self.guidance_interval)
-        _between("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
+        between("guidance_rescale", self.guidance_rescale, 0.0, 1.0)
         if self.eta is not None:
-            _between("eta", self.eta, 0.0, 1.0)
+            between("eta", self.eta, 0.0, 1.0)
         if self.seed is not None:
-            _between("seed", self.seed, 0, MAX_SEED)
-        _at_least("count", self.count, 1)
+            between("seed", self.seed, 0, MAX_SEED)
+        at_least("count", self.count, 1)
         if self.batch_size is not None:
-            _at_least("batch_size", self.batch_size, 1)
+            at_least("batch_size", self.batch_size, 1)
         if self.size is not None and (self.width is not None or self.height is not None):
             raise UsageError("--size and --width/--height exclude each other", "give one of them")
         for name in ("width", "height"):
             if getattr(self, name) is not None:
-                _between(name, getattr(self, name), MIN_SIDE, MAX_SIDE)
+                between(name, getattr(self, name), MIN_SIDE, MAX_SIDE)
         if self.size is not None:
             parse_size(self.size)
         word_swaps(self.replace, self.mix)
@@ -105,12 +103,12 @@ class GenerateSpec:
             what = f"--count {self.count} with --save-steps {self.save_steps}: a film shows one picture"
             raise UsageError(what, "name a folder")
         check_picture_options(self.format, self.quality)
-        _one_of("if_exists", self.if_exists, IF_EXISTS)
-        _one_of("dtype", self.dtype, DTYPES)
+        one_of("if_exists", self.if_exists, IF_EXISTS)
+        one_of("dtype", self.dtype, DTYPES)
 
     def _check_initial(self) -> None:
         if self.strength is not None:
-            _between("strength", self.strength, 0.0, 1.0)
+            between("strength", self.strength, 0.0, 1.0)
         for name in ("strength", "mask"):
             if self.init_image is None and getattr(self, name) is not None:
                 raise UsageError(f"--{name} without --init-image: there is no picture to change", "name one")
@@ -141,7 +139,7 @@ class BatchSpec:
     def __post_init__(self) -> None:
         parse_shard(self.shard)
         if self.max_failures is not None:
-            _at_least("max_failures", self.max_failures, 1)
+            at_least("max_failures", self.max_failures, 1)
         if self.defaults.if_exists == "number":
             what = "--if-exists number: the same batch again would make every picture again"
             raise UsageError(what, "use error, skip or overwrite")
@@ -171,7 +169,7 @@ class TokensSpec:
             for path in paths:
                 if path.suffix.lower() not in TENSOR_SUFFIXES:
                     raise UsageError(f"{option} {path}: of no known kind", "name a .safetensors or a .png file")
-        _one_of("if_exists", self.if_exists, IF_EXISTS)
+        one_of("if_exists", self.if_exists, IF_EXISTS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,24 +194,24 @@ class CodecSpec:
     offline: bool = False
 
     def __post_init__(self) -> None:
-        _between("seed", self.seed, 0, MAX_SEED)
+        between("seed", self.seed, 0, MAX_SEED)
         check_picture_options(self.format, self.quality)
         if self.size is not None:
             parse_size(self.size)
         if self.steps is not None:
-            _between("steps", self.steps, 1, MAX_STEPS)
-        _at_least("guidance", self.guidance, 1.0)
+            between("steps", self.steps, 1, MAX_STEPS)
+        at_least("guidance", self.guidance, 1.0)
         if self.sample and self.invert is not None:
             raise UsageError("--sample and --invert exclude each other", "an inversion starts from the mean")
         for name in ("negative", "steps", "guidance"):
             if self.invert is None and getattr(self, name) != getattr(CodecSpec, name):
-                raise UsageError(f"{_option(name)} without --invert: nothing is denoised", "leave it out")
+                raise UsageError(f"{option(name)} without --invert: nothing is denoised", "leave it out")
         if self.seed != CodecSpec.seed and not self.sample:
             raise UsageError(f"--seed {self.seed} without --sample: nothing is drawn", "leave it out, or add --sample")
         if self.negative and self.guidance == 1:
             raise UsageError("--negative at --guidance 1: guidance is off", "leave it out, or use a guidance above 1")
-        _one_of("if_exists", self.if_exists, IF_EXISTS)
-        _one_of("dtype", self.dtype, DTYPES)
+        one_of("if_exists", self.if_exists, IF_EXISTS)
+        one_of("dtype", self.dtype, DTYPES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,14 +236,14 @@ class DiffuseSpec:
     def __post_init__(self) -> None:
         if self.t is not None:
             parse_timesteps(self.t)
-        _one_of("space", self.space, (*self.SPACES, "both"))
-        _between("seed", self.seed, 0, MAX_SEED)
+        one_of("space", self.space, (*self.SPACES, "both"))
+        between("seed", self.seed, 0, MAX_SEED)
         if self.size is not None:
             parse_size(self.size)
         if self.save_latents is not None and self.space == "pixels":
             raise UsageError("--save-latents with --space pixels: there are no latents", "use --space latents or both")
-        _one_of("if_exists", self.if_exists, ("number", "overwrite", "error"))
-        _one_of("dtype", self.dtype, DTYPES)
+        one_of("if_exists", self.if_exists, ("number", "overwrite", "error"))
+        one_of("dtype", self.dtype, DTYPES)
 
     @property
     def spaces(self) -> tuple[str, ...]:
@@ -277,23 +275,23 @@ class FigureSpec:
     offline: bool = False
 
     def __post_init__(self) -> None:
-        _one_of("plot", self.plot, ("betas", "alpha-bar", "snr", "sigmas"))
+        one_of("plot", self.plot, ("betas", "alpha-bar", "snr", "sigmas"))
         if self.plot != "sigmas":
             if self.name is not None:
                 raise UsageError(f"--plot {self.plot} of {self.name}: it is the model's, not a scheduler's", "drop one")
             if self.steps is not None:
                 raise UsageError(f"--steps with --plot {self.plot}: it has a value for every t", "leave it out")
         elif self.steps is not None:
-            _between("steps", self.steps, 1, MAX_STEPS)
-        _one_of("if_exists", self.if_exists, ("number", "overwrite", "error"))
+            between("steps", self.steps, 1, MAX_STEPS)
+        one_of("if_exists", self.if_exists, ("number", "overwrite", "error"))
 
 
 def check_picture_options(form: str | None, quality: int | None) -> None:
     """Raise UsageError for an unknown `--format`, or a `--quality` out of range."""
     if form is not None:
-        _one_of("format", form, PICTURE_FORMATS)
+        one_of("format", form, PICTURE_FORMATS)
     if quality is not None:
-        _between("quality", quality, 1, 100)
+        between("quality", quality, 1, 100)
 
 
 def parse_timesteps(text: str) -> tuple[int, ...]:
@@ -342,29 +340,29 @@ class BenchSpec:
     def __post_init__(self) -> None:
         self.step_counts()
         if self.guidance is not None:
-            _at_least("guidance", self.guidance, 1.0)
-        _between("seed", self.seed, 0, MAX_SEED)
-        _between("seeds", self.seeds, 1, 1_000_000)
+            at_least("guidance", self.guidance, 1.0)
+        between("seed", self.seed, 0, MAX_SEED)
+        between("seeds", self.seeds, 1, 1_000_000)
         if self.size is not None:
             parse_size(self.size)
         if self.batch_size is not None:
-            _at_least("batch_size", self.batch_size, 1)
-        _between("reference_steps", self.reference_steps, 4, 100_000)
+            at_least("batch_size", self.batch_size, 1)
+        between("reference_steps", self.reference_steps, 4, 100_000)
         if self.class_name and self.prompt:
             raise UsageError("--prompt and --class exclude each other", "give one of them")
         for name in ("csv", "plot"):
             path, ending = getattr(self, name), {"csv": ".csv", "plot": ".png"}[name]
             if path is not None and path.suffix.lower() != ending:
-                raise UsageError(f"{_option(name)} {path}: is no {ending} file", f"name one that ends in {ending}")
-        _one_of("plot_quality", self.plot_quality, self.QUALITIES)
-        _one_of("plot_over", self.plot_over, ("seconds", "evaluations", "steps"))
+                raise UsageError(f"{option(name)} {path}: is no {ending} file", f"name one that ends in {ending}")
+        one_of("plot_quality", self.plot_quality, self.QUALITIES)
+        one_of("plot_over", self.plot_over, ("seconds", "evaluations", "steps"))
         if self.plot is not None and self.plot_quality == "frechet" and self.data is None:
             raise UsageError("--plot-quality frechet without --data", "name a folder of pictures to compare with")
         for name, needed in (("plot_quality", "plot"), ("plot_over", "plot"), ("features", "data")):
             if getattr(self, name) != getattr(type(self), name) and getattr(self, needed) is None:
-                raise UsageError(f"{_option(name)} without --{needed}", f"give --{needed}, too, or leave it out")
-        _one_of("if_exists", self.if_exists, IF_EXISTS)
-        _one_of("dtype", self.dtype, DTYPES)
+                raise UsageError(f"{option(name)} without --{needed}", f"give --{needed}, too, or leave it out")
+        one_of("if_exists", self.if_exists, IF_EXISTS)
+        one_of("dtype", self.dtype, DTYPES)
 
     def step_counts(self) -> tuple[int, ...]:
         """The numbers of steps, rising, each once. Raises UsageError."""
@@ -372,7 +370,7 @@ class BenchSpec:
         if not all(word.isascii() and word.isdigit() and len(word) <= 4 for word in words):
             raise UsageError(f"--steps {self.steps}: are no numbers of steps", "write them as 5,10,20,50")
         for word in words:
-            _between("steps", int(word), 1, MAX_STEPS)
+            between("steps", int(word), 1, MAX_STEPS)
         return tuple(sorted({int(word) for word in words}))
 
     def scheduler_names(self) -> tuple[str, ...]:
@@ -393,8 +391,8 @@ def parse_size(text: str) -> tuple[int, int]:
     if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) <= 9 for part in parts):
         raise UsageError(f"--size {text}: is no size", "write it as 512x512, in pixels")
     width, height = int(parts[0]), int(parts[1])
-    _between("size", width, MIN_SIDE, MAX_SIDE)
-    _between("size", height, MIN_SIDE, MAX_SIDE)
+    between("size", width, MIN_SIDE, MAX_SIDE)
+    between("size", height, MIN_SIDE, MAX_SIDE)
     return width, height
 
 
@@ -456,242 +454,24 @@ def _mixture(text: str) -> WordSwap:
     return WordSwap(f"--mix {text}", terms[0][0], tuple(terms))
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainSpec:
-    """What every trainer needs to know. Lengths in pixels, probabilities in 0..1."""
-
-    data: Path = Path()
-    model: str | None = None  # start from the weights of this model ...
-    init: str | None = None  # ... or from scratch, by a preset's name or a JSON file of configs
-    run: Path | None = None
-    caption: str | None = None
-    resolution: int | None = None
-    batch_size: int = 4
-    accumulate: int = 1
-    steps: int = 1000
-    optimizer: str = "adamw"
-    lr: float | None = None  # None: peak_lr says
-    lr_schedule: str = "constant"
-    lr_warmup: int = 0
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0
-    ema: float = 0.999
-    mixed_precision: str = "no"
-    gradient_checkpointing: bool = False
-    seed: int = 0
-    holdout: float = 0.0  # share of the pictures that validate instead of training
-    validate_every: int | None = None  # steps; None: save_every
-    sample_every: int | None = None
-    save_every: int = 250
-    keep: int = 2
-    stop_after: int | None = None
-    dry_run: bool = False
-    tracker: str | None = None
-    workers: int = 2
-    device: str = "auto"
-    offline: bool = False
-    export: str = "last"
-    export_dtype: str = "float32"
-
-    DEFAULT_LR: ClassVar[float] = 1e-5
-    # What may differ between two calls that belong to one run.
-    NOT_IDENTITY = frozenset(
-        {"run", "save_every", "keep", "stop_after", "validate_every", "sample_every", "sample_prompt", "dry_run"}
-        | {"tracker", "workers", "device", "offline", "export", "export_dtype", "gradient_checkpointing"}
-    )
-
-    def __post_init__(self) -> None:
-        if self.model is not None and self.init is not None:
-            raise UsageError("--model and --init exclude each other", "start from a model or from scratch")
-        for name in ("batch_size", "accumulate", "steps", "save_every", "keep", "workers"):
-            _at_least(name, getattr(self, name), 1)
-        _at_least("lr_warmup", self.lr_warmup, 0)
-        for name in ("stop_after", "validate_every", "sample_every"):
-            if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        _between("holdout", self.holdout, 0.0, 0.9)
-        _one_of("optimizer", self.optimizer, ("adamw", "adamw8bit"))
-        _one_of("export", self.export, ("last", "best"))
-        if self.export == "best" and self.holdout == 0:
-            raise UsageError("--export best: nothing says which step is best", "hold pictures out with --holdout")
-        if self.tracker is not None:
-            _one_of("tracker", self.tracker, ("tensorboard", "wandb"))
-        if self.resolution is not None:
-            _at_least("resolution", self.resolution, 8)
-        _between("lr", self.peak_lr, 0.0, 1.0)
-        _between("weight_decay", self.weight_decay, 0.0, 1.0)
-        _between("ema", self.ema, 0.0, 0.999999)
-        _at_least("clip_norm", self.clip_norm, 0.0)
-        _between("seed", self.seed, 0, MAX_SEED)
-        _one_of("lr_schedule", self.lr_schedule, ("constant", "linear", "cosine"))
-        _one_of("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
-        _one_of("export_dtype", self.export_dtype, ("float32", "float16", "bfloat16"))
-
-    @property
-    def peak_lr(self) -> float:
-        """The highest learning rate of the run."""
-        return self.lr if self.lr is not None else self.DEFAULT_LR
-
-    def identity(self) -> dict[str, object]:
-        """The settings that make two calls the same run, as plain JSON values."""
-        rows = dataclasses.asdict(self) | {"lr": self.peak_lr}
-        return {k: str(v) if isinstance(v, Path) else v for k, v in rows.items() if k not in self.NOT_IDENTITY}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainVaeSpec(TrainSpec):
-    """`sdcli train-vae`."""
-
-    regularizer: str | None = None  # None: the model's own; from scratch kl
-    codebook_size: int = 1024
-    l1_weight: float = 1.0
-    l2_weight: float = 0.5
-    learn_logvar: bool = False
-    perceptual_weight: float = 1.0
-    perceptual_network: str = "auto"
-    kl_weight: float = 1e-6
-    codebook_weight: float = 1.0
-    disc_weight: float = 0.5
-    disc_loss: str = "hinge"
-    disc_start: int = 50_001
-    disc_warmup: int = 0
-    disc_layers: int = 3
-    disc_width: int = 64
-    adaptive_weight: bool = True
-    random_crop: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("l1_weight", "l2_weight", "perceptual_weight", "kl_weight", "codebook_weight", "disc_weight"):
-            _at_least(name, getattr(self, name), 0.0)
-        for name in ("disc_start", "disc_warmup"):
-            _at_least(name, getattr(self, name), 0)
-        _between("codebook_size", self.codebook_size, 2, 2**20)
-        _between("disc_layers", self.disc_layers, 1, 8)
-        if self.regularizer is not None:
-            _one_of("regularizer", self.regularizer, ("kl", "vq"))
-        _one_of("disc_loss", self.disc_loss, ("hinge", "vanilla"))
-        if self.disc_width % 16 or not 16 <= self.disc_width <= 1024:
-            raise UsageError(f"--disc-width {self.disc_width}: out of range", "it must be a multiple of 16 up to 1024")
-        if self.l1_weight + self.l2_weight == 0:
-            raise UsageError("--l1-weight and --l2-weight are both 0", "the reconstruction needs at least one")
-
-    @property
-    def is_adversarial(self) -> bool:
-        """Whether a discriminator ever takes part."""
-        return self.disc_weight > 0 and self.disc_start < self.steps
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoisingSpec(TrainSpec):
-    """What the trainers share that learn from the denoising loss."""
-
-    buckets: bool = False
-    loss: str = "simple"
-    snr_gamma: float = 5.0
-    vlb_weight: float = 0.001
-    offset_noise: float = 0.0
-    caption_dropout: float = 0.1
-    sample_prompt: tuple[str, ...] = ()
-
-    LOSSES: ClassVar[tuple[str, ...]] = ("simple", "min-snr")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _between("caption_dropout", self.caption_dropout, 0.0, 1.0)
-        _between("offset_noise", self.offset_noise, 0.0, 1.0)
-        _at_least("vlb_weight", self.vlb_weight, 0.0)
-        if not 0.0 < self.snr_gamma < math.inf:
-            raise UsageError(f"--snr-gamma {self.snr_gamma}: out of range", "it must be above 0; 5 is usual")
-        _one_of("loss", self.loss, self.LOSSES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainUnetSpec(DenoisingSpec):
-    """`sdcli train-unet`."""
-
-    vae: str | None = None
-    condition: str | None = None  # None: the model's own; from scratch text
-    prediction: str | None = None
-    zero_terminal_snr: bool = False
-    train_text_encoder: bool = False
-    lora_rank: int | None = None
-    lora_alpha: float | None = None  # None: the rank
-
-    LOSSES: ClassVar[tuple[str, ...]] = ("simple", "min-snr", "hybrid")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.condition is not None:
-            _one_of("condition", self.condition, ("text", "class", "none"))
-        if self.prediction is not None:
-            _one_of("prediction", self.prediction, ("epsilon", "v", "x0"))
-        if self.zero_terminal_snr and self.prediction == "epsilon":
-            raise UsageError("--zero-terminal-snr with --prediction epsilon: pure noise says nothing of x_0", "use v")
-        self._check_lora()
-        if self.init is not None and self.vae is None:
-            raise UsageError("--init needs --vae", "train one first with sdcli train-vae, or name a model that has one")
-
-    @property
-    def peak_lr(self) -> float:
-        """The highest learning rate of the run; adapters start from nothing and bear more."""
-        return LORA_LR if self.lr is None and self.lora_rank is not None else super().peak_lr
-
-    @property
-    def alpha(self) -> float:
-        """LoRA's alpha: what the adapters add counts alpha / rank."""
-        return self.lora_alpha if self.lora_alpha is not None else float(self.lora_rank or 0)
-
-    def _check_lora(self) -> None:
-        if self.lora_rank is None:
-            if self.lora_alpha is not None:
-                raise UsageError("--lora-alpha without --lora-rank", "say the rank, such as 16")
-            return
-        _between("lora_rank", self.lora_rank, 1, 1024)
-        if self.lora_alpha is not None and not 0.0 < self.lora_alpha < math.inf:
-            raise UsageError(f"--lora-alpha {self.lora_alpha}: out of range", "it must be above 0; the rank is usual")
-        if self.init is not None:
-            raise UsageError("--lora-rank with --init: an adapter needs a trained model", "name one with --model")
-        if self.loss == "hybrid":
-            raise UsageError("--lora-rank with --loss hybrid: adapters add no channels", "use --loss simple or min-snr")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainEmbeddingSpec(DenoisingSpec):
-    """`sdcli train-embedding`."""
-
-    DEFAULT_LR: ClassVar[float] = 5e-3  # a few vectors, of std about 0.01, bear and need much
-
-    token: str = ""
-    init_token: str = ""
-    vectors: int = 1
-    kind: str = "object"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("token", "init_token"):
-            if not getattr(self, name).strip():
-                raise UsageError(f"{_option(name)}: is empty", "as in --token '<my-cat>' --init-token cat")
-        if self.init is not None:
-            raise UsageError("--init: a word is learned by a trained model", "name one with --model")
-        _between("vectors", self.vectors, 1, 75)
-        _one_of("kind", self.kind, ("object", "style"))
-
-
-def _option(name: str) -> str:
+def option(name: str) -> str:
+    """The option of a field's name."""
     return "--" + name.replace("_", "-")
 
 
-def _at_least(name: str, value: float, least: float) -> None:
+def at_least(name: str, value: float, least: float) -> None:
+    """Raise UsageError, naming the option, for a number below the least one."""
     if not value >= least or math.isinf(value):
-        raise UsageError(f"{_option(name)} {value}: out of range", f"it must be at least {least}")
+        raise UsageError(f"{option(name)} {value}: out of range", f"it must be at least {least}")
 
 
-def _between(name: str, value: float, low: float, high: float) -> None:
+def between(name: str, value: float, low: float, high: float) -> None:
+    """Raise UsageError, naming the option, for a number out of its range."""
     if not low <= value <= high:
-        raise UsageError(f"{_option(name)} {value}: out of range", f"it must lie in {low}..{high}")
+        raise UsageError(f"{option(name)} {value}: out of range", f"it must lie in {low}..{high}")
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise UsageError, naming the option, for a word that is none of those allowed."""
     if value not in allowed:
-        raise UsageError(f"{_option(name)} {value}: unknown", f"use one of {', '.join(allowed)}")
+        raise UsageError(f"{option(name)} {value}: unknown", f"use one of {', '.join(allowed)}")

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sdcli.cli import codec, generate, train
 from sdcli.cli.options import NO_SETTINGS
 from sdcli.errors import ExitCode, UsageError
-from sdcli.specs import MAX_SEED, CodecSpec, GenerateSpec, TrainEmbeddingSpec, TrainUnetSpec, TrainVaeSpec, parse_size
+from sdcli.specs import MAX_SEED, CodecSpec, GenerateSpec, parse_size
+from sdcli.train_specs import TrainEmbeddingSpec, TrainUnetSpec, TrainVaeSpec
 
 IN_RANGE: list[tuple[type, dict[str, Any]]] = [
     (GenerateSpec, {}),
@@ -22,7 +23,7 @@ IN_RANGE: list[tuple[type, dict[str, Any]]] = [
     (GenerateSpec, {"width": 8, "height": 16384}),
     (GenerateSpec, {"init_image": "a.png", "strength": 0.0}),
     (GenerateSpec, {"init_image": "a.png", "strength": 1.0, "mask": "m.png"}),
-    (CodecSpec, {"seed": MAX_SEED, "size": "64X64", "if_exists": "skip"}),
+    (CodecSpec, {"sample": True, "seed": MAX_SEED, "size": "64X64", "if_exists": "skip"}),
     (TrainVaeSpec, {"l1_weight": 0.0, "stop_after": 1, "ema": 0.0}),
     (TrainUnetSpec, {"prediction": "v", "caption_dropout": 1.0, "init": "tiny", "vae": "builtin"}),
 ]

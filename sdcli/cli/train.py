@@ -14,7 +14,7 @@ import typer
 from sdcli import output
 from sdcli.cli import options
 from sdcli.errors import Stopped
-from sdcli.specs import TrainEmbeddingSpec, TrainUnetSpec, TrainVaeSpec
+from sdcli.train_specs import TrainEmbeddingSpec, TrainUnetSpec, TrainVaeSpec
 
 if TYPE_CHECKING:
     from sdcli.training.loop import Report

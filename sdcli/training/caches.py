@@ -20,7 +20,7 @@ from torch import Tensor
 from sdcli.files import atomic_write, make_folder, output_error
 from sdcli.pipeline import text
 from sdcli.pipeline import vae as latent
-from sdcli.specs import TrainSpec
+from sdcli.train_specs import TrainSpec
 from sdcli.training import data
 from sdcli.training.loop import Preparing
 

@@ -19,7 +19,7 @@ from sdcli.errors import SdcliWarning, UsageError
 from sdcli.pipeline import text
 from sdcli.pipeline.adapters import Embedding, check_token, write_embedding
 from sdcli.pipeline.bundle import TextEncoder
-from sdcli.specs import TrainEmbeddingSpec
+from sdcli.train_specs import TrainEmbeddingSpec
 from sdcli.training import data, denoising, parts, start
 from sdcli.training.conditions import Condition, Texts
 from sdcli.training.denoising import Write

@@ -19,7 +19,7 @@ from sdcli import pages
 from sdcli.errors import OutputError, Stopped
 from sdcli.files import make_folder, output_error, sync
 from sdcli.layout import read_json, write_json
-from sdcli.specs import TrainSpec
+from sdcli.train_specs import TrainSpec
 from sdcli.training.journal import Journal
 from sdcli.training.order import Draw, Order
 from sdcli.training.state import Batch, State, Turn

@@ -29,7 +29,7 @@ from sdcli.errors import UsageError
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import ModelBundle
 from sdcli.pipeline.device import pick_device
-from sdcli.specs import TrainSpec, TrainUnetSpec
+from sdcli.train_specs import TrainSpec, TrainUnetSpec
 from sdcli.training import checkpoint, data
 from sdcli.training.loop import Planned, Preparing, Report
 from sdcli.training.order import Order

@@ -16,7 +16,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from sdcli.errors import NumericalError, ResourceError, SdcliWarning
-from sdcli.specs import TrainSpec
+from sdcli.train_specs import TrainSpec
 from sdcli.training import checkpoint, sharding
 from sdcli.training.order import mixed_seed
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import TextEncoder, save_bundle
-from sdcli.specs import TrainUnetSpec
+from sdcli.train_specs import TrainUnetSpec
 from sdcli.training import data, denoising, lora, parts, start
 from sdcli.training.caches import Size
 from sdcli.training.conditions import Condition

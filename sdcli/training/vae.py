@@ -17,7 +17,7 @@ from sdcli.pipeline import features, measures
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import save_part
 from sdcli.pipeline.images import to_images
-from sdcli.specs import TrainVaeSpec
+from sdcli.train_specs import TrainVaeSpec
 from sdcli.training import data, losses, parts, start
 from sdcli.training.autoencoders import Autoencoder, KlAutoencoder, VqAutoencoder
 from sdcli.training.loop import Preparing, Report, train

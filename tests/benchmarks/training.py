@@ -35,7 +35,7 @@ from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import ModelBundle, TextEncoder, build, load_bundle, save_bundle
 from sdcli.pipeline.vocabulary import load_tokenizer
 from sdcli.scheduler_config import prediction_type
-from sdcli.specs import TrainUnetSpec
+from sdcli.train_specs import TrainUnetSpec
 from sdcli.training import data, parts, unet
 from sdcli.training.loop import StepDone
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdcli.pipeline import features
-from sdcli.specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
+from sdcli.train_specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
 from sdcli.training import caches, data, embedding, parts, sharding, start, unet
 from sdcli.training.denoising import DenoisingTask
 from sdcli.training.order import Order

@@ -15,7 +15,7 @@ from sdcli.pipeline import features, text
 from sdcli.pipeline.adapters import read_embedding
 from sdcli.pipeline.bundle import TextEncoder, load_text
 from sdcli.pipeline.images import to_pixels
-from sdcli.specs import TrainEmbeddingSpec
+from sdcli.train_specs import TrainEmbeddingSpec
 from sdcli.training import data, embedding, parts
 from tests.forks import Forks
 from tests.runs import final_files, metrics, newest_checkpoint

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sdcli.errors import NumericalError, OutputError, ResourceError, SdcliWarning, Stopped
-from sdcli.specs import TrainSpec
+from sdcli.train_specs import TrainSpec
 from sdcli.training import checkpoint
 from sdcli.training.loop import Finished, Paused, Preparing, Report, Saved, StepDone, Validated, train
 from sdcli.training.order import Draw, Order

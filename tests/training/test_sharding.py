@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdcli.errors import UsageError
-from sdcli.specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
+from sdcli.train_specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
 from sdcli.training import sharding, start
 
 

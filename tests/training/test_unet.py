@@ -19,7 +19,7 @@ from torch import Tensor
 from sdcli.pipeline import text
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import load_bundle, load_text
-from sdcli.specs import TrainUnetSpec
+from sdcli.train_specs import TrainUnetSpec
 from sdcli.training import caches, data, parts, unet
 from sdcli.training.denoising import DenoisingTask
 from sdcli.training.order import Draw, mixed_seed

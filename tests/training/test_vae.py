@@ -18,7 +18,7 @@ from torch import Tensor
 from sdcli.pipeline import features
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import load_vae
-from sdcli.specs import TrainVaeSpec
+from sdcli.train_specs import TrainVaeSpec
 from sdcli.training import checkpoint, data, parts, vae
 from sdcli.training.order import Draw
 from sdcli.training.state import State
