@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from sdcli.errors import InputError, UsageError
-from sdcli.files import read_bytes
 
 MAX_CONFIG_BYTES = 1 << 20
 
@@ -165,7 +164,9 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Let the options' defaults be those of a TOML file."""
     if path is None:
         return None
-    import tomllib  # deferred: only this option needs it
+    import tomllib  # deferred, as the next: only this option needs them
+
+    from sdcli.files import read_bytes
 
     try:
         given = tomllib.loads(read_bytes(path, max_bytes=MAX_CONFIG_BYTES).decode("utf-8"))
