@@ -19,6 +19,7 @@ from sdcli.bench_row import Progress as Progress  # one of the events
 from sdcli.bench_table import COLUMNS, DONE, csv_bytes, figure
 from sdcli.errors import InputError, UsageError
 from sdcli.files import place, read_bytes
+from sdcli.lab_specs import BenchSpec
 from sdcli.pipeline import frechet, solution, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.contexts import contexts, lengths
@@ -28,7 +29,6 @@ from sdcli.pipeline.noise import alpha_bars
 from sdcli.pipeline.reference import NoiseLevels
 from sdcli.pipeline.solution import Pictures, solved
 from sdcli.scheduler_config import prediction_type
-from sdcli.specs import BenchSpec
 
 REFERENCE = "reference.safetensors"
 MAX_FEATURES_BYTES = 1 << 30

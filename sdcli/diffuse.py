@@ -15,6 +15,7 @@ from torch import Tensor
 from sdcli import latent_files, store
 from sdcli.errors import NumericalError, UsageError
 from sdcli.files import place
+from sdcli.lab_specs import DiffuseSpec, parse_timesteps
 from sdcli.layout import read_json
 from sdcli.naming import check_targets, is_output_folder
 from sdcli.parts import check_multiple, vae_factor
@@ -23,7 +24,7 @@ from sdcli.pipeline.bundle import load_vae
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.metadata import png_bytes
 from sdcli.scheduler_config import check_config
-from sdcli.specs import DiffuseSpec, parse_size, parse_timesteps
+from sdcli.specs import parse_size
 
 if TYPE_CHECKING:
     from sdcli.pipeline.bundle import Vae

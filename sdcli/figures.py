@@ -14,13 +14,13 @@ import torch
 from sdcli import plots, schedulers, store
 from sdcli.errors import SdcliWarning, UsageError
 from sdcli.files import place
+from sdcli.lab_specs import FigureSpec
 from sdcli.layout import read_json
 from sdcli.naming import check_targets, is_output_folder
 from sdcli.pipeline import noise
 from sdcli.pipeline.reference import NoiseLevels
 from sdcli.plan import DEFAULT_STEPS, own_settings
 from sdcli.scheduler_config import check_config
-from sdcli.specs import FigureSpec
 
 TITLES = {"betas": "beta_t", "alpha-bar": "alpha_bar_t", "snr": "signal-to-noise ratio"}
 NAMES_SHOWN = 3  # of schedulers that walk the same sigmas, in a legend

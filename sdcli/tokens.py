@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from sdcli import layout, store
 from sdcli.errors import UsageError
 from sdcli.files import place
+from sdcli.lab_specs import TokensSpec
 from sdcli.naming import check_targets
 from sdcli.parts import text_width
 from sdcli.pipeline import vocabulary
 from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Vocabulary
 from sdcli.plan import EmbeddingFile, Plan, check_no_words, check_text, embedding_file
-from sdcli.specs import GenerateSpec, TokensSpec, WordSwap, word_swaps
+from sdcli.specs import GenerateSpec, WordSwap, word_swaps
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,7 +16,17 @@ import sdcli
 ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
-FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "pages", "plots"}
+FOUNDATION = GROUND | {
+    "specs",
+    "lab_specs",
+    "train_specs",
+    "store",
+    "schedulers",
+    "scheduler_config",
+    "plan",
+    "pages",
+    "plots",
+}
 FOUNDATION |= {"conditioning", "latent_files", "naming", "parts", "initial", "ledger"}
 FOUNDATION |= {"bench_plan", "bench_table", "bench_row"}
 FOUNDATION |= {"jobs", "tally", "batch_plan", "batch_ledger", "batch_stdin", "batch_draw", "batch_finish"}
@@ -38,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "layout": {"errors", "files"},
     "specs": GROUND,
+    "lab_specs": GROUND | {"specs"},
     "train_specs": GROUND | {"specs"},
     "output": GROUND,
     "store": GROUND,
@@ -55,7 +66,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming", "parts", "initial"}
     | {"sdcli.pipeline.prompt"},
     "ledger": GROUND,
-    "bench_plan": GROUND | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming"},
+    "bench_plan": GROUND
+    | {"specs", "lab_specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming"},
     "bench_table": GROUND | {"plots"},
     "bench_row": GROUND | {"schedulers", "scheduler_config", "bench_plan", "bench_table", "pipeline"},
     "tally": GROUND,
@@ -109,6 +121,7 @@ LIGHT = (
     "files",
     "layout",
     "specs",
+    "lab_specs",
     "train_specs",
     "output",
     "store",

@@ -21,11 +21,11 @@ from sdcli import bench, store
 from sdcli.bench_plan import PROMPTS, plan_bench
 from sdcli.bench_table import COLUMNS
 from sdcli.errors import ExitCode, SdcliWarning, UsageError
+from sdcli.lab_specs import BenchSpec
 from sdcli.pipeline import frechet
 from sdcli.pipeline.images import fit, load_image, to_pixels
 from sdcli.pipeline.measures import RunningGaussian, frechet_distance
 from sdcli.schedulers import find, names
-from sdcli.specs import BenchSpec
 from tests import models
 from tests.commands import Shell, tree
 from tests.forks import Forks

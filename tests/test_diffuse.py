@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from sdcli import codec, diffuse
 from sdcli.diffuse import DiffuseRecord
 from sdcli.errors import InputError, NumericalError, OutputError, SdcliWarning, UsageError
-from sdcli.specs import CodecSpec, DiffuseSpec
+from sdcli.lab_specs import DiffuseSpec
+from sdcli.specs import CodecSpec
 from tests import models
 
 STEPS = (0, 250, 999)

@@ -16,7 +16,7 @@ from PIL import Image
 from sdcli import figures, plots, schedulers
 from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
 from sdcli.figures import FigureRecord
-from sdcli.specs import FigureSpec
+from sdcli.lab_specs import FigureSpec
 from tests import models
 
 

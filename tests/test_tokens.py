@@ -15,8 +15,8 @@ from torch import Tensor
 
 from sdcli import tokens
 from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
+from sdcli.lab_specs import TokensSpec
 from sdcli.pipeline.adapters import Embedding, write_embedding
-from sdcli.specs import TokensSpec
 from tests import models
 
 PROMPT = "A picture of a puppy"

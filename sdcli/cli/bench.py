@@ -9,7 +9,7 @@ import typer
 
 from sdcli import output
 from sdcli.cli import options
-from sdcli.specs import BenchSpec
+from sdcli.lab_specs import BenchSpec
 
 if TYPE_CHECKING:
     from sdcli.bench import Settings, Solved
