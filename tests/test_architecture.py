@@ -30,17 +30,8 @@ FOUNDATION = GROUND | {
 FOUNDATION |= {"conditioning", "latent_files", "naming", "parts", "initial", "ledger"}
 FOUNDATION |= {"bench_plan", "bench_table", "bench_row"}
 FOUNDATION |= {"jobs", "tally", "batch_plan", "batch_ledger", "batch_stdin", "batch_draw", "batch_finish"}
-BEFORE_THE_STORY = GROUND | {
-    "specs",
-    "train_specs",
-    "output",
-    "store",
-    "schedulers",
-    "scheduler_config",
-    "plan",
-    "bench_plan",
-}
-BEFORE_THE_STORY |= {"bench_plan", "batch_plan"}
+BEFORE_THE_STORY = GROUND | {"specs", "lab_specs", "train_specs", "output", "store", "schedulers", "scheduler_config"}
+BEFORE_THE_STORY |= {"plan", "bench_plan", "batch_plan"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
