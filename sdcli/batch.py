@@ -7,18 +7,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from sdcli import batch_plan, jobs
-from sdcli.batch_draw import Studio
-from sdcli.batch_finish import Failed as Failed  # one of the events
-from sdcli.batch_finish import Finished, Finisher, Outcome
-from sdcli.batch_ledger import Ledger, opened
-from sdcli.batch_plan import Checked, Job, Resolver
-from sdcli.batch_stdin import stdin_lines
 from sdcli.errors import InputError, OutputError, PartialError, Stopped, UsageError
 from sdcli.files import exists
+from sdcli.jobs import lines, plan
+from sdcli.jobs.finish import Failed as Failed  # one of the events
+from sdcli.jobs.finish import Finished, Finisher, Outcome
+from sdcli.jobs.ledger import Ledger, opened
+from sdcli.jobs.plan import Checked, Job, Resolver
+from sdcli.jobs.stdin import stdin_lines
+from sdcli.jobs.studio import Studio
+from sdcli.jobs.tally import Tally
 from sdcli.pipeline.metadata import read_record
 from sdcli.specs import BatchSpec
-from sdcli.tally import Tally
 
 WINDOW = 1024  # jobs among which those of equal settings are sought
 
@@ -51,7 +51,7 @@ def run(spec: BatchSpec, checked: Checked, stop: Sequence[int]) -> Iterator[Even
     Raises PartialError at the end when a job failed, Stopped after a signal, LockedError, InputError for the model of
     the command line, OutputError when the disk refuses.
     """
-    share = batch_plan.share(spec, os.environ)
+    share = plan.share(spec, os.environ)
     if share[1] > 1 and str(spec.jobs) == "-":
         raise UsageError("--shard of stdin: one process reads it", "put the jobs into a file")
     with opened(spec.defaults.output, share) as ledger:
@@ -169,19 +169,19 @@ class _Work:
     def _windows(self) -> Iterator[Sequence[Job | Failed]]:
         """The jobs of this process by the thousand, or as many as stand on stdin; waits there, unless it is to stop."""
         if not self._is_stream:
-            rest = batch_plan.good_jobs(self._spec, self._share)
+            rest = plan.good_jobs(self._spec, self._share)
             while window := list(islice(rest, WINDOW)):
                 yield window
             return
         resolver = Resolver(self._spec)
-        for lines in stdin_lines(WINDOW):
-            asked: list[Job | Failed] = [one for number, data in lines for one in self._asked(resolver, number, data)]
+        for arrived in stdin_lines(WINDOW):
+            asked: list[Job | Failed] = [one for number, data in arrived for one in self._asked(resolver, number, data)]
             self._total += len(asked)
             yield asked
 
     def _asked(self, resolver: Resolver, number: int, data: bytes | None) -> Iterator[Job | Failed]:
         """The images of a line of stdin."""
-        line = jobs.parse_json(self._spec.jobs, number, data)
+        line = lines.parse_json(self._spec.jobs, number, data)
         try:
             yield from resolver.jobs(line) if line is not None else ()
         except InputError as error:

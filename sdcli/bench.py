@@ -13,13 +13,13 @@ from typing import Any, TypeVar, cast
 import torch
 
 from sdcli import __version__, generate, ledger, store
-from sdcli.bench_plan import BenchPlan, Cell
-from sdcli.bench_row import Laboratory, is_compared, measured, row_of, warmed
-from sdcli.bench_row import Progress as Progress  # one of the events
-from sdcli.bench_table import COLUMNS, DONE, csv_bytes, figure
 from sdcli.errors import InputError, UsageError
 from sdcli.files import place, read_bytes
-from sdcli.lab_specs import BenchSpec
+from sdcli.lab.plan import BenchPlan, Cell
+from sdcli.lab.row import Laboratory, is_compared, measured, row_of, warmed
+from sdcli.lab.row import Progress as Progress  # one of the events
+from sdcli.lab.specs import BenchSpec
+from sdcli.lab.table import COLUMNS, DONE, csv_bytes, figure
 from sdcli.pipeline import frechet, solution, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.contexts import contexts, lengths

@@ -15,7 +15,7 @@ from torch import Tensor
 from sdcli import latent_files, store
 from sdcli.errors import NumericalError, UsageError
 from sdcli.files import place
-from sdcli.lab_specs import DiffuseSpec, parse_timesteps
+from sdcli.lab.specs import DiffuseSpec, parse_timesteps
 from sdcli.layout import read_json
 from sdcli.naming import check_targets, is_output_folder
 from sdcli.parts import check_multiple, vae_factor

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-from sdcli import plots, schedulers, store
+from sdcli import schedulers, store
 from sdcli.errors import SdcliWarning, UsageError
 from sdcli.files import place
-from sdcli.lab_specs import FigureSpec
+from sdcli.lab import plots
+from sdcli.lab.specs import FigureSpec
 from sdcli.layout import read_json
 from sdcli.naming import check_targets, is_output_folder
 from sdcli.pipeline import noise

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli import layout, store
 from sdcli.errors import UsageError
 from sdcli.files import place
-from sdcli.lab_specs import TokensSpec
+from sdcli.lab.specs import TokensSpec
 from sdcli.naming import check_targets
 from sdcli.parts import text_width
 from sdcli.pipeline import vocabulary

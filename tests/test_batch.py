@@ -21,11 +21,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextModel
 
-from sdcli import batch, batch_finish, generate
+from sdcli import batch, generate
 from sdcli.batch import Failed, Summary
-from sdcli.batch_finish import Finished
-from sdcli.batch_plan import plan_batch
 from sdcli.errors import ExitCode, InputError, OutputError, PartialError, SdcliWarning, Stopped, UsageError
+from sdcli.jobs import finish
+from sdcli.jobs.finish import Finished
+from sdcli.jobs.plan import plan_batch
 from sdcli.pipeline.metadata import read_record
 from sdcli.plan import plan
 from sdcli.specs import BatchSpec, GenerateSpec
@@ -350,8 +351,8 @@ def test_a_job_that_fails_leaves_the_others_alone_and_is_tried_again(folder: Fol
 def test_a_picture_that_another_process_made_meanwhile_is_no_failure_unless_it_is_another(folder: Folder) -> None:
     (made,) = folder.made([{"prompt": "a cat", "id": "x"}])
     error = OutputError("exists")
-    assert isinstance(batch_finish._made_meanwhile(made.job, error), Finished)
-    assert isinstance(batch_finish._made_meanwhile(replace(made.job, key="0" * 16), error), Failed)
+    assert isinstance(finish._made_meanwhile(made.job, error), Finished)
+    assert isinstance(finish._made_meanwhile(replace(made.job, key="0" * 16), error), Failed)
 
 
 def test_bad_lines_are_no_failures_of_those_that_stop_a_batch(folder: Folder) -> None:

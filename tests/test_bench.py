@@ -18,10 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sdcli import bench, store
-from sdcli.bench_plan import PROMPTS, plan_bench
-from sdcli.bench_table import COLUMNS
 from sdcli.errors import ExitCode, SdcliWarning, UsageError
-from sdcli.lab_specs import BenchSpec
+from sdcli.lab.plan import PROMPTS, plan_bench
+from sdcli.lab.specs import BenchSpec
+from sdcli.lab.table import COLUMNS
 from sdcli.pipeline import frechet
 from sdcli.pipeline.images import fit, load_image, to_pixels
 from sdcli.pipeline.measures import RunningGaussian, frechet_distance

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from sdcli import codec, diffuse
 from sdcli.diffuse import DiffuseRecord
 from sdcli.errors import InputError, NumericalError, OutputError, SdcliWarning, UsageError
-from sdcli.lab_specs import DiffuseSpec
+from sdcli.lab.specs import DiffuseSpec
 from sdcli.specs import CodecSpec
 from tests import models
 

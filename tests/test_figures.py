@@ -13,10 +13,11 @@ import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from PIL import Image
 
-from sdcli import figures, plots, schedulers
+from sdcli import figures, schedulers
 from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
 from sdcli.figures import FigureRecord
-from sdcli.lab_specs import FigureSpec
+from sdcli.lab import plots
+from sdcli.lab.specs import FigureSpec
 from tests import models
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sdcli import tokens
 from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
-from sdcli.lab_specs import TokensSpec
+from sdcli.lab.specs import TokensSpec
 from sdcli.pipeline.adapters import Embedding, write_embedding
 from tests import models
 

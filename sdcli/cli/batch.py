@@ -61,7 +61,7 @@ def batch(**given: Any) -> None:
     kept = {name: value for name, value in given.items() if name not in options.NO_SETTINGS}
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     spec = BatchSpec(defaults=GenerateSpec(**values), **mine)
-    from sdcli.batch_plan import plan_batch  # deferred: 0.02 s that --help does not need
+    from sdcli.jobs.plan import plan_batch  # deferred: 0.02 s that --help does not need
 
     checked = plan_batch(spec)
     if spec.dry_run:

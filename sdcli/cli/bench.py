@@ -9,7 +9,7 @@ import typer
 
 from sdcli import output
 from sdcli.cli import options
-from sdcli.lab_specs import BenchSpec
+from sdcli.lab.specs import BenchSpec
 
 if TYPE_CHECKING:
     from sdcli.bench import Settings, Solved
@@ -108,7 +108,7 @@ def bench(
     """Compare schedulers: UNet evaluations, time, and how far from the solution of their ODE they end."""
     given = locals() | {"prompt": tuple(prompt), "class_name": tuple(class_name)}
     spec = BenchSpec(**{k: v for k, v in given.items() if k not in options.NO_SETTINGS})
-    from sdcli.bench_plan import plan_bench  # deferred: 0.02 s that --help does not need
+    from sdcli.lab.plan import plan_bench  # deferred: 0.02 s that --help does not need
 
     decided = plan_bench(spec)
     for text in decided.notes:

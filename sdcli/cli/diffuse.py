@@ -9,7 +9,7 @@ import typer
 
 from sdcli import output
 from sdcli.cli import options
-from sdcli.lab_specs import DiffuseSpec
+from sdcli.lab.specs import DiffuseSpec
 
 Picture = Annotated[Path, typer.Argument(metavar="FILE", help="The picture.")]
 Timesteps = Annotated[

@@ -12,7 +12,7 @@ from sdcli import output
 from sdcli import schedulers as registry
 from sdcli.cli import options
 from sdcli.errors import UsageError
-from sdcli.lab_specs import FigureSpec
+from sdcli.lab.specs import FigureSpec
 
 # Options of `schedulers --plot` alone.
 Plot = Annotated[

@@ -11,7 +11,7 @@ import typer
 from sdcli import output
 from sdcli.cli import options
 from sdcli.cli.stdin import prompt_from_stdin
-from sdcli.lab_specs import TokensSpec
+from sdcli.lab.specs import TokensSpec
 
 if TYPE_CHECKING:
     from sdcli.tokens import Row, Walk

@@ -15,10 +15,10 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
-from sdcli import pages
 from sdcli.errors import OutputError, Stopped
 from sdcli.files import make_folder, output_error, sync
 from sdcli.layout import read_json, write_json
+from sdcli.pages import report
 from sdcli.train_specs import TrainSpec
 from sdcli.training.journal import Journal
 from sdcli.training.order import Draw, Order
@@ -200,7 +200,7 @@ def _exists(path: Path, accelerator: Accelerator) -> bool:
 def _report(folder: Path, accelerator: Accelerator) -> None:
     """Write report.html anew, in the first process."""
     if accelerator.is_main_process:
-        pages.write_report(folder)
+        report.write_report(folder)
 
 
 def _agreed(stop: Stopped | None, accelerator: Accelerator) -> Stopped | None:
@@ -223,7 +223,7 @@ def _export(task: Task, folder: Path, spec: TrainSpec, best: int | None) -> Iter
     if best is not None:
         summary["best_validated_step"] = best
     write_json(folder / "summary.json", {**summary, "dtype": spec.export_dtype, "of": spec.export})
-    pages.write_report(folder)
+    report.write_report(folder)
     yield Finished(folder / "export", summary)
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdcli import plots
+from sdcli.lab import plots
 
 Row = Mapping[str, Any]
 

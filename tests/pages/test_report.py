@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdcli import pages
 from sdcli.errors import InputError
-from sdcli.pages import read_metrics, write_report
+from sdcli.pages import report as module
+from sdcli.pages.report import read_metrics, write_report
 from tests import browser
 
 VOID = {"meta", "link", "img", "br"}
@@ -324,7 +324,7 @@ def test_many_samples_are_thinned_to_rows_over_the_whole_run(tmp_path: Path) -> 
         add_sample(tmp_path, step, "a.png", size=(8, 8))
     page = report(tmp_path)
     steps = [int(text.removeprefix("step ")) for text in page.texts("h3") if text.startswith("step ")]
-    assert len(steps) == pages.MAX_SAMPLE_ROWS
+    assert len(steps) == module.MAX_SAMPLE_ROWS
     assert (steps[0], steps[-1]) == (100, 1)
     assert max(a - b for a, b in itertools.pairwise(steps)) <= 8
     assert "24 of 100 sampled steps, spread over the run." in page.texts("p", "note")
@@ -342,7 +342,7 @@ def test_when_the_page_is_full_of_pictures_the_others_are_counted(
         add_sample(tmp_path, 1, f"{name}.png", "red")
         add_sample(tmp_path, 2, f"{name}.png")
     one = len(report(tmp_path).all("img")[0].attributes["src"])
-    monkeypatch.setattr(pages, "MAX_SAMPLE_BYTES", room * one)
+    monkeypatch.setattr(module, "MAX_SAMPLE_BYTES", room * one)
     page = report(tmp_path)
     assert [e.attributes["alt"] for e in page.all("img")] == [*shown]
     assert {picture(e).convert("RGB").getpixel((0, 0)) for e in page.all("img")} == {(255, 0, 255)}  # the newest

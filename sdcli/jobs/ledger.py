@@ -16,8 +16,8 @@ from typing import Any
 
 from sdcli.errors import LockedError
 from sdcli.files import make_folder, output_error, remove_dead_parts
+from sdcli.jobs.tally import Tally, key_of, number
 from sdcli.ledger import KEY, LOCK, ROWS
-from sdcli.tally import Tally, key_of, number
 
 NEWLINE = b"\n"
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcli import charts, curves
-from sdcli.charts import Chart, Line, draw, number
-from sdcli.curves import Curve
+from sdcli.pages import charts, curves
+from sdcli.pages.charts import Chart, Line, draw, number
+from sdcli.pages.curves import Curve
 
 
 def curve(values: list[float], first: int = 1) -> Curve:

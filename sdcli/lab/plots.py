@@ -1,4 +1,4 @@
-"""Numbers -> a figure as PNG bytes, by matplotlib. The pages' own charts are HTML; see `sdcli.charts`."""
+"""Numbers -> a figure as PNG bytes, by matplotlib. The pages' own charts are HTML; see `sdcli.pages.charts`."""
 
 from __future__ import annotations
 

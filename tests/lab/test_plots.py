@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from sdcli import plots
-from sdcli.plots import Curve, line_chart
+from sdcli.lab import plots
+from sdcli.lab.plots import Curve, line_chart
 
 STEPS = [5, 10, 20, 50]
 FALLING = Curve("ddim", STEPS, [0.5, 0.25, 0.12, 0.05])
@@ -143,7 +143,7 @@ def test_the_settings_of_the_user_and_the_process_change_nothing_and_stay_as_the
 
 
 def test_it_needs_no_home_and_no_display_and_says_nothing_about_that(tmp_path: Path) -> None:
-    code = "from sdcli.plots import *; print(len(line_chart([], title='', x_label='', y_label='')) > 0)\n"
+    code = "from sdcli.lab.plots import *; print(len(line_chart([], title='', x_label='', y_label='')) > 0)\n"
     code += "import sys; print('matplotlib.pyplot' in sys.modules)"
     env = {k: v for k, v in os.environ.items() if k != "DISPLAY"} | {
         "MPLCONFIGDIR": "/dev/null",

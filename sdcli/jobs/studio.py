@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sdcli import generate
-from sdcli.batch_finish import Denoised, Failed
-from sdcli.batch_plan import Job
 from sdcli.errors import NumericalError, ResourceError, SdcliError, is_out_of_memory
 from sdcli.generate import Words
+from sdcli.jobs.finish import Denoised, Failed
+from sdcli.jobs.plan import Job
 from sdcli.pipeline import text
 from sdcli.pipeline.bundle import ModelBundle, TextEncoder, load_bundle
 from sdcli.pipeline.contexts import Condition, contexts, lengths

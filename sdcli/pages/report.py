@@ -17,12 +17,12 @@ from typing import Any
 import jinja2
 from PIL import Image
 
-from sdcli import charts
-from sdcli.charts import Chart, Line, number
-from sdcli.curves import MAX_STEP, Curve, Metrics, measured, read_metrics
 from sdcli.errors import InputError
 from sdcli.files import atomic_write, open_regular
 from sdcli.layout import read_json
+from sdcli.pages import charts
+from sdcli.pages.charts import Chart, Line, number
+from sdcli.pages.curves import MAX_STEP, Curve, Metrics, measured, read_metrics
 from sdcli.train_specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from sdcli.curves import Curve, Point
+from sdcli.pages.curves import Curve, Point
 
 MIN_SMOOTHED = 20  # points that a curve needs before smoothing says more than the points
 MAX_DOTS = 60  # more of them would touch

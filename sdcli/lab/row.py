@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sdcli import schedulers
-from sdcli.bench_plan import Cell
-from sdcli.bench_table import COLUMNS, DONE
 from sdcli.errors import NumericalError, UsageError
+from sdcli.lab.plan import Cell
+from sdcli.lab.table import COLUMNS, DONE
 from sdcli.pipeline import frechet, sampling, vae
 from sdcli.pipeline.bundle import ModelBundle
 from sdcli.pipeline.device import Peak, synchronize

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sdcli.batch_ledger import opened
 from sdcli.errors import LockedError, OutputError
+from sdcli.jobs.ledger import opened
 
 WHOLE = (1, 1)
 KEYS = ("0" * 16, "8" * 16, "f" * 16)

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sdcli import jobs
 from sdcli.errors import InputError
-from sdcli.jobs import Line
+from sdcli.jobs import lines
+from sdcli.jobs.lines import Line
 from sdcli.specs import BatchSpec, GenerateSpec
 
 
@@ -21,7 +21,7 @@ def write(folder: Path, name: str, data: bytes | str) -> Path:
 
 
 def read(folder: Path, name: str, data: bytes | str) -> list[Line]:
-    return list(jobs.read(write(folder, name, data)))
+    return list(lines.read(write(folder, name, data)))
 
 
 def wrong(folder: Path, line: str, name: str = "jobs.jsonl") -> str:
@@ -57,8 +57,8 @@ def test_every_field_of_generate_is_a_key_or_of_the_whole_run_and_of_a_known_typ
 
 def test_a_mark_at_the_begin_windows_ends_empty_lines_and_a_missing_end_are_no_matter(tmp_path: Path) -> None:
     data = b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n  \n{"prompt": "b\\u00e9"}'
-    lines = read(tmp_path, "jobs.jsonl", data)
-    assert [(line.number, line.values) for line in lines] == [(1, {"prompt": "a"}), (4, {"prompt": "bé"})]
+    found = read(tmp_path, "jobs.jsonl", data)
+    assert [(line.number, line.values) for line in found] == [(1, {"prompt": "a"}), (4, {"prompt": "bé"})]
     assert read(tmp_path, "jobs.txt", b"\xef\xbb\xbfa cat\r\n\n (a dog:1.2) \n") == [
         Line(1, {"prompt": "a cat"}),
         Line(3, {"prompt": "(a dog:1.2)"}),
@@ -67,8 +67,8 @@ def test_a_mark_at_the_begin_windows_ends_empty_lines_and_a_missing_end_are_no_m
 
 def test_a_table_has_its_keys_in_the_head_and_empty_cells_say_nothing(tmp_path: Path) -> None:
     text = '\ufeffid,prompt,seed,guidance\r\n1,"a ""red"", big\ncat",7,\r\n\r\n,a dog,,2.5\r\n'
-    lines = read(tmp_path, "jobs.csv", text)
-    assert lines == [
+    found = read(tmp_path, "jobs.csv", text)
+    assert found == [
         Line(2, {"prompt": 'a "red", big\ncat', "seed": 7}, "1"),
         Line(5, {"prompt": "a dog", "guidance": 2.5}),
     ]
@@ -104,7 +104,7 @@ def test_a_table_has_its_keys_in_the_head_and_empty_cells_say_nothing(tmp_path: 
         ('{"id": "\\ud800"}', "is no file name"),
         (f'{{"id": "{"x" * 300}"}}', "is no file name"),
         ('{"id": 1.5}', "expected is text or a whole number"),
-        (f'{{"prompt": "{"x" * jobs.MAX_LINE_BYTES}"}}', "has over 1,048,576 bytes"),
+        (f'{{"prompt": "{"x" * lines.MAX_LINE_BYTES}"}}', "has over 1,048,576 bytes"),
     ],
 )
 def test_a_bad_line_is_told_with_what_is_expected(tmp_path: Path, line: str, said: str) -> None:
@@ -126,9 +126,9 @@ def test_a_bad_row_is_told_with_what_is_expected(tmp_path: Path, table: str, sai
 
 
 def test_reading_goes_on_after_a_bad_line_of_any_kind(tmp_path: Path) -> None:
-    long = b"x" * (3 * jobs.MAX_LINE_BYTES)
-    lines = read(tmp_path, "jobs.jsonl", b'\xff\n{"prompt": "a"}\n' + long + b'\n{"prompt": "b"}\n')
-    assert [(line.number, line.values, line.error is None) for line in lines] == [
+    long = b"x" * (3 * lines.MAX_LINE_BYTES)
+    found = read(tmp_path, "jobs.jsonl", b'\xff\n{"prompt": "a"}\n' + long + b'\n{"prompt": "b"}\n')
+    assert [(line.number, line.values, line.error is None) for line in found] == [
         (1, {}, False),
         (2, {"prompt": "a"}, True),
         (3, {}, False),
@@ -156,12 +156,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.txt").mkdir()
     for name in ("missing.jsonl", "folder.txt"):
         with pytest.raises(InputError):
-            list(jobs.read(tmp_path / name))
+            list(lines.read(tmp_path / name))
 
 
 def test_lines_are_not_held(tmp_path: Path) -> None:
     """The first is there before the rest of the file is read."""
     path = write(tmp_path, "jobs.jsonl", '{"prompt": "a"}\n' * 3)
-    lines: Any = jobs.read(path)
-    assert next(lines).number == 1
-    lines.close()
+    found: Any = lines.read(path)
+    assert next(found).number == 1
+    found.close()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from sdcli.errors import InputError, UsageError
 from sdcli.files import reason
-from sdcli.jobs import BOM, MAX_LINE_BYTES
+from sdcli.jobs.lines import BOM, MAX_LINE_BYTES
 
 WAIT_SECONDS = 0.2  # between two looks at whether it is time to stop
 BLOCK_BYTES = 1 << 16

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdcli import curves
-from sdcli.curves import Curve, Metrics, read_metrics
+from sdcli.pages import curves
+from sdcli.pages.curves import Curve, Metrics, read_metrics
 
 
 def curve(values: list[float], first: int = 1) -> Curve:

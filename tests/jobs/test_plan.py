@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from sdcli.batch_plan import Checked, Job, good_jobs, plan_batch, share
 from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
+from sdcli.jobs.plan import Checked, Job, good_jobs, plan_batch, share
 from sdcli.specs import BatchSpec, GenerateSpec
 from tests import models
 

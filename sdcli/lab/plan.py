@@ -10,7 +10,7 @@ from typing import Any
 from sdcli import layout, ledger, naming, plan, schedulers, store
 from sdcli.errors import InputError, UsageError
 from sdcli.files import check_writable, is_folder, open_regular
-from sdcli.lab_specs import BenchSpec
+from sdcli.lab.specs import BenchSpec
 from sdcli.scheduler_config import has_zero_terminal_snr, prediction_type
 from sdcli.schedulers import Scheduler
 from sdcli.specs import GenerateSpec

@@ -15,16 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdcli import jobs, latent_files, layout, store
+from sdcli import latent_files, layout, store
 from sdcli.conditioning import asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import check_writable, open_regular
-from sdcli.jobs import Line
+from sdcli.jobs import lines
+from sdcli.jobs.lines import Line
+from sdcli.jobs.tally import Tally, key_of
 from sdcli.naming import slug
 from sdcli.pipeline import prompt
 from sdcli.plan import Plan, check_text, embedding_file, plan
 from sdcli.specs import MAX_SEED, BatchSpec, GenerateSpec, parse_shard
-from sdcli.tally import Tally, key_of
 
 MOST_SETTINGS = 256  # kept at a time: jobs that differ in more than prompt and seed ask for a plan of their own
 MOST_OF_A_JOB = 100_000  # images of one line
@@ -103,7 +104,7 @@ def plan_batch(spec: BatchSpec) -> Checked:
     if str(spec.jobs) == "-":
         return checked
     resolver, names = Resolver(spec), Tally()
-    for line in jobs.read(spec.jobs):
+    for line in lines.read(spec.jobs):
         checked.lines += 1
         try:
             found = 0
@@ -111,7 +112,7 @@ def plan_batch(spec: BatchSpec) -> Checked:
                 found += 1
                 if job.id is not None and names.add(key_of(job.target.name)):
                     what = f"id: {job.id} gives {job.target.name}, as another job does"
-                    raise jobs.located(spec.jobs, line.number, what, "give every job an id of its own")
+                    raise lines.located(spec.jobs, line.number, what, "give every job an id of its own")
             checked.images += found
         except InputError as error:
             checked.add(error, line.number)
@@ -138,11 +139,11 @@ def good_jobs(spec: BatchSpec, share_of: tuple[int, int]) -> Iterator[Job]:
     Raises InputError for a bad line where there was none before.
     """
     resolver, names, index = Resolver(spec), Tally(), 0
-    for line in jobs.read(spec.jobs):
+    for line in lines.read(spec.jobs):
         try:
             for job in resolver.jobs(line):
                 if job.id is not None and names.add(key_of(job.target.name)):
-                    raise jobs.located(spec.jobs, line.number, f"id: {job.id} is another job's", "give each its own")
+                    raise lines.located(spec.jobs, line.number, f"id: {job.id} is another job's", "give each its own")
                 if index % share_of[1] == share_of[0] - 1:
                     yield job
                 index += 1
@@ -174,7 +175,7 @@ class Resolver:
                 prompt.parse(text)
             asked_label(asked, settings.classes)
         except (UsageError, InputError) as error:
-            raise jobs.located(self._spec.jobs, line.number, error.message.removeprefix("--"), error.hint) from error
+            raise lines.located(self._spec.jobs, line.number, error.message.removeprefix("--"), error.hint) from error
         yield from self._images(line, asked, settings)
 
     def _images(self, line: Line, asked: GenerateSpec, settings: Settings) -> Iterator[Job]:

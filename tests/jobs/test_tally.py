@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sdcli.tally import Tally, key_of, number
+from sdcli.jobs.tally import Tally, key_of, number
 
 
 def test_a_key_is_counted_from_nothing() -> None:

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from sdcli import generate
-from sdcli.batch_ledger import Ledger
-from sdcli.batch_plan import Job
 from sdcli.errors import NumericalError, OutputError, SdcliError
 from sdcli.files import exists
+from sdcli.jobs.ledger import Ledger
+from sdcli.jobs.plan import Job
 from sdcli.pipeline import init, vae
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import read_record
