@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,9 +11,9 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from sdcli import __version__, generate, ledger, store
+from sdcli import __version__, drawing, ledger, store
 from sdcli.errors import InputError, UsageError
-from sdcli.files import place, read_bytes
+from sdcli.files import place, sha256
 from sdcli.lab.plan import BenchPlan, Cell
 from sdcli.lab.row import Laboratory, is_compared, measured, row_of, warmed
 from sdcli.lab.row import Progress as Progress  # one of the events
@@ -210,7 +209,7 @@ def _batches(spec: BenchSpec, plan: BenchPlan, bundle: ModelBundle) -> tuple[Pic
     ]
     conditions = [subject for subject in subjects for _ in range(spec.seeds)]
     size = spec.batch_size
-    size = size if size is not None else generate.auto_batch_size(plan.base.width, plan.base.height)
+    size = size if size is not None else drawing.auto_batch_size(plan.base.width, plan.base.height)
     factor = vae.factor(bundle.vae)
     shape = (int(bundle.unet.config["in_channels"]), plan.base.height // factor, plan.base.width // factor)
     negative = spec.negative if isinstance(null, str) else null
@@ -238,7 +237,7 @@ def _identity(
     """What makes two calls the same run, as plain JSON values. Schedulers and steps are not: they only add rows."""
     features = spec.features
     if data_hash is not None and features != BenchSpec.features:
-        features = hashlib.sha256(read_bytes(Path(features), max_bytes=MAX_FEATURES_BYTES)).hexdigest()
+        features = sha256(Path(features), max_bytes=MAX_FEATURES_BYTES)
     return {
         "kind": "bench",
         "sdcli": __version__,

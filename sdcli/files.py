@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -53,6 +54,12 @@ def read_bytes(path: Path, *, max_bytes: int, within: Path | None = None) -> byt
     """The whole content of an input file; errors as in `open_regular`."""
     with open_regular(path, max_bytes=max_bytes, within=within) as stream:
         return stream.read()
+
+
+def sha256(path: Path, *, max_bytes: int) -> str:
+    """The hash of an input file, in hexadecimal digits; errors as in `open_regular`."""
+    with open_regular(path, max_bytes=max_bytes) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def open_slice(path: Path, offset: int, size: int) -> BufferedReader:

@@ -8,14 +8,13 @@ tensor is read or written.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sdcli.errors import InputError, NumericalError
-from sdcli.files import open_regular, read_bytes, reason
+from sdcli.files import open_regular, reason
 from sdcli.layout import safetensors_header, safetensors_metadata, with_sorted_header
 
 if TYPE_CHECKING:
@@ -115,11 +114,6 @@ def read(path: Path, vae: Mapping[str, Any]) -> Tensor:
     if not latents.float().isfinite().all():  # not every type can be asked
         raise NumericalError(f"{path}: holds values that are not finite", "encode the picture again with float32")
     return latents
-
-
-def sha256(path: Path) -> str:
-    """The hash of a latent file, by which a picture says what it was drawn from."""
-    return hashlib.sha256(read_bytes(path, max_bytes=MAX_BYTES)).hexdigest()
 
 
 def file_bytes(latents: Tensor, facts: Mapping[str, Any]) -> bytes:

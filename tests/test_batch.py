@@ -27,6 +27,8 @@ from sdcli.errors import ExitCode, InputError, OutputError, PartialError, SdcliW
 from sdcli.jobs import finish
 from sdcli.jobs.finish import Finished
 from sdcli.jobs.plan import plan_batch
+from sdcli.pipeline.bundle import load_bundle
+from sdcli.pipeline.contexts import contexts
 from sdcli.pipeline.metadata import read_record
 from sdcli.plan import plan
 from sdcli.specs import BatchSpec, GenerateSpec
@@ -381,8 +383,8 @@ def test_a_number_that_overflows_costs_only_its_own_image(folder: Folder, monkey
 
     spoils = torch.zeros(())
     jobs = [{"prompt": prompt, "seed": i} for i, prompt in enumerate(PROMPTS[:3])]
-    bundle = generate.load_bundle(folder.model, device=torch.device("cpu"), dtype=torch.float32)
-    spoils = generate.contexts(bundle.conditioner, ["a dog"], None)[0]
+    bundle = load_bundle(folder.model, device=torch.device("cpu"), dtype=torch.float32)
+    spoils = contexts(bundle.conditioner, ["a dog"], None)[0]
     monkeypatch.setattr(UNet2DConditionModel, "forward", spoiled)
     told = folder.run(jobs)
     assert [event.line for event in told if isinstance(event, Failed)] == [2]

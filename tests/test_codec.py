@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from sdcli import codec, generate, latent_files, store
+from sdcli import codec, drawing, latent_files, store
 from sdcli.errors import ExitCode, InputError, NumericalError, OutputError, SdcliWarning, UsageError
 from sdcli.pipeline import images
 from sdcli.pipeline.bundle import load_bundle
@@ -384,7 +384,7 @@ def drawn_again(model: Path, noise: Path, output: Path, steps: int, prompt: str 
     asked = GenerateSpec(prompt=prompt, model=str(model), scheduler="ddim", steps=steps, guidance=1.0, latents=noise)
     decided = plan(replace(asked, output=output))
     bundle = load_bundle(model, device=torch.device("cpu"), dtype=torch.float32)
-    return [step.latents for step in generate.draw(bundle, decided, [prompt], "", seeds=[0])][-1]
+    return [step.latents for step in drawing.draw(bundle, decided, [prompt], "", seeds=[0])][-1]
 
 
 def test_what_is_drawn_from_the_noise_of_a_picture_is_the_picture_and_more_so_with_more_steps(

@@ -23,7 +23,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sdcli import codec, generate, latent_files
+from sdcli import codec, drawing, generate, latent_files
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.generate import ImageRecord
 from sdcli.pipeline import vae
@@ -144,7 +144,7 @@ def by_us(
     asked_for = CHOICES[scheduler][0] if scheduler in CHOICES else {"scheduler": scheduler}
     how = {"steps": steps, "guidance": guidance, **asked_for, **options}
     decided = plan(GenerateSpec(prompt=PROMPT, model=str(folder), **how))
-    latents = [step.latents for step in generate.draw(bundle, decided, [PROMPT] * len(seeds), NEGATIVE, seeds=seeds)]
+    latents = [step.latents for step in drawing.draw(bundle, decided, [PROMPT] * len(seeds), NEGATIVE, seeds=seeds)]
     images = to_images(vae.decode_finite(bundle.vae, latents[-1]))
     return latents, np.stack([np.asarray(image, dtype=np.int16) for image in images])
 
@@ -292,9 +292,9 @@ def test_a_prompt_does_not_depend_on_its_neighbours(sd1: Path, parts: Any) -> No
     bundle, _ = parts(sd1)
     decided = plan(GenerateSpec(prompt=PROMPT, model=str(sd1), steps=4))
     prompts = ["a cat", PROMPT, "a cat on a sofa"]  # of equal chunk counts, as all that is drawn together
-    together = [s.latents for s in generate.draw(bundle, decided, prompts, NEGATIVE, seeds=[1, SEED, 3])][-1]
-    alone = [s.latents for s in generate.draw(bundle, decided, [PROMPT], NEGATIVE, seeds=[SEED])][-1]
-    other = [s.latents for s in generate.draw(bundle, decided, ["a cat"], NEGATIVE, seeds=[SEED])][-1]
+    together = [s.latents for s in drawing.draw(bundle, decided, prompts, NEGATIVE, seeds=[1, SEED, 3])][-1]
+    alone = [s.latents for s in drawing.draw(bundle, decided, [PROMPT], NEGATIVE, seeds=[SEED])][-1]
+    other = [s.latents for s in drawing.draw(bundle, decided, ["a cat"], NEGATIVE, seeds=[SEED])][-1]
     assert largest(together[1] - alone[0]) <= 10 * LATENTS_TOLERANCE  # another batch size, another order of additions
     assert largest(other[0] - alone[0]) > 1000 * LATENTS_TOLERANCE
 
@@ -438,7 +438,7 @@ def test_a_class_gives_the_latents_of_every_step_and_the_pixels_of_diffusers_giv
         assert largest(read(record.path) - expected) <= 1
     bundle = load_bundle(classed, device=torch.device("cpu"), dtype=torch.float32)
     decided = plan(of_class(classed, tmp_path, "1", scheduler=scheduler, steps=4, guidance=guidance))
-    steps = generate.draw(bundle, decided, [1, 1], len(models.CLASSES), seeds=[SEED, SEED + 1])
+    steps = drawing.draw(bundle, decided, [1, 1], len(models.CLASSES), seeds=[SEED, SEED + 1])
     for step, expected in zip(steps, theirs[0], strict=True):
         assert largest(step.latents - expected) <= LATENTS_TOLERANCE
 
@@ -470,8 +470,8 @@ def test_an_unconditional_model_gives_the_pixels_of_diffusers_given_its_only_row
 def test_classes_differ_and_one_does_not_depend_on_its_neighbours(classed: Path, tmp_path: Path) -> None:
     bundle = load_bundle(classed, device=torch.device("cpu"), dtype=torch.float32)
     decided = plan(of_class(classed, tmp_path, "cat", steps=4))
-    together = [s.latents for s in generate.draw(bundle, decided, [0, 3, 0], 4, seeds=[1, SEED, SEED])][-1]
-    alone = [s.latents for s in generate.draw(bundle, decided, [3], 4, seeds=[SEED])][-1]
+    together = [s.latents for s in drawing.draw(bundle, decided, [0, 3, 0], 4, seeds=[1, SEED, SEED])][-1]
+    alone = [s.latents for s in drawing.draw(bundle, decided, [3], 4, seeds=[SEED])][-1]
     assert largest(together[1] - alone[0]) <= 10 * LATENTS_TOLERANCE
     assert largest(together[2] - alone[0]) > 1000 * LATENTS_TOLERANCE
 

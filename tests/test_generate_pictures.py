@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from sdcli import generate
+from sdcli import drawing, generate
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.generate import ImageRecord
 from sdcli.pipeline import init, vae
@@ -76,7 +76,7 @@ def by_us(
     decided = plan(GenerateSpec(prompt=PROMPT, model=str(folder), init_image=files / "picture.png", **how))
     assert decided.initial is not None
     picture = init.load(decided.initial.path, decided.initial.mask, size=decided.initial.size, factor=models.FACTOR)
-    steps = list(generate.draw(bundle, decided, [PROMPT] * len(seeds), NEGATIVE, seeds=seeds, picture=picture))
+    steps = list(drawing.draw(bundle, decided, [PROMPT] * len(seeds), NEGATIVE, seeds=seeds, picture=picture))
     assert steps[-1].index == decided.evaluations
     images = to_images(vae.decode_finite(bundle.vae, steps[-1].latents))
     return [step.latents for step in steps], np.stack([np.asarray(image, dtype=np.int16) for image in images])

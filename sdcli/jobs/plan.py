@@ -18,7 +18,7 @@ from typing import Any
 from sdcli import latent_files, layout, store
 from sdcli.conditioning import asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
-from sdcli.files import check_writable, open_regular
+from sdcli.files import check_writable, open_regular, sha256
 from sdcli.jobs import lines
 from sdcli.jobs.lines import Line
 from sdcli.jobs.tally import Tally, key_of
@@ -261,4 +261,4 @@ def _settings(asked: GenerateSpec) -> Settings:
 def _content(path: Path) -> str:
     """The hash of an input file: another file of the same name makes another job."""
     open_regular(path).close()
-    return latent_files.sha256(path)
+    return sha256(path, max_bytes=latent_files.MAX_BYTES)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdcli import generate
+from sdcli import drawing, records
+from sdcli.drawing import Words
 from sdcli.errors import NumericalError, ResourceError, SdcliError, is_out_of_memory
-from sdcli.generate import Words
 from sdcli.jobs.finish import Denoised, Failed
 from sdcli.jobs.plan import Job
 from sdcli.pipeline import text
@@ -70,7 +70,7 @@ class Studio:
                 groups.setdefault((job.settings.digest, self._reading(job).count), []).append(job)
             for group in groups.values():
                 plan = group[0].settings.plan
-                size = 1 if plan.latents is not None else generate.micro_batch_size(group[0].spec, plan)
+                size = 1 if plan.latents is not None else drawing.micro_batch_size(group[0].spec, plan)
                 yield from (group[first : first + size] for first in range(0, len(group), size))
 
     def draw(self, jobs: Sequence[Job]) -> Iterator[Denoised | Failed | None]:
@@ -107,11 +107,11 @@ class Studio:
         if plan.guidance > 1:
             away = torch.stack([self._context(one.negative, one.count, is_negative=True) for one in read])
         latents, evaluations = torch.empty(0), 0
-        picture, seeds = generate.read_picture(plan), [job.seed for job in jobs]
-        for step in generate.draw_from(bundle, plan, context, away, seeds=seeds, picture=picture):
+        picture, seeds = drawing.read_picture(plan), [job.seed for job in jobs]
+        for step in drawing.draw_from(bundle, plan, context, away, seeds=seeds, picture=picture):
             latents, evaluations = step.latents, step.index
             yield None
-        started = generate.picture_facts(plan, picture)
+        started = records.picture_facts(plan, picture)
         facts = [self._facts_of(job, evaluations) | started for job in jobs]
         yield Denoised(jobs, facts, latents, time.perf_counter() - began, bundle.vae, picture)
 
@@ -119,12 +119,12 @@ class Studio:
         """The model of a job, loaded unless it is the one at hand."""
         plan = job.settings.plan
         if self._bundle is None or self._variant != _variant(job.settings.plan):
-            words = generate.read_words(plan)
+            words = drawing.read_words(plan)
             if self._plain is None or self._folder != plan.model.folder:
                 self._bundle = self._plain = None  # before the next is there: memory is for one
                 self._plain = load_bundle(plan.model.folder, device=self._device, dtype=self._dtype)
                 self._folder = plan.model.folder
-            self._words, self._bundle = words, generate.equipped(self._plain, words)
+            self._words, self._bundle = words, drawing.equipped(self._plain, words)
             self._variant = _variant(job.settings.plan)
             self._forget()
         return self._bundle
@@ -135,7 +135,7 @@ class Studio:
         if said not in self._readings:
             conditioner = self._ready(job).conditioner
             plan = job.settings.plan
-            condition, negative, chunks = generate.conditions_of(job.spec, plan, conditioner, self._words.embeddings)
+            condition, negative, chunks = drawing.conditions_of(job.spec, plan, conditioner, self._words.embeddings)
             (count,) = lengths(conditioner, [condition], negative if plan.guidance > 1 else None)
             self._readings[said] = Reading(condition, negative, chunks, count)
         return self._readings[said]
@@ -158,7 +158,7 @@ class Studio:
         """The record of a job's picture, but for the seconds."""
         digest = job.settings.digest
         if digest not in self._facts:
-            self._facts[digest] = generate.shared_facts(job.spec, job.settings.plan, None, self._words.embeddings)
+            self._facts[digest] = records.shared_facts(job.spec, job.settings.plan, None, self._words.embeddings)
         chunks = self._reading(job).chunks
         own = {"prompt": job.spec.prompt, "negative": job.spec.negative, "seed": job.seed, "evaluations": evaluations}
         counts = {"tokens": chunks.counts()} if chunks is not None else {}

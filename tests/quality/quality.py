@@ -18,7 +18,7 @@ import torch
 from nearest import SIZE_PX, nearest, reference_views
 from PIL import Image, ImageDraw, ImageFont
 
-from sdcli import generate, store
+from sdcli import drawing, store
 from sdcli.builtin import recipe
 from sdcli.pipeline import vae
 from sdcli.pipeline.bundle import load_bundle, load_vae
@@ -152,7 +152,7 @@ def draw(prompts: Sequence[str], seed: int, model: str) -> list[Image.Image]:
     bundle = load_bundle(decided.model.folder, device=torch.device("cpu"), dtype=torch.float32)
     found: list[Image.Image] = []
     for batch in (prompts[i : i + BATCH] for i in range(0, len(prompts), BATCH)):
-        *_, last = generate.draw(bundle, decided, batch, "", seeds=[seed] * len(batch))
+        *_, last = drawing.draw(bundle, decided, batch, "", seeds=[seed] * len(batch))
         found += to_images(vae.decode_finite(bundle.vae, last.latents))
     return found
 

@@ -1,0 +1,185 @@
+"""A plan -> latents: what its words are to the model, what it starts from, and the denoising of a micro-batch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from sdcli import latent_files, schedulers
+from sdcli.errors import SdcliWarning
+from sdcli.parts import text_width, vae_factor
+from sdcli.pipeline import init, sampling, text, vae, vocabulary
+from sdcli.pipeline.adapters import Embedding, read_embedding
+from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder
+from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.contexts import Condition, contexts
+from sdcli.pipeline.prompt import Chunks
+from sdcli.pipeline.start import Start, start_at
+from sdcli.pipeline.vocabulary import Swap
+from sdcli.plan import Plan
+from sdcli.specs import GenerateSpec
+
+if TYPE_CHECKING:
+    from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+
+AUTO_BATCH_PIXELS = 4 * 512 * 512  # images denoised together: four of SD 1.5's size
+AUTO_BATCH_MOST = 16
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the text encoder of a plan knows besides its own vocabulary."""
+
+    embeddings: tuple[Embedding, ...]
+    swaps: tuple[Swap, ...]
+
+
+def read_words(plan: Plan) -> Words:
+    """Read what a plan adds to the vocabulary. Raises InputError for a file, UsageError for a word."""
+    embeddings = [read_embedding(e.path, width=text_width(plan.model.folder), token=e.token) for e in plan.embeddings]
+    return Words(tuple(embeddings), _swaps(plan, embeddings))
+
+
+def equipped(bundle: ModelBundle, words: Words) -> ModelBundle:
+    """A model that knows the words, too; the one given stays as it is."""
+    if isinstance(bundle.conditioner, TextEncoder) and words.embeddings:
+        bundle = replace(bundle, conditioner=text.with_embeddings(bundle.conditioner, words.embeddings))
+    if isinstance(bundle.conditioner, TextEncoder) and words.swaps:
+        bundle = replace(bundle, conditioner=text.with_swaps(bundle.conditioner, words.swaps))
+    return bundle
+
+
+def conditions_of(
+    spec: GenerateSpec, plan: Plan, conditioner: Conditioner, embeddings: Sequence[Embedding]
+) -> tuple[Condition, Condition, Chunks | None]:
+    """What to draw, what guidance leads away from, and the pieces of the prompt if there is one."""
+    if isinstance(conditioner, ClassEmbedder):
+        label = plan.label.index if plan.label is not None else conditioner.null
+        return label, conditioner.null, None
+    chunks = text.read(conditioner, spec.prompt)
+    vocabulary.warn_of_cut(chunks, "prompt")
+    vocabulary.warn_of_unused(conditioner.swaps, chunks)
+    if plan.guidance > 1:
+        vocabulary.warn_of_cut(text.read(text.without_swaps(conditioner), spec.negative), "negative prompt")
+    _warn_of_unnamed(conditioner, spec, plan, embeddings)
+    return spec.prompt, spec.negative, chunks
+
+
+def draw(
+    bundle: ModelBundle,
+    plan: Plan,
+    conditions: Sequence[Condition],
+    negative: Condition,
+    *,
+    seeds: Sequence[int],
+    picture: init.Picture | None = None,
+) -> Iterator[sampling.Step]:
+    """Denoise one micro-batch, one image a condition and seed, each as if it were alone.
+
+    conditions, negative: prompts for a model that reads text, else labels, of which the negative is the null class.
+    picture: what they all start from, where the plan says so. At strength 0 the one step is number 0: the picture.
+    """
+    context, away = contexts(bundle.conditioner, conditions, negative if plan.guidance > 1 else None)
+    yield from draw_from(bundle, plan, context, away, seeds=seeds, picture=picture)
+
+
+def draw_from(
+    bundle: ModelBundle,
+    plan: Plan,
+    context: Tensor,
+    away: Tensor | None,
+    *,
+    seeds: Sequence[int],
+    picture: init.Picture | None = None,
+) -> Iterator[sampling.Step]:
+    """Denoise one micro-batch from contexts (B, 77 k, D) and those to keep away from, which may differ by image."""
+    # A fresh one a micro-batch: PNDM, LMS, Heun and DPM-Solver carry history.
+    scheduler = schedulers.create(plan.scheduler, plan.scheduler_config, plan.steps, device=str(bundle.device))
+    sources = sampling.generators(seeds)
+    begin, noise = _start(bundle, plan, scheduler, picture, sources)
+    if begin is not None and begin.picture is not None and not begin.steps:
+        yield sampling.Step(0, 0, 0.0, begin.picture)
+        return
+    yield from sampling.denoise(
+        bundle.unet,
+        scheduler,
+        noise,
+        context,
+        negative=away,
+        guidance=plan.guidance,
+        sources=sources,
+        interval=plan.guidance_interval,
+        rescale=plan.guidance_rescale,
+        step_arguments=plan.scheduler.step_arguments,
+        start=begin,
+    )
+
+
+def _start(
+    bundle: ModelBundle,
+    plan: Plan,
+    scheduler: SchedulerMixin,
+    picture: init.Picture | None,
+    sources: Sequence[torch.Generator],
+) -> tuple[Start | None, Tensor]:
+    """Where a micro-batch starts and its noise (B, C, h, w): of the file or the seeds alone, or on the picture."""
+    if plan.initial is None or picture is None:
+        channels, factor = int(bundle.vae.config["latent_channels"]), vae.factor(bundle.vae)
+        noise = sampling.initial_noise((channels, plan.height // factor, plan.width // factor), sources)
+        if plan.latents is not None:  # what comes later is still drawn after that of the seed
+            noise = latent_files.read(plan.latents, bundle.vae.config).float()
+        return None, noise
+    steps, strength = plan.initial.steps, plan.initial.strength
+    timesteps = start_at(scheduler, plan.steps - steps)
+    begin = init.start_of_inpainting if plan.initial.is_for_unet else init.start_from
+    return begin(bundle.vae, timesteps, picture, sources, steps=steps, strength=strength)
+
+
+def read_picture(plan: Plan) -> init.Picture | None:
+    """The picture to start from, read before any weights are. Warns of a mask that leaves nothing to draw."""
+    if plan.initial is None:
+        return None
+    factor = vae_factor(plan.model.folder)
+    picture = init.load(plan.initial.path, plan.initial.mask, size=plan.initial.size, factor=factor)
+    if picture.mask is not None and picture.mask.getextrema() == (0, 0):
+        warnings.warn(f"--mask {plan.initial.mask}: is black: nothing is repainted", SdcliWarning, stacklevel=3)
+    return picture
+
+
+def micro_batch_size(spec: GenerateSpec, plan: Plan) -> int:
+    """How many images are denoised together; each alone where not a bit may depend on its neighbours."""
+    if spec.deterministic:
+        return 1
+    return spec.batch_size if spec.batch_size is not None else auto_batch_size(plan.width, plan.height)
+
+
+def auto_batch_size(width: int, height: int) -> int:
+    """How many images of a size are denoised together unless the user says."""
+    return max(1, min(AUTO_BATCH_MOST, AUTO_BATCH_PIXELS // (width * height)))
+
+
+def _swaps(plan: Plan, embeddings: Sequence[Embedding]) -> tuple[Swap, ...]:
+    """What is fed in place of which words. Raises UsageError."""
+    if not plan.swaps:
+        return ()
+    words = vocabulary.load_vocabulary(plan.model.folder)
+    if embeddings:
+        words = vocabulary.with_tokens(words, [(one.token, len(one.vectors)) for one in embeddings])
+    for swap in plan.swaps:
+        words = vocabulary.with_swap(words, swap.option, swap.word, swap.terms)
+    return words.swaps
+
+
+def _warn_of_unnamed(encoder: TextEncoder, spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]) -> None:
+    """Warn of each learned token that no prompt names: it was given, and changes nothing."""
+    read = [(encoder, spec.prompt), (text.without_swaps(encoder), spec.negative)][: 2 if plan.guidance > 1 else 1]
+    for file, embedding in zip(plan.embeddings, embeddings, strict=True):
+        if not any(text.names(reader, prompt, embedding.token) for reader, prompt in read):
+            note = f"--embedding {file.path}: no prompt names its token {embedding.token}, so it changes nothing"
+            warnings.warn(note, SdcliWarning, stacklevel=3)

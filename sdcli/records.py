@@ -1,0 +1,70 @@
+"""What the record of an image says of how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdcli import __version__, latent_files, store
+from sdcli.files import sha256
+from sdcli.pipeline import init
+from sdcli.pipeline.adapters import MAX_BYTES, Embedding
+from sdcli.pipeline.prompt import Chunks
+from sdcli.plan import Plan
+from sdcli.specs import GenerateSpec
+
+if TYPE_CHECKING:
+    pass
+
+
+def shared_facts(
+    spec: GenerateSpec, plan: Plan, chunks: Chunks | None, embeddings: Sequence[Embedding]
+) -> dict[str, Any]:
+    facts = {
+        "prompt": spec.prompt,
+        "negative": spec.negative,
+        **({"class": asdict(plan.label)} if plan.label is not None else {}),
+        "model": plan.model.ref,
+        "model_hash": store.model_hash(plan.model),
+        "seed": 0,
+        "width": plan.width,
+        "height": plan.height,
+        "scheduler": plan.scheduler.name,
+        **plan.scheduler.choices,
+        "steps": plan.steps,
+        "evaluations": 0,
+        "guidance": plan.guidance,
+        **plan.guidance_facts(),
+        "seconds": 0.0,
+        "tokens": (chunks if chunks is not None else Chunks(())).counts(),
+        "sdcli": __version__,
+    }
+    facts |= {key: list(given) for key, given in (("replace", spec.replace), ("mix", spec.mix)) if given}
+    if embeddings:
+        facts["embeddings"] = [
+            {"file": _name(file.path), "token": embedding.token, "sha256": sha256(file.path, max_bytes=MAX_BYTES)}
+            for file, embedding in zip(plan.embeddings, embeddings, strict=True)
+        ]
+    if plan.latents is not None:
+        facts["latents"] = _file(plan.latents, sha256(plan.latents, max_bytes=latent_files.MAX_BYTES))
+    return facts
+
+
+def picture_facts(plan: Plan, picture: init.Picture | None) -> dict[str, Any]:
+    if plan.initial is None or picture is None:
+        return {}
+    facts = {"strength": plan.initial.strength, "init_image": _file(plan.initial.path, picture.sha256)}
+    if plan.initial.mask is not None:
+        facts["mask"] = _file(plan.initial.mask, str(picture.mask_sha256))
+    return facts
+
+
+def _file(path: Path, digest: str) -> dict[str, str]:
+    """What a record says of a file that a picture was made with: nothing of where it lies."""
+    return {"file": _name(path), "sha256": digest}
+
+
+def _name(path: Path) -> str:
+    return path.name.encode(errors="replace").decode()
