@@ -199,7 +199,7 @@ def test_no_two_modules_import_each_other() -> None:
         ("sdcli.plan", "from sdcli.pipeline import prompt", False),
         ("sdcli.plan", "from sdcli.pipeline import vae", True),
         ("sdcli.cli.generate", "def f():\n    from sdcli.generate import run", False),
-        ("sdcli.cli.train", "if TYPE_CHECKING:\n    from sdcli.training.loop import Report", False),
+        ("sdcli.cli.train_unet", "if TYPE_CHECKING:\n    from sdcli.training.loop import Report", False),
         ("sdcli.training.loop", "from sdcli.generate import run", True),
         ("sdcli.schedulers", "from sdcli import store", True),
         ("sdcli.store", "from sdcli import __version__", False),

@@ -46,9 +46,9 @@ COMMANDS = {
     "models": Command("models", "app", "What models there are, and what they are."),
     "doctor": Command("inside", "doctor", "Say what this installation can do."),
     "dataset": Command("dataset", "app", "Look at training pictures before they are trained on."),
-    "train-vae": Command("train", "train_vae", "Train a VAE, further or from scratch."),
-    "train-unet": Command("train", "train_unet", "Train a UNet on captioned pictures, further or from scratch."),
-    "train-embedding": Command("train", "train_embedding", "Learn a new word for what some pictures show."),
+    "train-vae": Command("train_vae", "train_vae", "Train a VAE, further or from scratch."),
+    "train-unet": Command("train_unet", "train_unet", "Train a UNet on captioned pictures, further or from scratch."),
+    "train-embedding": Command("train_embedding", "train_embedding", "Learn a new word for what some pictures show."),
 }
 
 

@@ -1,0 +1,74 @@
+"""What the trainers' commands share: arguments -> a spec, and the reports of a run shown."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, cast
+
+from sdcli import output
+from sdcli.cli import options
+from sdcli.errors import Stopped
+
+if TYPE_CHECKING:
+    from sdcli.training.loop import Report
+
+
+def settings(given: dict[str, Any]) -> dict[str, Any]:
+    """A command's arguments as its spec's fields: the names are the same, which a test holds."""
+    kept = {name: value for name, value in given.items() if name not in options.NO_SETTINGS}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+
+
+def show(reports: Iterator[Report]) -> None:
+    """Show a run as it goes; a signal is thrown into it between two steps."""
+    from sdcli.training.loop import Finished, Paused, Planned, Preparing, Saved, StepDone, Validated
+
+    if os.environ.get("RANK", "0") != "0":  # of the processes that accelerate launched, the first one speaks
+        output.mute()
+    stream = cast("Generator[Report, None, None]", reports)
+    with output.progress() as bar, _deferred_signals() as stop:
+        for report in stream:
+            if isinstance(report, Preparing):
+                bar.update(report.what, report.done, report.total)
+            elif isinstance(report, StepDone):
+                info = f"loss {report.terms['loss']:.4f}  {report.images_per_second:.1f} images/s"
+                bar.update("training", report.step, report.steps, info)
+            elif isinstance(report, Saved):
+                output.note(f"saved {report.path}")
+            elif isinstance(report, Validated):
+                output.note(f"step {report.step}, on held-out pictures: {_facts(report.terms)}")
+            elif isinstance(report, Planned):
+                output.document(report.facts)
+            elif isinstance(report, Paused):
+                text = f"stopped at step {report.step} of {report.steps}; the same command goes on"
+                output.result(text, {"step": report.step, "steps": report.steps, "export": None})
+            elif isinstance(report, Finished):
+                output.note(_facts(report.summary))
+                output.result(str(report.export), {"export": str(report.export), **report.summary})
+            if stop:
+                stream.throw(Stopped(stop[0], "stopped; the same command goes on from here"))
+
+
+def _facts(terms: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
+
+
+@contextmanager
+def _deferred_signals() -> Iterator[list[int]]:
+    """Collect INT, TERM and HUP instead of dying of them, so that training stops between two steps, saved."""
+    caught: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, remember) for number in heeded}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
