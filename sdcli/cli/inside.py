@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from sdcli import output
-from sdcli import schedulers as registry
 from sdcli.cli import options
 from sdcli.errors import UsageError
 from sdcli.lab.specs import FigureSpec
@@ -74,6 +73,8 @@ def schedulers(
         return
     if out != FigureSpec.output or steps is not None or if_exists != FigureSpec.if_exists:
         raise UsageError("--output, --steps and --if-exists are of a figure", "say which with --plot")
+    from sdcli import schedulers as registry  # deferred, here and below: 8 ms that --help does not need
+
     if name is not None:
         one = registry.choose(registry.find(name), sigmas=sigmas, order=order, timestep_spacing=timestep_spacing)
         output.document(dataclasses.asdict(registry.describe(one)))
@@ -82,6 +83,8 @@ def schedulers(
 
 
 def _list() -> None:
+    from sdcli import schedulers as registry
+
     listing = registry.listing()
     for text in listing.warnings:
         output.warning(text)
