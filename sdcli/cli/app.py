@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -79,6 +80,8 @@ def command_tree(arguments: Sequence[str]) -> typer.Typer:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run one command and leave with its exit code."""
+    # Python's 700 has the collector walk all modules hundreds of times while torch and diffusers are imported.
+    gc.set_threshold(100_000)
     output.open_streams()
     sys.exit(int(run(sys.argv[1:] if arguments is None else arguments)))
 
