@@ -252,7 +252,10 @@ Accumulate = Annotated[
     ),
 ]
 Steps = Annotated[int, typer.Option("--steps", "-s", help="Optimizer steps of the whole run, 1 or more.")]
-Optimizer = Annotated[str, typer.Option("--optimizer", help="adamw, or adamw8bit (needs bitsandbytes and CUDA).")]
+Optimizer = Annotated[
+    str,
+    typer.Option("--optimizer", help="adamw, or adamw8bit (of bitsandbytes: its state in a quarter of the memory)."),
+]
 Lr = Annotated[
     float | None,
     typer.Option("--lr", help="Peak learning rate, 0 to 1. Default: 1e-5 (LoRA 1e-4, embedding 5e-3)."),

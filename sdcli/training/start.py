@@ -49,8 +49,8 @@ def accelerator_for(spec: TrainSpec) -> Accelerator:
         raise UsageError("--mixed-precision fp16: a CPU cannot train in it", "use bf16 or no")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
-    if spec.optimizer == "adamw8bit" and (device.type != "cuda" or find_spec("bitsandbytes") is None):
-        raise UsageError("--optimizer adamw8bit: needs bitsandbytes and a CUDA device", "use --optimizer adamw")
+    if spec.optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
+        raise UsageError("--optimizer adamw8bit: bitsandbytes is not installed", "pip install 'sdcli[8bit]'")
     if spec.tracker is not None and find_spec(spec.tracker) is None:
         raise UsageError(f"--tracker {spec.tracker}: is not installed", f"pip install {spec.tracker}, or leave it out")
     plugin = _sharding(spec) if parse_flag_from_env("ACCELERATE_USE_FSDP") else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -326,11 +327,10 @@ def _adamw(parameters: list[nn.Parameter], spec: TrainSpec) -> torch.optim.Optim
 
 
 def _adamw8bit(parameters: list[nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
-    import bitsandbytes  # deferred: few have it, and `start.accelerator_for` has asked
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels of 4 bits, which nobody asked for
+    from bitsandbytes.optim.adamw import AdamW8bit  # deferred: few have it, and `start.accelerator_for` has asked
 
-    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(
-        parameters, lr=spec.peak_lr, weight_decay=spec.weight_decay
-    )
+    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=spec.peak_lr, weight_decay=spec.weight_decay)
     return optimizer
 
 
