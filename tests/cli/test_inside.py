@@ -1,4 +1,4 @@
-"""`sdcli schedulers --plot` as a script sees it; test_schedulers.py has the list."""
+"""`sdcli schedulers` with figures and with schedulers of other packages; test_schedulers.py has the list."""
 
 from __future__ import annotations
 
@@ -65,3 +65,67 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(shell: Shell, arguments:
     assert (outcome.code, outcome.stdout, outcome.stderr.count("\n")) == (ExitCode.USAGE, "", 1)
     assert said in outcome.stderr
     assert tree(Path()) == {}
+
+
+PLUG_IN = """
+import dataclasses
+from sdcli.schedulers import find
+GENTLE = dataclasses.replace(find("heun"), summary="Heun, gently.")
+BROKEN = dataclasses.replace(find("heun"), module="nowhere_at_all")
+"""
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small package as pip leaves it, with one scheduler that works, one that cannot be made and one that is not."""
+    info = tmp_path / "site" / "gentle_sampler-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gentle-sampler\nVersion: 1.0\n", encoding="utf-8")
+    names = {"gentle-walk": "GENTLE", "broken-walk": "BROKEN", "no-walk": "MISSING"}
+    lines = [f"{name} = gentle_sampler:{target}" for name, target in names.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[sdcli.schedulers.v1]", *lines]), encoding="utf-8")
+    (tmp_path / "site" / "gentle_sampler.py").write_text(PLUG_IN, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+
+
+@pytest.mark.usefixtures("package")
+def test_a_scheduler_of_another_package_works_wherever_one_is_named(shell: Shell) -> None:
+    command = ("generate", "a cat", "--seed", 1, "--steps", 4, "--json")
+    theirs = json.loads(shell(*command, "--scheduler", "Gentle_Walk", "-o", "theirs.png").stdout)
+    ours = json.loads(shell(*command, "--scheduler", "heun", "-o", "ours.png").stdout)
+    assert (theirs["scheduler"], theirs["evaluations"], ours["evaluations"]) == ("gentle-walk", 7, 7)
+    assert Image.open("theirs.png").tobytes() == Image.open("ours.png").tobytes()
+    listed = shell("schedulers")
+    assert "gentle-walk" in listed.stdout and "Heun, gently." in listed.stdout
+    assert listed.stderr.splitlines()[0].startswith("sdcli: warning: scheduler no-walk: ")
+    assert json.loads(shell("schedulers", "gentle-walk", "--json").stdout)["evaluations"]["25"] == 49
+    bench = shell(
+        "bench",
+        "--schedulers",
+        "gentle-walk,heun",
+        "--steps",
+        "2,4",
+        "--prompt",
+        "a cat",
+        "--reference-steps",
+        8,
+        "--json",
+    )
+    assert bench.code == 0, bench.stderr
+    rows = [json.loads(line) for line in bench.lines]
+    distances = {(row["scheduler"], row["steps"]): row["latent_rmse"] for row in rows if "latent_rmse" in row}
+    assert distances["gentle-walk", 4] == distances["heun", 4] > 0
+
+
+@pytest.mark.usefixtures("package")
+@pytest.mark.parametrize(
+    ("name", "said"), [("broken-walk", "cannot be imported"), ("no-walk", "its plug-in does not load")]
+)
+def test_a_broken_scheduler_of_another_package_is_an_error_when_it_is_chosen(
+    shell: Shell, name: str, said: str
+) -> None:
+    assert shell("generate", "a cat", "--steps", 2, "--seed", 1, "-o", "a.png").stderr == ""
+    outcome = shell("generate", "a cat", "--steps", 2, "--scheduler", name, "-o", "b.png")
+    assert (outcome.code, said in outcome.stderr, outcome.data) == (ExitCode.USAGE, True, b"")
+    assert len(outcome.stderr.splitlines()) == 1
+    assert not Path("b.png").exists()
