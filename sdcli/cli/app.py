@@ -5,18 +5,16 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from sdcli import __version__, output
+from sdcli.cli import signals
 from sdcli.errors import ExitCode, ResourceError, SdcliError, Stopped, UsageError, is_out_of_memory
 
 HELP = """Text to image from the command line: generate, encode, decode, train.
@@ -97,7 +95,7 @@ def run(arguments: Sequence[str]) -> ExitCode:
         output.result(f"sdcli {__version__}", {"sdcli": __version__})
         return ExitCode.OK
     try:
-        with _signals_raise():
+        with signals.raised():
             code = command_tree(arguments)(args=list(arguments), prog_name="sdcli", standalone_mode=False)
         return ExitCode(code) if code is not None else ExitCode.OK
     except SdcliError as problem:
@@ -112,7 +110,7 @@ def run(arguments: Sequence[str]) -> ExitCode:
         if isinstance(end.__context__, BrokenPipeError):
             return output.close_quietly()
         raise
-    except Signalled as signalled:
+    except signals.Signalled as signalled:
         stopped = Stopped(signalled.number)
         output.error(stopped)
         return ExitCode(stopped.exit_code)
@@ -124,32 +122,8 @@ def run(arguments: Sequence[str]) -> ExitCode:
         return ExitCode.BUG
 
 
-class Signalled(BaseException):
-    """A signal on its way up the stack; no Exception, which a library would take for an error of its own and go on."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 def _root() -> None:
     """Stand for the root, and for the commands that are not called."""
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """INT, TERM and HUP unwind the stack, so that no half file stays; one that was ignored (nohup) stays ignored."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise Signalled(number)
-
-    heeded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in heeded}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _one_line(text: str) -> str:

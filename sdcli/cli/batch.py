@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdcli import output
-from sdcli.cli import options
+from sdcli.cli import options, signals
 from sdcli.cli.generate import generate
 from sdcli.specs import BatchSpec, GenerateSpec
 
@@ -69,7 +65,7 @@ def batch(**given: Any) -> None:
         return
     from sdcli import batch as story  # deferred: imports torch
 
-    with output.progress() as bar, _first_signal_is_kept() as stop:
+    with output.progress() as bar, signals.kept(1) as stop:
         for event in story.run(spec, checked, stop):
             if isinstance(event, story.Progress):
                 bar.update("images", event.done, event.total)
@@ -107,23 +103,3 @@ def _tell_failure(failed: Failed) -> None:
 def _tell_summary(summary: Summary) -> None:
     words = {"made": summary.made, "adopted": summary.adopted, "there before": summary.done, "failed": summary.failed}
     output.note("images: " + ", ".join(f"{count} {word}" for word, count in words.items() if count or word == "made"))
-
-
-@contextmanager
-def _first_signal_is_kept() -> Iterator[list[int]]:
-    """Collect the first of INT, TERM and HUP, so that the images in flight are finished; the second ends at once."""
-    caught: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        handler = before[signal.Signals(number)]
-        if len(caught) > 1 and callable(handler):
-            handler(number, frame)
-
-    heeded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, remember) for number in heeded}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from sdcli import output
-from sdcli.cli import options
+from sdcli.cli import options, signals
 from sdcli.errors import Stopped
 
 if TYPE_CHECKING:
@@ -30,7 +27,7 @@ def show(reports: Iterator[Report]) -> None:
     if os.environ.get("RANK", "0") != "0":  # of the processes that accelerate launched, the first one speaks
         output.mute()
     stream = cast("Generator[Report, None, None]", reports)
-    with output.progress() as bar, _deferred_signals() as stop:
+    with output.progress() as bar, signals.kept() as stop:
         for report in stream:
             if isinstance(report, Preparing):
                 bar.update(report.what, report.done, report.total)
@@ -55,20 +52,3 @@ def show(reports: Iterator[Report]) -> None:
 
 def _facts(terms: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in terms.items())
-
-
-@contextmanager
-def _deferred_signals() -> Iterator[list[int]]:
-    """Collect INT, TERM and HUP instead of dying of them, so that training stops between two steps, saved."""
-    caught: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-
-    heeded = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, remember) for number in heeded}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sdcli.cli.app import Signalled
-from sdcli.cli.batch import _first_signal_is_kept
+from sdcli.cli import signals
+from sdcli.cli.signals import Signalled
 from sdcli.errors import ExitCode
 from tests.commands import Shell
 
@@ -120,7 +120,7 @@ def test_the_first_signal_is_kept_and_the_second_ends_at_once() -> None:
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with _first_signal_is_kept() as caught:
+        with signals.kept(1) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
             assert caught == [signal.SIGTERM]
             with pytest.raises(Signalled):
