@@ -1,4 +1,4 @@
-"""A plan -> latents: what its words are to the model, what it starts from, and the denoising of a micro-batch."""
+"""A plan -> latents: what the text encoder knows besides its own words, what is started from, and the denoising."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ from sdcli.errors import SdcliWarning
 from sdcli.parts import text_width, vae_factor
 from sdcli.pipeline import init, sampling, text, vae, vocabulary
 from sdcli.pipeline.adapters import Embedding, read_embedding
-from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder
-from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.bundle import ModelBundle, TextEncoder
 from sdcli.pipeline.contexts import Condition, contexts
-from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.start import Start, start_at
 from sdcli.pipeline.vocabulary import Swap
 from sdcli.plan import Plan
@@ -53,22 +51,6 @@ def equipped(bundle: ModelBundle, words: Words) -> ModelBundle:
     if isinstance(bundle.conditioner, TextEncoder) and words.swaps:
         bundle = replace(bundle, conditioner=text.with_swaps(bundle.conditioner, words.swaps))
     return bundle
-
-
-def conditions_of(
-    spec: GenerateSpec, plan: Plan, conditioner: Conditioner, embeddings: Sequence[Embedding]
-) -> tuple[Condition, Condition, Chunks | None]:
-    """What to draw, what guidance leads away from, and the pieces of the prompt if there is one."""
-    if isinstance(conditioner, ClassEmbedder):
-        label = plan.label.index if plan.label is not None else conditioner.null
-        return label, conditioner.null, None
-    chunks = text.read(conditioner, spec.prompt)
-    vocabulary.warn_of_cut(chunks, "prompt")
-    vocabulary.warn_of_unused(conditioner.swaps, chunks)
-    if plan.guidance > 1:
-        vocabulary.warn_of_cut(text.read(text.without_swaps(conditioner), spec.negative), "negative prompt")
-    _warn_of_unnamed(conditioner, spec, plan, embeddings)
-    return spec.prompt, spec.negative, chunks
 
 
 def draw(
@@ -174,12 +156,3 @@ def _swaps(plan: Plan, embeddings: Sequence[Embedding]) -> tuple[Swap, ...]:
     for swap in plan.swaps:
         words = vocabulary.with_swap(words, swap.option, swap.word, swap.terms)
     return words.swaps
-
-
-def _warn_of_unnamed(encoder: TextEncoder, spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]) -> None:
-    """Warn of each learned token that no prompt names: it was given, and changes nothing."""
-    read = [(encoder, spec.prompt), (text.without_swaps(encoder), spec.negative)][: 2 if plan.guidance > 1 else 1]
-    for file, embedding in zip(plan.embeddings, embeddings, strict=True):
-        if not any(text.names(reader, prompt, embedding.token) for reader, prompt in read):
-            note = f"--embedding {file.path}: no prompt names its token {embedding.token}, so it changes nothing"
-            warnings.warn(note, SdcliWarning, stacklevel=3)

@@ -20,6 +20,7 @@ from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import picture_bytes, png_bytes
 from sdcli.plan import Plan
+from sdcli.reading import Reader
 from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:
@@ -64,8 +65,10 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     picture = drawing.read_picture(plan)
     plain = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
     bundle = drawing.equipped(plain, words)
-    condition, negative, chunks = drawing.conditions_of(spec, plan, bundle.conditioner, words.embeddings)
-    shared = records.shared_facts(spec, plan, chunks, words.embeddings) | records.picture_facts(plan, picture)
+    reader = Reader(bundle.conditioner, words.embeddings)
+    reading = reader.read(spec.prompt, spec.negative, plan)
+    shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)
+    shared |= records.word_facts(spec.prompt, spec.negative, reading.chunks)
     size = drawing.micro_batch_size(spec, plan)
     tiles: list[Image.Image] = []
     shown: list[Image.Image] = []
@@ -75,7 +78,8 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         evaluations = 0
         latents = torch.empty(0)
         seeds = [plan.seeds[i] for i in ids]
-        for step in drawing.draw(bundle, plan, [condition] * len(ids), negative, seeds=seeds, picture=picture):
+        context, away = reader.contexts([reading] * len(ids))
+        for step in drawing.draw_from(bundle, plan, context, away, seeds=seeds, picture=picture):
             latents, evaluations = step.latents, step.index
             if spec.save_steps is not None:
                 yield from _save_step(step, ids, bundle, plan, spec.save_steps, spec.if_exists, shown)

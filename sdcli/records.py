@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     pass
 
 
-def shared_facts(
-    spec: GenerateSpec, plan: Plan, chunks: Chunks | None, embeddings: Sequence[Embedding]
-) -> dict[str, Any]:
+def shared_facts(spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]) -> dict[str, Any]:
+    """What the records of all images have in common, and a place for what each has of its own."""
     facts = {
-        "prompt": spec.prompt,
-        "negative": spec.negative,
+        "prompt": "",
+        "negative": "",
         **({"class": asdict(plan.label)} if plan.label is not None else {}),
         "model": plan.model.ref,
         "model_hash": store.model_hash(plan.model),
@@ -38,7 +37,7 @@ def shared_facts(
         "guidance": plan.guidance,
         **plan.guidance_facts(),
         "seconds": 0.0,
-        "tokens": (chunks if chunks is not None else Chunks(())).counts(),
+        "tokens": Chunks(()).counts(),
         "sdcli": __version__,
     }
     facts |= {key: list(given) for key, given in (("replace", spec.replace), ("mix", spec.mix)) if given}
@@ -50,6 +49,12 @@ def shared_facts(
     if plan.latents is not None:
         facts["latents"] = _file(plan.latents, sha256(plan.latents, max_bytes=latent_files.MAX_BYTES))
     return facts
+
+
+def word_facts(prompt: str, negative: str, chunks: Chunks | None) -> dict[str, Any]:
+    """What one image is drawn of; chunks: None for a model that reads no text."""
+    counts = {"tokens": chunks.counts()} if chunks is not None else {}
+    return {"prompt": prompt, "negative": negative, **counts}
 
 
 def picture_facts(plan: Plan, picture: init.Picture | None) -> dict[str, Any]:

@@ -17,7 +17,8 @@ ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
-FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "records", "jobs", "lab", "pages"}
+FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "reading", "records"}
+FOUNDATION |= {"jobs", "lab", "pages"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs"}
 # What a room may import; every top-level module that is not named here tells a story.
@@ -53,9 +54,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs.stdin": GROUND | {"sdcli.jobs.lines"},
     # The two halves of the story of batch, which stand on generate's parts as it does.
     "drawing": GROUND | {"specs", "plan", "parts", "schedulers", "latent_files", "pipeline"},
+    "reading": GROUND | {"plan", "pipeline"},
     "records": GROUND | {"specs", "plan", "store", "latent_files", "pipeline"},
     "jobs.finish": GROUND | {"generate", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
-    "jobs.studio": GROUND | {"drawing", "records", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
+    "jobs.studio": GROUND
+    | {"drawing", "reading", "records", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
     "lab.specs": GROUND | {"specs"},
     "lab.plan": GROUND
     | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming", "sdcli.lab.specs"},

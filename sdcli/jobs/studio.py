@@ -4,34 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sdcli import drawing, records
 from sdcli.drawing import Words
 from sdcli.errors import NumericalError, ResourceError, SdcliError, is_out_of_memory
 from sdcli.jobs.finish import Denoised, Failed
 from sdcli.jobs.plan import Job
-from sdcli.pipeline import text
-from sdcli.pipeline.bundle import ModelBundle, TextEncoder, load_bundle
-from sdcli.pipeline.contexts import Condition, contexts, lengths
+from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.device import local_device, pick_device, pick_dtype
-from sdcli.pipeline.prompt import Chunks
 from sdcli.plan import Plan
+from sdcli.reading import Reader, Reading
 from sdcli.specs import GenerateSpec
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a job's words are to the model."""
-
-    condition: Condition
-    negative: Condition
-    chunks: Chunks | None  # None for a model that reads no text
-    count: int  # of chunks that prompt and negative prompt are filled to
 
 
 class Studio:
@@ -46,14 +32,17 @@ class Studio:
         self._plain: ModelBundle | None = None
         self._bundle: ModelBundle | None = None
         self._words = Words((), ())
-        self._forget()
+        self._reader: Reader | None = None
+        self._facts: dict[str, dict[str, Any]] = {}
 
     def micro_batches(self, jobs: Sequence[Job]) -> Iterator[list[Job] | Failed]:
         """The jobs of a window in groups that can be drawn together, those of one model after one another.
 
         Raises InputError for the model of the command line; jobs that name a faulty one fail.
         """
-        self._forget()
+        if self._reader is not None:
+            self._reader.forget()
+        self._facts.clear()
         models: dict[object, list[Job]] = {}
         for job in jobs:
             models.setdefault(_variant(job.settings.plan), []).append(job)
@@ -92,20 +81,10 @@ class Studio:
         for part in (jobs[:half], jobs[half:]):
             yield from self.draw(part)
 
-    def _forget(self) -> None:
-        """Let go of what belongs to the prompts of a window, or to a model."""
-        self._contexts: dict[object, Tensor] = {}
-        self._readings: dict[object, Reading] = {}
-        self._facts: dict[str, dict[str, Any]] = {}
-
     def _denoised(self, jobs: Sequence[Job]) -> Iterator[Denoised | None]:
         began = time.perf_counter()
-        plan, bundle = jobs[0].settings.plan, self._ready(jobs[0])
-        read = [self._reading(job) for job in jobs]
-        context = torch.stack([self._context(one.condition, one.count, is_negative=False) for one in read])
-        away = None
-        if plan.guidance > 1:
-            away = torch.stack([self._context(one.negative, one.count, is_negative=True) for one in read])
+        plan, (bundle, reader) = jobs[0].settings.plan, self._ready(jobs[0])
+        context, away = reader.contexts([self._reading(job) for job in jobs])
         latents, evaluations = torch.empty(0), 0
         picture, seeds = drawing.read_picture(plan), [job.seed for job in jobs]
         for step in drawing.draw_from(bundle, plan, context, away, seeds=seeds, picture=picture):
@@ -115,54 +94,33 @@ class Studio:
         facts = [self._facts_of(job, evaluations) | started for job in jobs]
         yield Denoised(jobs, facts, latents, time.perf_counter() - began, bundle.vae, picture)
 
-    def _ready(self, job: Job) -> ModelBundle:
-        """The model of a job, loaded unless it is the one at hand."""
+    def _ready(self, job: Job) -> tuple[ModelBundle, Reader]:
+        """The model of a job, loaded unless it is the one at hand, and what reads its words."""
         plan = job.settings.plan
-        if self._bundle is None or self._variant != _variant(job.settings.plan):
+        if self._bundle is None or self._reader is None or self._variant != _variant(plan):
             words = drawing.read_words(plan)
             if self._plain is None or self._folder != plan.model.folder:
-                self._bundle = self._plain = None  # before the next is there: memory is for one
+                self._bundle = self._plain = self._reader = None  # before the next is there: memory is for one
                 self._plain = load_bundle(plan.model.folder, device=self._device, dtype=self._dtype)
                 self._folder = plan.model.folder
             self._words, self._bundle = words, drawing.equipped(self._plain, words)
-            self._variant = _variant(job.settings.plan)
-            self._forget()
-        return self._bundle
+            self._reader = Reader(self._bundle.conditioner, words.embeddings)
+            self._variant = _variant(plan)
+            self._facts.clear()
+        return self._bundle, self._reader
 
     def _reading(self, job: Job) -> Reading:
         """What a job's words are; to be asked while its model is at hand."""
-        said = (job.spec.prompt, job.spec.negative, job.settings.digest)
-        if said not in self._readings:
-            conditioner = self._ready(job).conditioner
-            plan = job.settings.plan
-            condition, negative, chunks = drawing.conditions_of(job.spec, plan, conditioner, self._words.embeddings)
-            (count,) = lengths(conditioner, [condition], negative if plan.guidance > 1 else None)
-            self._readings[said] = Reading(condition, negative, chunks, count)
-        return self._readings[said]
-
-    @torch.no_grad()
-    def _context(self, words: Condition, count: int, *, is_negative: bool) -> Tensor:
-        """The context (77 k, D) of a prompt filled to k chunks, encoded alone: its neighbours change no bit of it."""
-        name = (words, count, is_negative)
-        if name not in self._contexts:
-            assert self._bundle is not None
-            conditioner = self._bundle.conditioner
-            if isinstance(conditioner, TextEncoder):
-                reader = text.without_swaps(conditioner) if is_negative else conditioner
-                self._contexts[name] = text.encode_chunks(reader, [text.read(reader, str(words)).padded(count)])[0]
-            else:
-                self._contexts[name] = contexts(conditioner, [words], None)[0][0]
-        return self._contexts[name]
+        _, reader = self._ready(job)
+        return reader.read(job.spec.prompt, job.spec.negative, job.settings.plan)
 
     def _facts_of(self, job: Job, evaluations: int) -> dict[str, Any]:
         """The record of a job's picture, but for the seconds."""
         digest = job.settings.digest
         if digest not in self._facts:
-            self._facts[digest] = records.shared_facts(job.spec, job.settings.plan, None, self._words.embeddings)
-        chunks = self._reading(job).chunks
-        own = {"prompt": job.spec.prompt, "negative": job.spec.negative, "seed": job.seed, "evaluations": evaluations}
-        counts = {"tokens": chunks.counts()} if chunks is not None else {}
-        return self._facts[digest] | own | counts | job.names()
+            self._facts[digest] = records.shared_facts(job.spec, job.settings.plan, self._words.embeddings)
+        words = records.word_facts(job.spec.prompt, job.spec.negative, self._reading(job).chunks)
+        return self._facts[digest] | words | {"seed": job.seed, "evaluations": evaluations} | job.names()
 
 
 def _variant(plan: Plan) -> object:

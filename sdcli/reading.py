@@ -1,0 +1,101 @@
+"""What is asked for in words -> what the UNet is told: each prompt read once, each context computed once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sdcli.errors import SdcliWarning
+from sdcli.pipeline import text, vocabulary
+from sdcli.pipeline.adapters import Embedding
+from sdcli.pipeline.bundle import Conditioner, TextEncoder
+from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.contexts import Condition, contexts, lengths
+from sdcli.pipeline.prompt import Chunks
+from sdcli.plan import Plan
+
+MOST_KEPT = 2048  # prompts, and contexts: of Stable Diffusion 1.5's, 0.24 MB each
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the words of an image are to a model."""
+
+    condition: Condition
+    negative: Condition | None  # None without guidance
+    chunks: Chunks | None  # of the prompt; None for a model that reads no text
+    count: int  # of chunks that prompt and negative prompt are filled to: those alike can be drawn together
+
+
+class Reader:
+    """What a model makes of words, kept for those that come again."""
+
+    def __init__(self, conditioner: Conditioner, embeddings: Sequence[Embedding]) -> None:
+        self._conditioner, self._embeddings = conditioner, embeddings
+        self._readings: dict[object, Reading] = {}
+        self._contexts: dict[object, Tensor] = {}
+
+    def forget(self) -> None:
+        """Let go of all prompts."""
+        self._readings.clear()
+        self._contexts.clear()
+
+    def read(self, prompt: str, negative: str, plan: Plan) -> Reading:
+        """What these words are; warns of what is cut or has no use, once for each that is kept."""
+        said = (prompt, negative, plan.label, plan.guidance > 1)
+        if said not in self._readings:
+            self._make_room(self._readings)
+            self._readings[said] = self._read(prompt, negative, plan)
+        return self._readings[said]
+
+    def contexts(self, readings: Sequence[Reading]) -> tuple[Tensor, Tensor | None]:
+        """The contexts of images that are drawn together, (B, 77 k, D) or of classes (B, 1, D), and those to keep away
+        from, if any; each is encoded alone, so that its neighbours change no bit of it."""
+        positive = torch.stack([self._context(one.condition, one.count, is_negative=False) for one in readings])
+        negatives = [(one.negative, one.count) for one in readings if one.negative is not None]
+        away = [self._context(words, count, is_negative=True) for words, count in negatives]
+        return positive, torch.stack(away) if away else None
+
+    def _read(self, prompt: str, negative: str, plan: Plan) -> Reading:
+        conditioner, has_guidance = self._conditioner, plan.guidance > 1
+        if isinstance(conditioner, ClassEmbedder):
+            label = plan.label.index if plan.label is not None else conditioner.null
+            return Reading(label, conditioner.null if has_guidance else None, None, 1)
+        chunks = text.read(conditioner, prompt)
+        vocabulary.warn_of_cut(chunks, "prompt")
+        vocabulary.warn_of_unused(conditioner.swaps, chunks)
+        if has_guidance:
+            vocabulary.warn_of_cut(text.read(text.without_swaps(conditioner), negative), "negative prompt")
+        self._warn_of_unnamed(conditioner, prompt, negative, plan)
+        (count,) = lengths(conditioner, [prompt], negative if has_guidance else None)
+        return Reading(prompt, negative if has_guidance else None, chunks, count)
+
+    @torch.no_grad()
+    def _context(self, words: Condition, count: int, *, is_negative: bool) -> Tensor:
+        """The context (77 k, D) of a prompt filled to k chunks."""
+        name = (words, count, is_negative)
+        if name not in self._contexts:
+            self._make_room(self._contexts)
+            conditioner = self._conditioner
+            if isinstance(conditioner, TextEncoder):
+                reader = text.without_swaps(conditioner) if is_negative else conditioner
+                self._contexts[name] = text.encode_chunks(reader, [text.read(reader, str(words)).padded(count)])[0]
+            else:
+                self._contexts[name] = contexts(conditioner, [words], None)[0][0]
+        return self._contexts[name]
+
+    def _make_room(self, kept: dict[object, Reading] | dict[object, Tensor]) -> None:
+        if len(kept) >= MOST_KEPT:
+            kept.clear()
+
+    def _warn_of_unnamed(self, encoder: TextEncoder, prompt: str, negative: str, plan: Plan) -> None:
+        """Warn of each learned token that no prompt names: it was given, and changes nothing."""
+        read = [(encoder, prompt), (text.without_swaps(encoder), negative)][: 2 if plan.guidance > 1 else 1]
+        for file, embedding in zip(plan.embeddings, self._embeddings, strict=True):
+            if not any(text.names(reader, words, embedding.token) for reader, words in read):
+                note = f"--embedding {file.path}: no prompt names its token {embedding.token}, so it changes nothing"
+                warnings.warn(note, SdcliWarning, stacklevel=3)
