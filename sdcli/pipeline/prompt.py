@@ -5,6 +5,7 @@ r"""Prompt syntax -> weighted text, and its pieces -> chunks of as many as the t
 | `(x:1.2)`          | x counts 1.2                                             |
 | `(x)`, `[x]`       | x counts 1.1, 1/1.1; nested weights multiply             |
 | `\(` `\)` `\[` `\]` `\\` | the character itself                               |
+| `\{` `\|` `\}`     | the same: alone they are plain text, see `wildcards`     |
 | `BREAK`            | what follows begins a new chunk                          |
 
 A bracket without its partner is plain text, and so is whatever else other programs read in brackets.
@@ -25,7 +26,7 @@ EMPHASIS = 1.1
 MAX_WEIGHT = 10.0
 MAX_CHUNKS = 16  # of a prompt: 1,200 pieces with CLIP's 75; each costs an encoding, and time in every step
 PARTNERS = {")": "(", "]": "["}
-PART = re.compile(r"\\[\\()\[\]]|[()\[\]]|[^\\()\[\]]+|\\")  # an escape, a bracket, plain text, a lone backslash
+PART = re.compile(r"\\[\\()\[\]{}|]|[()\[\]]|[^\\()\[\]]+|\\")  # an escape, a bracket, plain text, a lone backslash
 BREAK = re.compile(r"\bBREAK\b")
 
 

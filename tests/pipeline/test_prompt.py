@@ -70,9 +70,11 @@ def test_a_prompt_without_brackets_is_its_own_text(prompt: str) -> None:
         (r"\\(a)", [("\\", 1), ("a", 1.1)]),
         (r"\\\(a)", [("\\(a)", 1)]),
         (r"a\n", [("a\\n", 1)]),
+        (r"\{a\|b\}", [("{a|b}", 1)]),
+        (r"{a|b}(\|:1.2)\\{", [("{a|b}", 1), ("|", 1.2), ("\\{", 1)]),
     ],
 )
-def test_a_backslash_makes_a_bracket_plain(prompt: str, expected: list[tuple[str, float]]) -> None:
+def test_a_backslash_makes_a_bracket_or_a_brace_plain(prompt: str, expected: list[tuple[str, float]]) -> None:
     assert spans(prompt) == expected
 
 
