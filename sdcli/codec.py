@@ -26,7 +26,7 @@ from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.inversion import invert
 from sdcli.pipeline.metadata import picture_bytes
-from sdcli.plan import DEFAULT_STEPS, check_text, own_settings
+from sdcli.plan import DEFAULT_STEPS, check_no_wildcards, check_text, own_settings
 from sdcli.specs import CodecSpec, parse_size
 
 if TYPE_CHECKING:
@@ -138,8 +138,9 @@ def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
 
 def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
     """Raises UsageError for what the model cannot do, InputError for a model whose parts do not fit together."""
-    for words in (spec.invert or "", spec.negative):
+    for option, words in (("--invert", spec.invert or ""), ("--negative", spec.negative)):
         check_text(words)
+        check_no_wildcards(words, option)
         prompt.parse(words)
     label = inverted_label(spec, classes(model.folder))
     config = read_json(model.folder / "scheduler" / "scheduler_config.json")

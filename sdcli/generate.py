@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import picture_bytes, png_bytes
 from sdcli.plan import Plan
-from sdcli.reading import Reader
+from sdcli.reading import Reader, Reading
 from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:
@@ -66,30 +67,29 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     plain = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
     bundle = drawing.equipped(plain, words)
     reader = Reader(bundle.conditioner, words.embeddings)
-    reading = reader.read(spec.prompt, spec.negative, plan)
     shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)
-    shared |= records.word_facts(spec.prompt, spec.negative, reading.chunks)
-    size = drawing.micro_batch_size(spec, plan)
+    done = 0
     tiles: list[Image.Image] = []
     shown: list[Image.Image] = []
-    for first in range(0, len(todo), size):
-        ids = todo[first : first + size]
+    for ids, read in _micro_batches(todo, plan, reader, drawing.micro_batch_size(spec, plan)):
         began = time.perf_counter()
         evaluations = 0
         latents = torch.empty(0)
         seeds = [plan.seeds[i] for i in ids]
-        context, away = reader.contexts([reading] * len(ids))
+        context, away = reader.contexts(read)
         for step in drawing.draw_from(bundle, plan, context, away, seeds=seeds, picture=picture):
             latents, evaluations = step.latents, step.index
             if spec.save_steps is not None:
                 yield from _save_step(step, ids, bundle, plan, spec.save_steps, spec.if_exists, shown)
-            yield Progress(first * step.total + step.index * len(ids), len(todo) * step.total)
+            yield Progress(done * step.total + step.index * len(ids), len(todo) * step.total)
+        done += len(ids)
         images = to_images(vae.decode_finite(bundle.vae, latents))
         if picture is not None:
             images = [init.paste_kept(image, picture) for image in images]
         seconds = (time.perf_counter() - began) / len(ids)
         for row, (i, image) in enumerate(zip(ids, images, strict=True)):
-            facts = shared | {"seed": plan.seeds[i], "evaluations": evaluations, "seconds": round(seconds, 3)}
+            facts = shared | records.word_facts(plan.prompts[i], read[row].chunks)
+            facts |= {"seed": plan.seeds[i], "evaluations": evaluations, "seconds": round(seconds, 3)}
             if plan.latent_targets:  # before the picture: where that is, they are
                 path = save_latents(latents[row : row + 1], bundle.vae, facts, plan.latent_targets[i], spec)
                 facts["saved_latents"] = str(path)
@@ -98,6 +98,16 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
                 tiles.append(sheets.tile(image, len(todo)))
     if spec.grid is not None:
         yield _write_grid(spec.grid, tiles, [plan.seeds[i] for i in todo], spec, plan)
+
+
+def _micro_batches(
+    todo: Sequence[int], plan: Plan, reader: Reader, size: int
+) -> Iterator[tuple[list[int], list[Reading]]]:
+    """Images that follow each other in portions that can be drawn together, and what their words are."""
+    each = ((i, reader.read(plan.prompts[i], plan)) for i in todo)
+    for _, alike in groupby(each, key=lambda one: one[1].count):
+        while some := list(islice(alike, size)):
+            yield [i for i, _ in some], [reading for _, reading in some]
 
 
 def write(image: Image.Image, facts: Mapping[str, Any], target: Path, spec: GenerateSpec) -> ImageRecord:

@@ -20,10 +20,12 @@ MAX_WEBP_SIDE = 16_383  # px
 MAX_NAME_BYTES = 255  # of a file, on every file system in common use
 
 
-def targets(spec: GenerateSpec, seeds: Sequence[int], subject: str, settings: Mapping[str, object]) -> tuple[Path, ...]:
+def targets(
+    spec: GenerateSpec, seeds: Sequence[int], subjects: Sequence[str], settings: Mapping[str, object]
+) -> tuple[Path, ...]:
     """The path of each image: a name of its own in a folder, or by a template, or the file, numbered from the second.
 
-    subject: what the pictures show, in words; settings: what a template may name besides index, seed and slug.
+    subjects: what each picture shows, in words; settings: what a template may name besides index, seed and slug.
     Raises UsageError for what cannot be a name, OutputError when a folder cannot be written, or a file is there that
     must not be replaced.
     """
@@ -39,11 +41,11 @@ def targets(spec: GenerateSpec, seeds: Sequence[int], subject: str, settings: Ma
     if str(output) == "-":
         return (output,)
     if has_fields:
-        words: dict[str, object] = {"slug": slug(subject), **settings}
-        paths = [_filled(output, form, {"index": i, "seed": seed, **words}) for i, seed in enumerate(seeds, start=1)]
+        each = [{"seed": one, "slug": slug(words)} for one, words in zip(seeds, subjects, strict=True)]
+        paths = [_filled(output, form, {"index": i, **own, **settings}) for i, own in enumerate(each, start=1)]
         paths = _apart(paths, spec.if_exists)
     elif many:
-        paths = [output / f"{slug(subject)}-{seed}.{form}" for seed in seeds]
+        paths = [output / f"{slug(words)}-{seed}.{form}" for seed, words in zip(seeds, subjects, strict=True)]
     else:
         paths = _numbered(output, len(seeds))
     for path in paths:
@@ -59,10 +61,10 @@ def targets(spec: GenerateSpec, seeds: Sequence[int], subject: str, settings: Ma
     return tuple(paths)
 
 
-def latent_targets(spec: GenerateSpec, seeds: Sequence[int], subject: str) -> tuple[Path, ...]:
+def latent_targets(spec: GenerateSpec, seeds: Sequence[int], subjects: Sequence[str]) -> tuple[Path, ...]:
     """The path of each image's latents: the file named, numbered from the second on, or names as of the pictures.
 
-    subject, errors: as in `targets`.
+    subjects, errors: as in `targets`.
     """
     place = spec.save_latents
     if place is None:
@@ -73,7 +75,7 @@ def latent_targets(spec: GenerateSpec, seeds: Sequence[int], subject: str) -> tu
         raise UsageError(f"--save-latents {place}: latents are safetensors", "name a .safetensors file or a folder")
     check_writable(place if many else place.parent)
     if many:
-        names = [f"{slug(subject)}-{seed}{latent_files.SUFFIX}" for seed in seeds]
+        names = [f"{slug(words)}-{seed}{latent_files.SUFFIX}" for seed, words in zip(seeds, subjects, strict=True)]
     else:
         ending = latent_files.SUFFIX if place.name.endswith(latent_files.SUFFIX) else place.suffix
         names = [place.name, *(f"{place.name.removesuffix(ending)}-{i}{ending}" for i in range(2, len(seeds) + 1))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import secrets
 import warnings
 from collections.abc import Mapping
@@ -16,16 +17,10 @@ from sdcli.files import exists, open_regular
 from sdcli.initial import InitialPicture, initial_picture, size_of_latents, size_of_picture
 from sdcli.naming import latent_targets, targets
 from sdcli.parts import check_multiple, parts_shape
-from sdcli.pipeline import prompt
+from sdcli.pipeline import prompt, wildcards
+from sdcli.pipeline.wildcards import Prompts, Template
 from sdcli.scheduler_config import train_timesteps
-from sdcli.specs import (
-    MAX_SEED,
-    GenerateSpec,
-    WordSwap,
-    parse_interval,
-    parse_size,
-    word_swaps,
-)
+from sdcli.specs import MAX_SEED, GenerateSpec, WordSwap, parse_interval, parse_size, word_swaps
 
 DEFAULT_STEPS = 25
 DEFAULT_SCHEDULER = "dpm"
@@ -62,6 +57,7 @@ class Plan:
     width: int  # px
     height: int  # px
     seeds: tuple[int, ...]
+    prompts: tuple[Prompts, ...]  # of each image, wildcards drawn by its seed
     targets: tuple[Path, ...]  # where each image goes; `-` is stdout
     embeddings: tuple[EmbeddingFile, ...] = ()
     swaps: tuple[WordSwap, ...] = ()
@@ -102,6 +98,7 @@ class Plan:
             **({"label": asdict(self.label)} if self.label is not None else {}),
             "size": f"{self.width}x{self.height}",
             "seeds": list(self.seeds),
+            **self._drawn(),
             "outputs": [str(path) for path in self.targets],
         }
         if self.embeddings:
@@ -114,6 +111,16 @@ class Plan:
             rows |= self.initial.describe()
         if self.latent_targets:
             rows["save_latents"] = [str(path) for path in self.latent_targets]
+        return rows
+
+    def _drawn(self) -> dict[str, Any]:
+        """What the wildcards of each image drew, where there are some."""
+        first, rows = self.prompts[0].facts(), dict[str, Any]()
+        if "prompt_template" in first:
+            rows |= {"prompt_template": first["prompt_template"], "prompts": [one.prompt for one in self.prompts]}
+        if "negative_template" in first:
+            rows |= {"negative_template": first["negative_template"]}
+            rows |= {"negatives": [one.negative for one in self.prompts]}
         return rows
 
 
@@ -134,8 +141,7 @@ def plan(spec: GenerateSpec) -> Plan:
     swaps = word_swaps(spec.replace, spec.mix)
     if classes is not None:
         check_no_words(embeddings, swaps)
-    for text in (spec.prompt, spec.negative):
-        prompt.parse(text)
+    templates = read_prompts(spec)
     own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
     config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")
@@ -148,8 +154,9 @@ def plan(spec: GenerateSpec) -> Plan:
     width, height = _size(spec, model, own, config)
     initial = initial_picture(spec, model.folder, scheduler, steps)
     seed = spec.seed if spec.seed is not None else secrets.randbits(DRAWN_SEED_BITS)
-    subject = spec.prompt if label is None else label.name
     seeds = tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count))
+    prompts = tuple(drawn_prompts(*templates, one) for one in seeds)
+    subjects = [one.prompt if label is None else label.name for one in prompts]
     guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
     named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
     if spec.latents is not None:
@@ -167,12 +174,13 @@ def plan(spec: GenerateSpec) -> Plan:
         width=width,
         height=height,
         seeds=seeds,
-        targets=targets(spec, seeds, subject, named),
+        prompts=prompts,
+        targets=targets(spec, seeds, subjects, named),
         embeddings=embeddings,
         swaps=swaps,
         latents=spec.latents,
         initial=initial,
-        latent_targets=latent_targets(spec, seeds, subject),
+        latent_targets=latent_targets(spec, seeds, subjects),
     )
 
 
@@ -207,6 +215,39 @@ def check_text(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8 arrive as lone surrogates
         raise UsageError(f"the prompt {text!r} is no valid text", "write it in UTF-8") from error
+
+
+def read_prompts(spec: GenerateSpec) -> tuple[Template, Template]:
+    """Prompt and negative prompt, their wildcards found.
+
+    Raises UsageError for what is no valid text, for a weight in any choice that is out of range, and for a prompt that
+    may be drawn empty: whether it is must not depend on the seed.
+    """
+    for text in (spec.prompt, spec.negative):
+        check_text(text)
+    found = wildcards.template(spec.prompt), wildcards.template(spec.negative)
+    for one in found:
+        prompt.parse(one.choices)
+    if found[0].has_wildcards and found[0].may_be_blank:
+        what = f"the prompt {reprlib.repr(spec.prompt)}: its wildcards may draw nothing at all"
+        raise UsageError(what, "say outside of them what to draw, or leave out the empty choice")
+    return found
+
+
+def check_no_wildcards(text: str, option: str) -> None:
+    """Raise UsageError for wildcards where there is no image with a seed that would draw them."""
+    if wildcards.template(text).has_wildcards:
+        what = f"{option} {reprlib.repr(text)}: has a wildcard, and no image's seed to draw it"
+        raise UsageError(what, r"write one of its choices; \{ is a plain brace")
+
+
+def drawn_prompts(positive: Template, negative: Template, seed: int) -> Prompts:
+    """What the image of a seed is drawn of. Raises UsageError where that makes a weight that is out of range."""
+    found = wildcards.prompts(positive, negative, seed)
+    for template, text in ((positive, found.prompt), (negative, found.negative)):
+        if template.has_wildcards:  # else it was looked at as a whole
+            prompt.parse(text)
+    return found
 
 
 def _chosen(name: str, spec: GenerateSpec) -> schedulers.Scheduler:

@@ -16,6 +16,7 @@ from sdcli.pipeline.bundle import Conditioner, TextEncoder
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.contexts import Condition, contexts, lengths
 from sdcli.pipeline.prompt import Chunks
+from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import Plan
 
 MOST_KEPT = 2048  # prompts, and contexts: of Stable Diffusion 1.5's, 0.24 MB each
@@ -44,12 +45,12 @@ class Reader:
         self._readings.clear()
         self._contexts.clear()
 
-    def read(self, prompt: str, negative: str, plan: Plan) -> Reading:
+    def read(self, prompts: Prompts, plan: Plan) -> Reading:
         """What these words are; warns of what is cut or has no use, once for each that is kept."""
-        said = (prompt, negative, plan.label, plan.guidance > 1)
+        said = (prompts.prompt, prompts.negative, plan.label, plan.guidance > 1)
         if said not in self._readings:
             self._make_room(self._readings)
-            self._readings[said] = self._read(prompt, negative, plan)
+            self._readings[said] = self._read(prompts, plan)
         return self._readings[said]
 
     def contexts(self, readings: Sequence[Reading]) -> tuple[Tensor, Tensor | None]:
@@ -60,19 +61,21 @@ class Reader:
         away = [self._context(words, count, is_negative=True) for words, count in negatives]
         return positive, torch.stack(away) if away else None
 
-    def _read(self, prompt: str, negative: str, plan: Plan) -> Reading:
+    def _read(self, prompts: Prompts, plan: Plan) -> Reading:
         conditioner, has_guidance = self._conditioner, plan.guidance > 1
         if isinstance(conditioner, ClassEmbedder):
             label = plan.label.index if plan.label is not None else conditioner.null
             return Reading(label, conditioner.null if has_guidance else None, None, 1)
-        chunks = text.read(conditioner, prompt)
+        chunks, negative = text.read(conditioner, prompts.prompt), prompts.negative if has_guidance else None
         vocabulary.warn_of_cut(chunks, "prompt")
-        vocabulary.warn_of_unused(conditioner.swaps, chunks)
-        if has_guidance:
+        is_all = prompts.prompt_template is None
+        choices = chunks if is_all else text.read(conditioner, prompts.prompt_choices)
+        vocabulary.warn_of_unused(conditioner.swaps, chunks, choices)
+        if negative is not None:
             vocabulary.warn_of_cut(text.read(text.without_swaps(conditioner), negative), "negative prompt")
-        self._warn_of_unnamed(conditioner, prompt, negative, plan)
-        (count,) = lengths(conditioner, [prompt], negative if has_guidance else None)
-        return Reading(prompt, negative if has_guidance else None, chunks, count)
+        self._warn_of_unnamed(conditioner, prompts, plan)
+        (count,) = lengths(conditioner, [prompts.prompt], negative)
+        return Reading(prompts.prompt, negative, chunks, count)
 
     @torch.no_grad()
     def _context(self, words: Condition, count: int, *, is_negative: bool) -> Tensor:
@@ -92,9 +95,12 @@ class Reader:
         if len(kept) >= MOST_KEPT:
             kept.clear()
 
-    def _warn_of_unnamed(self, encoder: TextEncoder, prompt: str, negative: str, plan: Plan) -> None:
-        """Warn of each learned token that no prompt names: it was given, and changes nothing."""
-        read = [(encoder, prompt), (text.without_swaps(encoder), negative)][: 2 if plan.guidance > 1 else 1]
+    def _warn_of_unnamed(self, encoder: TextEncoder, prompts: Prompts, plan: Plan) -> None:
+        """Warn of each learned token that no choice of a prompt names: it was given, and changes nothing."""
+        read = [(encoder, words) for words in dict.fromkeys((prompts.prompt, prompts.prompt_choices))]
+        if plan.guidance > 1:
+            plain, negatives = text.without_swaps(encoder), (prompts.negative, prompts.negative_choices)
+            read += [(plain, words) for words in dict.fromkeys(negatives)]
         for file, embedding in zip(plan.embeddings, self._embeddings, strict=True):
             if not any(text.names(reader, words, embedding.token) for reader, words in read):
                 note = f"--embedding {file.path}: no prompt names its token {embedding.token}, so it changes nothing"

@@ -12,6 +12,7 @@ from sdcli.files import sha256
 from sdcli.pipeline import init
 from sdcli.pipeline.adapters import MAX_BYTES, Embedding
 from sdcli.pipeline.prompt import Chunks
+from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import Plan
 from sdcli.specs import GenerateSpec
 
@@ -51,10 +52,9 @@ def shared_facts(spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]
     return facts
 
 
-def word_facts(prompt: str, negative: str, chunks: Chunks | None) -> dict[str, Any]:
+def word_facts(prompts: Prompts, chunks: Chunks | None) -> dict[str, Any]:
     """What one image is drawn of; chunks: None for a model that reads no text."""
-    counts = {"tokens": chunks.counts()} if chunks is not None else {}
-    return {"prompt": prompt, "negative": negative, **counts}
+    return prompts.facts() | ({"tokens": chunks.counts()} if chunks is not None else {})
 
 
 def picture_facts(plan: Plan, picture: init.Picture | None) -> dict[str, Any]:

@@ -16,11 +16,12 @@ from sdcli.files import place
 from sdcli.lab.specs import TokensSpec
 from sdcli.naming import check_targets
 from sdcli.parts import text_width
-from sdcli.pipeline import vocabulary
+from sdcli.pipeline import prompt as syntax
+from sdcli.pipeline import vocabulary, wildcards
 from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Vocabulary
 from sdcli.plan import EmbeddingFile, Plan, check_no_words, check_text, embedding_file
-from sdcli.specs import GenerateSpec, WordSwap, word_swaps
+from sdcli.specs import WordSwap, word_swaps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,10 @@ def walk(spec: TokensSpec) -> Walk:
     """
     for text in (spec.prompt, *spec.replace, *spec.mix):
         check_text(text)
+    template = wildcards.template(spec.prompt)
+    syntax.parse(template.choices)
+    drawn = {"prompt_template": spec.prompt, "seed": spec.seed} if template.has_wildcards else {}
+    spec = replace(spec, prompt=template.drawn(spec.seed, "prompt"))
     files = tuple(embedding_file(text) for text in spec.embedding)
     swaps = word_swaps(spec.replace, spec.mix)
     targets = (*spec.embeddings, *spec.mask)
@@ -74,7 +79,7 @@ def walk(spec: TokensSpec) -> Walk:
     vocabulary.warn_of_cut(chunks, "prompt")
     vocabulary.warn_of_unused(words.swaps, chunks)
     rows = tuple(_rows(words, chunks))
-    facts = _facts(spec, model, words, chunks, rows)
+    facts = _facts(spec, model, words, chunks, rows) | drawn
     tensors = _tensors(spec, model.folder, words, embeddings, chunks)
     written = tuple(_write(spec, path, tensors, chunks, rows) for path in targets)
     if tensors:
@@ -83,20 +88,26 @@ def walk(spec: TokensSpec) -> Walk:
     return Walk(rows, facts, written)
 
 
-def counted(spec: GenerateSpec, plan: Plan) -> dict[str, Any]:
+def counted(plan: Plan) -> dict[str, Any]:
     """How many tokens of the prompt `generate` keeps and cuts, in how many chunks, with its warnings; without torch.
 
-    Nothing for a model that reads no prompts, or where vectors would have to be read from a file.
+    Where a prompt has wildcards, a list: of each image. Nothing for a model that reads no prompts, or where vectors
+    would have to be read from a file.
     """
     if plan.embeddings or layout.classes(plan.model.folder) is not None:
         return {}
     words, _ = _words(plan.model.folder, (), plan.swaps)
-    chunks = vocabulary.read(words, spec.prompt)
-    vocabulary.warn_of_cut(chunks, "prompt")
-    vocabulary.warn_of_unused(words.swaps, chunks)
-    if plan.guidance > 1:
-        vocabulary.warn_of_cut(vocabulary.read(replace(words, swaps=()), spec.negative), "negative prompt")
-    return {"tokens": chunks.counts()}
+    choices = vocabulary.read(words, plan.prompts[0].prompt_choices)
+    found: dict[str, dict[str, int]] = {}
+    for prompt in dict.fromkeys(one.prompt for one in plan.prompts):
+        chunks = vocabulary.read(words, prompt)
+        vocabulary.warn_of_cut(chunks, "prompt")
+        vocabulary.warn_of_unused(words.swaps, chunks, choices)
+        found[prompt] = chunks.counts()
+    for negative in dict.fromkeys(one.negative for one in plan.prompts) if plan.guidance > 1 else ():
+        vocabulary.warn_of_cut(vocabulary.read(replace(words, swaps=()), negative), "negative prompt")
+    counts = [found[one.prompt] for one in plan.prompts]
+    return {"tokens": counts[0] if plan.prompts[0].prompt_template is None else counts}
 
 
 def _words(

@@ -40,16 +40,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "naming": GROUND | {"specs", "latent_files"},
     "parts": GROUND | {"scheduler_config"},
     "initial": GROUND | {"specs", "store", "schedulers", "latent_files", "parts", "sdcli.pipeline.images"},
-    # Of the pipeline one leaf without torch: what is wrong in a prompt is found before anything heavy is imported.
+    # Of the pipeline leaves without torch: what is wrong in a prompt is found before anything heavy is imported.
     "plan": GROUND
     | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming", "parts", "initial"}
-    | {"sdcli.pipeline.prompt"},
+    | {"sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"},
     "ledger": GROUND,
     "jobs.lines": GROUND | {"specs"},
     "jobs.tally": GROUND,
     "jobs.plan": GROUND
     | {"specs", "store", "schedulers", "conditioning", "latent_files", "naming", "plan"}
-    | {"sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.prompt"},
+    | {"sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.wildcards"},
     "jobs.ledger": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.stdin": GROUND | {"sdcli.jobs.lines"},
     # The two halves of the story of batch, which stand on generate's parts as it does.
@@ -89,6 +89,7 @@ PIPELINE_LEAVES = {
     "prompt",
     "sheets",
     "start",
+    "wildcards",
 }
 LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),

@@ -165,6 +165,19 @@ def test_jobs_of_equal_settings_are_drawn_together_and_a_prompt_is_encoded_once(
     assert len(encoded) == 3 + 1 + 2  # the prompts, the negative one in one chunk and in two, the long prompt
 
 
+def test_jobs_with_wildcards_are_what_generate_draws_of_the_words_they_drew(folder: Folder) -> None:
+    jobs = [{"prompt": "a {red|blue} {dog|cat}", "negative": "{dark|}", "seed": seed} for seed in range(5)]
+    made = folder.made([*jobs, {"prompt": "a red dog", "seed": 1}], deterministic=True)
+    assert len({one.facts["prompt"] for one in made}) > 2
+    for one in made[:5]:
+        assert one.facts["prompt_template"] == "a {red|blue} {dog|cat}" and one.facts["negative_template"] == "{dark|}"
+        words = {key: one.facts[key] for key in ("prompt", "negative", "seed")}
+        alone = by_generate(folder, words, steps=2, deterministic=True)
+        assert (alone == pixels(one.job.target)).all()
+    folder.check_whole(6)
+    assert folder.made(jobs, deterministic=True) == []
+
+
 def test_a_job_may_start_from_a_picture_of_which_another_makes_another_job(folder: Folder) -> None:
     size, photo, mask = (models.SIZE, models.SIZE), folder.path / "photo.png", folder.path / "mask.png"
     Image.linear_gradient("L").resize(size).convert("RGB").save(photo)

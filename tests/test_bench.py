@@ -357,6 +357,7 @@ def test_a_scheduler_of_another_package_is_measured_and_a_broken_one_an_error_on
         (["--class", "cat"], ExitCode.USAGE, "this model draws from a prompt"),
         (["--class", "cat", "--prompt", "dog"], ExitCode.USAGE, "--prompt and --class exclude each other"),
         (["--guidance", "0.5"], ExitCode.USAGE, "--guidance 0.5: out of range"),
+        (["--prompt", "a {dog|cat}"], ExitCode.USAGE, "--prompt 'a {dog|cat}': has a wildcard"),
         (["--data", "nowhere"], ExitCode.INPUT, "--data nowhere: is no folder"),
         (["--data", "empty"], ExitCode.INPUT, "--data empty: holds no picture"),
         (["--data", "broken"], ExitCode.INPUT, "broken/a.png: is no picture"),

@@ -470,6 +470,8 @@ def test_an_unconditional_model_inverts_with_nothing(unconditional: Path, photo:
         ("unconditional", {"invert": "", "guidance": 2.0}, "--guidance 2: this model is unconditional"),
         ("sd1", {"invert": "\udcff"}, "is no valid text"),
         ("sd1", {"invert": "a (dog:99)"}, "99"),
+        ("sd1", {"invert": "a {dog|cat}"}, "--invert 'a {dog|cat}': has a wildcard, and no image's seed to draw it"),
+        ("sd1", {"invert": "a dog", "guidance": 2.0, "negative": "{a|b}"}, "--negative '{a|b}': has a wildcard"),
         ("sd1", {"invert": "a dog", "steps": 1000}, "scheduler ddim cannot do 1000 steps"),
     ],
 )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import combinations, groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +410,63 @@ def test_values_that_are_not_finite_make_no_picture(sd1: Path, tmp_path: Path, p
     with pytest.raises(NumericalError, match="not finite"):
         drawn_by(asked(folder, tmp_path / "out"))
     assert list((tmp_path / "out").iterdir()) == []
+
+
+# Prompts that differ by image.
+
+SCENES = "a {red|blue} {dog|cat}{ in a garden, {under|on} a tree|}"
+
+
+def test_images_of_other_words_are_drawn_together_and_each_as_if_it_were_alone(sd1: Path, tmp_path: Path) -> None:
+    how = {"prompt": SCENES, "negative": "{dark|blurry}", "count": 6, "deterministic": True}
+    with unet_batches() as batches:
+        together = drawn_by(asked(sd1, tmp_path / "together", **how | {"deterministic": False}))
+    assert batches == [2 * 6] * 3
+    assert len({record.facts["prompt"] for record in together}) > 3
+    bit_equal = drawn_by(asked(sd1, tmp_path / "apart", **how))
+    for record, same in zip(together, bit_equal, strict=True):
+        words = {key: record.facts[key] for key in ("prompt", "negative", "seed")}
+        assert words == {key: same.facts[key] for key in words}
+        (alone,) = drawn_by(asked(sd1, tmp_path / "alone", **words, deterministic=True))
+        assert largest(read(record.path) - read(alone.path)) <= 2
+        assert largest(read(same.path) - read(alone.path)) == 0
+        assert record.facts["prompt_template"] == SCENES and record.facts["negative_template"] == "{dark|blurry}"
+        assert record.facts["tokens"] == alone.facts["tokens"]
+        assert "prompt_template" not in alone.facts
+
+
+def test_images_whose_prompts_have_other_numbers_of_chunks_are_drawn_apart_and_in_order(
+    sd1: Path, tmp_path: Path
+) -> None:
+    spec = asked(sd1, tmp_path, prompt="{a dog|a cat|a dog BREAK on a sofa}", count=8, guidance=1.0)
+    chunks = [1 + ("BREAK" in one.prompt) for one in plan(spec).prompts]
+    with unet_batches() as batches:
+        records = drawn_by(spec)
+    assert [record.facts["tokens"]["chunks"] for record in records] == chunks and set(chunks) == {1, 2}
+    assert batches == [size for size in (len(list(run)) for _, run in groupby(chunks)) for _ in range(3)]
+    (alone,) = drawn_by(asked(sd1, tmp_path / "alone", prompt=records[3].facts["prompt"], seed=SEED + 3, guidance=1.0))
+    assert largest(read(records[3].path) - read(alone.path)) <= 2
+
+
+def test_what_is_cut_of_one_choice_is_told_of_the_image_that_drew_it(sd1: Path, tmp_path: Path) -> None:
+    spec = asked(sd1, tmp_path, prompt="{a dog|" + "cat " * 1201 + "}", seed=0, count=4, steps=2)
+    with pytest.warns(SdcliWarning, match="the prompt is too long: the last 1 of 1201 tokens") as warned:
+        records = drawn_by(spec)
+    assert len(warned) == 1
+    cut = {record.facts["prompt"][:5]: record.facts["tokens"]["cut"] for record in records}
+    assert cut == {"a dog": 0, "cat c": 1}
+
+
+def test_an_option_for_a_word_that_some_choice_has_is_no_mistake(
+    sd1: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    file = write_embedding(tmp_path, Embedding("<my-cat>", torch.ones(1, models.CONTEXT)))[0]
+    how = {"embedding": (str(file),), "replace": ("dog=cow",), "steps": 2, "count": 4}
+    drawn_by(asked(sd1, tmp_path / "out", prompt="{a <my-cat>|a dog|a cow}", **how))
+    assert [str(one.message) for one in recwarn if one.category is SdcliWarning] == []
+    with pytest.warns(SdcliWarning) as warned:
+        drawn_by(asked(sd1, tmp_path / "out", prompt="{a cat|a cow}", **how))
+    assert {str(one.message).split(":")[0] for one in warned} == {f"--embedding {file}", "--replace dog=cow"}
 
 
 # A model that draws classes, or draws unconditionally.

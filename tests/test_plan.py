@@ -313,6 +313,50 @@ def test_a_width_of_512_that_transformers_does_not_write_is_known(asked: Any, mo
     plan(asked())
 
 
+def test_each_image_draws_its_wildcards_and_is_named_by_what_it_shows(asked: Any, tmp_path: Path) -> None:
+    decided = plan(asked(prompt="a {red|blue} {dog|cat}", negative="{x|y}", seed=1, count=20, save_latents=tmp_path))
+    assert {one.prompt for one in decided.prompts} == {f"a {c} {a}" for c in ("red", "blue") for a in ("dog", "cat")}
+    assert {one.negative for one in decided.prompts} == {"x", "y"}
+    for seed, one, path, latents in zip(
+        decided.seeds, decided.prompts, decided.targets, decided.latent_targets, strict=True
+    ):
+        assert plan(asked(prompt="a {red|blue} {dog|cat}", negative="{x|y}", seed=seed)).prompts == (one,)
+        name = f"{one.prompt.replace(' ', '-')}-{seed}"
+        assert (path.name, latents.name) == (f"{name}.png", f"{name}.latents.safetensors")
+    rows = decided.describe()
+    assert rows["prompt_template"] == "a {red|blue} {dog|cat}" and rows["negative_template"] == "{x|y}"
+    assert rows["prompts"] == [one.prompt for one in decided.prompts] and len(rows["negatives"]) == 20
+    templated = plan(asked(prompt="{a dog|a cat}", output=tmp_path / "{slug}" / "{seed}", seed=1, count=9))
+    assert {path.parent.name for path in templated.targets} == {"a-dog", "a-cat"}
+
+
+def test_without_wildcards_the_plan_says_nothing_of_them(asked: Any) -> None:
+    decided = plan(asked(prompt=r"a {dog}, {cat | \{cow|sheep\}", seed=1))
+    assert decided.prompts[0].facts() == {"prompt": r"a {dog}, {cat | \{cow|sheep\}", "negative": ""}
+    assert not {"prompt_template", "prompts", "negative_template", "negatives"} & decided.describe().keys()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("a {dog|(cat:11)}", "the weight 11 in the prompt"),
+        ("({a (dog:4)|cat}:4)", "the weight 16 of "),
+        ("(a:{50|60})", "the weight [56]0 in the prompt"),  # known when it is drawn
+        ("{|a dog}", "its wildcards may draw nothing at all; say outside of them what to draw"),
+        ("{a|{b|}} { | }", "its wildcards may draw nothing at all"),
+    ],
+)
+def test_what_a_wildcard_could_draw_wrong_is_refused_whatever_the_seed(asked: Any, prompt: str, said: str) -> None:
+    for seed in range(9):
+        with pytest.raises(UsageError, match=said):
+            plan(asked(prompt=prompt, seed=seed))
+    if "weight" in said:
+        with pytest.raises(UsageError, match=said):
+            plan(asked(negative=prompt))
+    else:
+        assert plan(asked(negative=prompt)).prompts
+
+
 def test_the_plan_describes_itself_in_plain_values(asked: Any, model: Path, tmp_path: Path) -> None:
     assert plan(asked(scheduler="pndm", steps=4, seed=3, count=2, size="16x32")).describe() == {
         "model": str(model),

@@ -14,7 +14,8 @@ from sdcli.specs import GenerateSpec
 
 # Options of this command alone; those of several are in options.py.
 Prompt = Annotated[
-    str, typer.Argument(help="What to draw; (x:1.2) weighs, BREAK parts, - reads it from stdin.", show_default=False)
+    str,
+    typer.Argument(help="What to draw; (x:1.2) weighs, {a|b} is one of them, - is stdin.", show_default=False),
 ]
 Negative = Annotated[str, typer.Option("--negative", "-N", help="What to keep away from.")]
 ClassName = Annotated[
@@ -140,7 +141,7 @@ def generate(
     if dry_run:
         from sdcli.tokens import counted  # deferred: the tokenizer, without torch
 
-        output.document(decided.describe() | counted(spec, decided))
+        output.document(decided.describe() | counted(decided))
         return
     from sdcli import generate as story  # deferred: imports torch
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PIECE_WIDTHS = (15, 48)  # of the table's column, in characters; a longer piece pushes the rest of its line aside
 
 Prompt = Annotated[str, typer.Argument(help="The prompt; - reads it from stdin.", show_default=False)]
+Seed = Annotated[
+    int, typer.Option("--seed", help="0 to 2^64-1; the {a|b} of the prompt are drawn as for the image of this seed.")
+]
 Embeddings = Annotated[
     list[Path],
     typer.Option(
@@ -38,6 +41,7 @@ def tokens(
     embedding: options.Embedding = TokensSpec.embedding,  # type: ignore[assignment]
     replace: options.Replace = TokensSpec.replace,  # type: ignore[assignment]
     mix: options.Mix = TokensSpec.mix,  # type: ignore[assignment]
+    seed: Seed = TokensSpec.seed,
     embeddings: Embeddings = TokensSpec.embeddings,  # type: ignore[assignment]
     mask: Mask = TokensSpec.mask,  # type: ignore[assignment]
     if_exists: options.IfExists = TokensSpec.if_exists,
@@ -53,6 +57,7 @@ def tokens(
         embedding=tuple(embedding),
         replace=tuple(replace),
         mix=tuple(mix),
+        seed=seed,
         embeddings=tuple(embeddings),
         mask=tuple(mask),
         if_exists=if_exists,
@@ -65,7 +70,9 @@ def tokens(
 
 
 def _lines(found: Walk) -> Iterator[str]:
-    """The walk as a table, a line a piece; then each chunk's ids and mask, the tensors and the files."""
+    """What wildcards drew; the walk as a table, a line a piece; each chunk's ids and mask, the tensors, the files."""
+    if "prompt_template" in found.facts:
+        yield f"prompt: {output.escape(found.facts['prompt'])}"
     shown = [row for row in found.rows if row.state != "padding"]
     width = min(max(PIECE_WIDTHS[0], *(len(_piece(row)) for row in shown)), PIECE_WIDTHS[1])
     yield f"{'chunk':>5} {'pos':>4} {'id':>6}  {'piece':{width}} {'':5} {'weight':>6} mask"

@@ -23,8 +23,9 @@ from sdcli.jobs import lines
 from sdcli.jobs.lines import Line
 from sdcli.jobs.tally import Tally, key_of
 from sdcli.naming import slug
-from sdcli.pipeline import prompt
-from sdcli.plan import Plan, check_text, embedding_file, plan
+from sdcli.pipeline import wildcards
+from sdcli.pipeline.wildcards import Prompts, Template
+from sdcli.plan import Plan, drawn_prompts, embedding_file, plan, read_prompts
 from sdcli.specs import MAX_SEED, BatchSpec, GenerateSpec, parse_shard
 
 MOST_SETTINGS = 256  # kept at a time: jobs that differ in more than prompt and seed ask for a plan of their own
@@ -56,6 +57,7 @@ class Job:
     spec: GenerateSpec
     settings: Settings
     seed: int
+    prompts: Prompts  # wildcards drawn by the seed
     key: str  # the hash of what is to be drawn and by which model
     target: Path
 
@@ -170,32 +172,33 @@ class Resolver:
             if asked.count > MOST_OF_A_JOB:
                 raise UsageError(f"count {asked.count}: too many for one job", f"at most {MOST_OF_A_JOB} are")
             settings = self._settings_of(asked, line)
-            for text in (asked.prompt, asked.negative):
-                check_text(text)
-                prompt.parse(text)
+            templates = read_prompts(asked)
             asked_label(asked, settings.classes)
+            yield from self._images(line, asked, settings, templates)
         except (UsageError, InputError) as error:
             raise lines.located(self._spec.jobs, line.number, error.message.removeprefix("--"), error.hint) from error
-        yield from self._images(line, asked, settings)
 
-    def _images(self, line: Line, asked: GenerateSpec, settings: Settings) -> Iterator[Job]:
+    def _images(
+        self, line: Line, asked: GenerateSpec, settings: Settings, templates: tuple[Template, Template]
+    ) -> Iterator[Job]:
         said = json.dumps([settings.digest, asked.prompt, asked.negative])
         first = asked.seed
         if first is None:
             base = json.dumps([said, line.id])
             equal = self._equal.add(key_of(base)) if line.id is None else 0  # an id is one job's alone
             first = int(key_of(f"{base}:{equal}"), 16) % (1 << JOB_SEED_BITS)
-        for index in range(asked.count):
-            seed = (first + index) % (MAX_SEED + 1)
+        seeds = [(first + index) % (MAX_SEED + 1) for index in range(asked.count)]
+        drawn = [drawn_prompts(*templates, seed) for seed in seeds]  # all before the first: a line is good or bad
+        for index, (seed, prompts) in enumerate(zip(seeds, drawn, strict=True)):
             number = f"-{index + 1}" if index else ""
             name = f"{line.id}{number}" if line.id is not None else None
             key = key_of(json.dumps([said, seed, name]))
             if name is None:
                 label = settings.plan.label
-                words = slug(asked.prompt if label is None else label.name)[:SLUG_LENGTH].strip("-")
+                words = slug(prompts.prompt if label is None else label.name)[:SLUG_LENGTH].strip("-")
                 name = f"{words}-{key}"
             target = asked.output / f"{name}.{asked.format or 'png'}"
-            yield Job(line.number, line.id, asked, settings, seed, key, target)
+            yield Job(line.number, line.id, asked, settings, seed, prompts, key, target)
 
     def _settings_of(self, asked: GenerateSpec, line: Line) -> Settings:
         """What a job shares with others, worked out once for all of them."""
@@ -235,8 +238,10 @@ def _merged(own: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _alone(asked: GenerateSpec) -> GenerateSpec:
-    """The same for one picture of any name, to be planned."""
-    return replace(asked, output=asked.output / f"x.{asked.format or 'png'}", if_exists="number", count=1)
+    """The same for one picture of any name, to be planned; of wildcards, which its seed is to draw, all choices."""
+    prompt, negative = (wildcards.template(text).choices for text in (asked.prompt, asked.negative))
+    asked = replace(asked, prompt=prompt, negative=negative, count=1)
+    return replace(asked, output=asked.output / f"x.{asked.format or 'png'}", if_exists="number")
 
 
 def _settings(asked: GenerateSpec) -> Settings:

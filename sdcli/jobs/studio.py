@@ -112,14 +112,14 @@ class Studio:
     def _reading(self, job: Job) -> Reading:
         """What a job's words are; to be asked while its model is at hand."""
         _, reader = self._ready(job)
-        return reader.read(job.spec.prompt, job.spec.negative, job.settings.plan)
+        return reader.read(job.prompts, job.settings.plan)
 
     def _facts_of(self, job: Job, evaluations: int) -> dict[str, Any]:
         """The record of a job's picture, but for the seconds."""
         digest = job.settings.digest
         if digest not in self._facts:
             self._facts[digest] = records.shared_facts(job.spec, job.settings.plan, self._words.embeddings)
-        words = records.word_facts(job.spec.prompt, job.spec.negative, self._reading(job).chunks)
+        words = records.word_facts(job.prompts, self._reading(job).chunks)
         return self._facts[digest] | words | {"seed": job.seed, "evaluations": evaluations} | job.names()
 
 

@@ -79,6 +79,8 @@ def plan_bench(spec: BenchSpec) -> BenchPlan:
     Schedulers that were named must load and be able to do every number of steps; of `all`, those that cannot are told.
     """
     chosen, notes = _chosen(spec)
+    for option, text in (*(("--prompt", one) for one in spec.prompt), ("--negative", spec.negative)):
+        plan.check_no_wildcards(text, option)
     model = store.resolve(spec.model, offline=spec.offline)
     shared: dict[str, Any] = {"model": spec.model, "guidance": spec.guidance, "size": spec.size, "seed": spec.seed}
     shared |= {"negative": spec.negative, "offline": spec.offline, "output": Path("-")}

@@ -32,6 +32,7 @@ class TokensSpec:
     embedding: tuple[str, ...] = ()  # FILE or FILE:TOKEN
     replace: tuple[str, ...] = ()  # as in GenerateSpec, like mix
     mix: tuple[str, ...] = ()
+    seed: int = 0  # of the image whose wildcards are drawn
     embeddings: tuple[Path, ...] = ()  # where the tensors go, as .safetensors or .png
     mask: tuple[Path, ...] = ()
     if_exists: str = "number"
@@ -39,6 +40,7 @@ class TokensSpec:
 
     def __post_init__(self) -> None:
         word_swaps(self.replace, self.mix)
+        between("seed", self.seed, 0, MAX_SEED)
         for name, paths in (("--embeddings", self.embeddings), ("--mask", self.mask)):
             for path in paths:
                 if path.suffix.lower() not in TENSOR_SUFFIXES:

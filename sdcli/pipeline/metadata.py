@@ -156,6 +156,9 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
     for key in ("replace", "mix"):
         if record.get(key):
             pairs[key.capitalize()] = "; ".join(record[key])
+    for key, name in (("prompt_template", "Template"), ("negative_template", "Negative Template")):
+        if key in record:
+            pairs[name] = record[key]
     for key, name in (("latents", "Latents hash"), ("mask", "Mask hash")):
         if record.get(key):
             pairs[name] = record[key]["sha256"][:10]
@@ -168,7 +171,7 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
 
 
 def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if re.search(r"[,:\n]", value) else value
+    return json.dumps(value, ensure_ascii=False) if re.search(r'[,:\n"]|^\s|\s$', value) else value
 
 
 def _add_text(chunks: PngImagePlugin.PngInfo, key: str, text: str) -> None:

@@ -12,6 +12,7 @@ MAX_LENGTH = 1 << 20  # characters; no program writes a longer one, and it is no
 MAX_JSON = 1 << 16  # characters of a value in JSON; one that is longer is taken as plain
 MAX_TAILS = 10  # places where a text may end in JSON of stable-diffusion.cpp: its prompt is repeated there
 NEGATIVE = "Negative prompt:"
+TEMPLATES = ("Template", "Negative Template")  # of wildcards, as dynamic prompts names them
 SDCPP = "SDCPP: "
 SDCPP_SCHEMA = "sdcpp.image.params/v1"
 KEY = re.compile(r"(\w[\w \-/]{1,80}):\s*")  # A1111's, bounded, so that no text takes more than linear time
@@ -48,6 +49,7 @@ def read_parameters(text: str) -> Parameters:
     text, sdcpp = _without_tail(text.strip())
     lines = text.split("\n")
     at, pairs = _settings(lines)
+    pairs |= _templates(lines[at + 1 :])
     prompt: list[str] = []
     negative: list[str] = []
     is_negative = False
@@ -73,6 +75,18 @@ def _settings(lines: list[str]) -> tuple[int, dict[str, Any]]:
         if len(pairs) >= LEAST_PAIRS and (at == len(lines) - 1 or "Steps" in pairs):
             return at, pairs
     return len(lines), {}
+
+
+def _templates(lines: list[str]) -> dict[str, str]:
+    """What stands below the settings, of one line or more each."""
+    found: dict[str, list[str]] = {}
+    said: list[str] = []
+    for line in lines:
+        key, _, text = line.partition(":")
+        if key in TEMPLATES and key not in found:
+            line, said = text, found.setdefault(key, [])
+        said.append(line.strip())
+    return {key: "\n".join(some) for key, some in found.items()}
 
 
 def _pairs(line: str) -> dict[str, Any]:

@@ -29,6 +29,8 @@ A1111_NAMES = {
     "model_hash": ("Model hash",),
     "strength": ("Denoising strength",),
     "clip_skip": ("Clip skip",),
+    "prompt_template": ("Template",),
+    "negative_template": ("Negative Template",),
 }
 # Names of our fields in flat JSON and in single keys of other programs, in the order in which they are looked for.
 FLAT_NAMES = {

@@ -181,9 +181,12 @@ def warn_of_cut(found: Chunks, what: str) -> None:
         warnings.warn(note, SdcliWarning, stacklevel=3)
 
 
-def warn_of_unused(swaps: Iterable[Swap], found: Chunks) -> None:
-    """Warn of each word to swap that the prompt does not have: the option was given, and changes nothing."""
-    used = {piece.swap for chunk in found.chunks for piece in chunk}
+def warn_of_unused(swaps: Iterable[Swap], *read: Chunks) -> None:
+    """Warn of each word to swap that the prompt does not have: the option was given, and changes nothing.
+
+    read: the prompt as it was drawn, and with every choice of its wildcards.
+    """
+    used = {piece.swap for found in read for chunk in found.chunks for piece in chunk}
     for swap in swaps:
         if swap.option not in used:
             note = f"{swap.option}: the prompt does not have the word, so it changes nothing"

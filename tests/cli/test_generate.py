@@ -520,6 +520,28 @@ def test_a_picture_that_makes_no_sense_is_refused_and_nothing_written(
     assert tree(Path()) == before
 
 
+def test_what_wildcards_drew_is_in_the_names_the_record_and_the_dry_run(shell: Shell) -> None:
+    arguments = ("a {red|blue} dog{ BREAK on a sofa|}", "--seed", 4, "-n", 3, "--json")
+    dry = json.loads(shell("generate", *arguments, "--dry-run").stdout)
+    outcome = shell("generate", *arguments, "-s", 1)
+    rows = [json.loads(line) for line in outcome.lines]
+    assert (outcome.code, outcome.stderr) == (0, "")
+    assert len({row["prompt"] for row in rows}) > 1
+    for row, seed in zip(rows, (4, 5, 6), strict=True):
+        assert (list(row), row["seed"]) == ([*FIELDS, "prompt_template"], seed)
+        assert row["prompt_template"] == arguments[0]
+        inside = texts(Path(row["path"]).read_bytes())
+        assert json.loads(inside["sdcli"]) == {k: v for k, v in row.items() if k not in ("path", "seconds")}
+        assert inside["parameters"].startswith(row["prompt"] + "\nSteps: 1,")
+        assert f", Template: {arguments[0]}, " in inside["parameters"]
+    assert dry["prompt_template"] == arguments[0]
+    assert dry["prompts"] == [row["prompt"] for row in rows]
+    assert dry["outputs"] == [row["path"] for row in rows]
+    assert dry["tokens"] == [row["tokens"] for row in rows]
+    negative = json.loads(shell("generate", "a dog", "-N", "{x|y}", "--seed", 4, "-n", 9, "--json", "--dry-run").stdout)
+    assert set(negative["negatives"]) == {"x", "y"} and negative["tokens"]["kept"] == 2
+
+
 def test_a_dry_run_tells_of_swapped_words_and_of_what_is_cut(shell: Shell) -> None:
     arguments = ("--dry-run", "--replace", "cat=dog", "--mix", "puppy=0.5,cat=0.5", "--seed", 7)
     outcome = shell("generate", PROMPT + " dog" * 1200, *arguments)
@@ -535,6 +557,8 @@ def test_a_dry_run_tells_of_swapped_words_and_of_what_is_cut(shell: Shell) -> No
     [
         (["a (dog:11)"], "the weight 11 in the prompt: out of range; it must lie in 0..10"),
         ([PROMPT, "-N", "(dog:-1)"], "the weight -1 in the prompt: out of range"),
+        (["a {cat|(dog:11)}"], "the weight 11 in the prompt: out of range; it must lie in 0..10"),
+        (["{a cat|}"], "the prompt '{a cat|}': its wildcards may draw nothing at all; say outside of them what to"),
         ([PROMPT, "--replace", "puppy"], "--replace puppy: says not what for what; write it as in --replace puppy=cat"),
         ([PROMPT, "--replace", "puppy= "], "--replace puppy= : says not what for what"),
         ([PROMPT, "--mix", "puppy"], "--mix puppy: puppy is no word with its weight; write it as in --mix puppy=0.5"),

@@ -73,6 +73,17 @@ def test_weights_chunks_and_swaps_are_shown(shell: Shell) -> None:
     assert "attention mask of chunk 2: 3 ones, 74 zeros" in outcome.lines
 
 
+def test_wildcards_are_drawn_by_the_seed_as_for_an_image(shell: Shell) -> None:
+    for seed in range(4):
+        outcome = shell("tokens", "a {red|blue} {dog|cat}", "--seed", seed)
+        dry = shell("generate", "a {red|blue} {dog|cat}", "--seed", seed, "--dry-run", "--json")
+        (drawn,) = json.loads(dry.stdout)["prompts"]
+        assert outcome.lines == [f"prompt: {drawn}", *shell("tokens", drawn).lines]
+    found = json.loads(shell("tokens", "{a|b\\n}", "--seed", 2**64 - 1, "--json").stdout)
+    assert (found["prompt_template"], found["seed"]) == ("{a|b\\n}", 2**64 - 1) and found["prompt"] in ("a", "b\\n")
+    assert "seed" not in json.loads(shell("tokens", "a {b}", "--seed", 5, "--json").stdout)
+
+
 def test_files_are_written_and_named_with_their_statistics(shell: Shell) -> None:
     outcome = shell("tokens", "a dog", "--embeddings", "e.safetensors", "--embeddings", "e.png", "--mask", "m.png")
     assert (outcome.code, outcome.stderr) == (0, "")
@@ -97,6 +108,9 @@ def test_any_prompt_is_shown_without_steering_the_terminal(shell: Shell, prompt:
     ("arguments", "code", "said"),
     [
         (["(a:11)"], ExitCode.USAGE, "the weight 11 in the prompt: out of range"),
+        (["{a|(b:11)}"], ExitCode.USAGE, "the weight 11 in the prompt: out of range"),
+        (["a", "--seed", "-1"], ExitCode.USAGE, "--seed -1: out of range"),
+        (["a", "--seed", 2**64], ExitCode.USAGE, "--seed 18446744073709551616: out of range"),
         (["a", "--replace", "a=hot dog"], ExitCode.USAGE, "a is 1 token, hot dog is 2 tokens"),
         (["a", "--mask", "m.txt"], ExitCode.USAGE, "--mask m.txt: of no known kind"),
         (["a", "--mask", "/dev/null/m.png"], ExitCode.OUTPUT, "/dev/null"),

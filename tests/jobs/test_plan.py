@@ -14,6 +14,7 @@ import pytest
 
 from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
 from sdcli.jobs.plan import Checked, Job, good_jobs, plan_batch, share
+from sdcli.pipeline import wildcards
 from sdcli.specs import BatchSpec, GenerateSpec
 from tests import models
 
@@ -103,6 +104,45 @@ def test_a_count_makes_images_of_seeds_and_names_in_a_row(folder: Folder) -> Non
     assert folder.check([{**CAT, "count": 3}, CAT]).images == 4
 
 
+COLOURS = {"prompt": "a {red|blue|green|pink} cat", "negative": "{x|y}"}
+
+
+def test_the_seed_of_a_job_draws_its_wildcards_wherever_the_job_stands(folder: Folder) -> None:
+    jobs = folder.jobs([{**COLOURS, "seed": seed} for seed in range(20)])
+    assert {job.prompts.prompt for job in jobs} == {f"a {one} cat" for one in ("red", "blue", "green", "pink")}
+    assert {job.prompts.negative for job in jobs} == {"x", "y"}
+    for job in jobs:
+        assert job.target.name.startswith(job.prompts.prompt.replace(" ", "-"))
+        assert job.spec.prompt == COLOURS["prompt"] and job.settings is jobs[0].settings
+    counted = folder.jobs([CAT, {**COLOURS, "count": 20, "seed": 0}])[1:]
+    assert [job.prompts for job in counted] == [job.prompts for job in jobs]
+    spec = folder.spec([{**COLOURS, "seed": seed} for seed in range(20)])
+    halves = [{job.key: job.prompts for job in good_jobs(spec, (index, 2))} for index in (1, 2)]
+    assert halves[0] | halves[1] == {job.key: job.prompts for job in jobs}
+
+
+def test_a_job_without_a_seed_draws_by_the_one_from_its_hash_and_the_hash_is_of_the_template(folder: Folder) -> None:
+    jobs = folder.jobs([COLOURS] * 12)
+    assert len({job.key for job in jobs}) == len({job.seed for job in jobs}) == 12
+    assert len({job.prompts.prompt for job in jobs}) == 4
+    for same in ([COLOURS] * 12, [{**COLOURS, "seed": job.seed} for job in jobs]):
+        again = folder.jobs(same)
+        assert [(job.key, job.seed, job.prompts) for job in again] == [(j.key, j.seed, j.prompts) for j in jobs]
+    plain = folder.jobs([{"prompt": job.prompts.prompt, "seed": job.seed} for job in jobs])
+    assert not {job.key for job in plain} & {job.key for job in jobs}
+
+
+def test_a_line_one_of_whose_images_draws_what_is_refused_makes_none(folder: Folder) -> None:
+    line = {"prompt": "(a:{9|90})", "seed": 0, "count": 9}
+    with pytest.raises(InputError, match=r"jobs.jsonl:1: the weight 90 in the prompt"):
+        folder.check([line])
+    with pytest.warns(SdcliWarning):
+        assert folder.check([line, CAT], keep_going=True).images == 1
+    assert [job.line for job in folder.jobs([line, CAT], keep_going=True)] == [2]
+    seeds = [seed for seed in range(20) if wildcards.template("{9|90}").drawn(seed, "prompt") == "9"]
+    assert folder.check([{**line, "seed": seed, "count": 1} for seed in seeds]).images == len(seeds) > 5
+
+
 def test_shares_have_every_image_once(folder: Folder) -> None:
     spec = folder.spec([{**CAT, "count": 3}, *[CAT] * 8])
     shares = [[job.key for job in good_jobs(spec, (index, 3))] for index in (1, 2, 3)]
@@ -132,6 +172,8 @@ def test_launched_processes_cut_each_share_once_more(folder: Folder) -> None:
         ({**CAT, "size": "33x32"}, "no multiple of 2"),
         ({**CAT, "size": "32x32", "width": 32}, "exclude each other"),
         ({"prompt": "(a cat:99)"}, "the weight 99"),
+        ({"prompt": "a {dog|(cat:99)}"}, "the weight 99"),
+        ({"prompt": "{dog|}"}, "its wildcards may draw nothing at all"),
         ({"prompt": "\ud800"}, "valid"),
         ({**CAT, "model": "nobody/nothing"}, "nobody/nothing"),
         ({**CAT, "latents": "missing.safetensors"}, "missing.safetensors"),

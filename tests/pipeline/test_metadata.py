@@ -101,6 +101,15 @@ def test_the_parameters_are_read_back_by_the_grammar_of_a1111(image: Image.Image
     }
 
 
+@pytest.mark.parametrize("template", ["{a|b}", '"{a|b}"', " {a|b} ", "{(a:1.2)|b,\nc} \\", '{"a"|1}, Steps: 3'])
+def test_templates_stand_among_the_pairs_where_a1111_looks_for_no_more_lines(image: Image.Image, template: str) -> None:
+    """Dynamic prompts writes them below the settings, which A1111 itself then takes for a part of the prompt."""
+    drawn = {"prompt": "a", "prompt_template": template, "negative_template": template}
+    prompt, negative, pairs = parse(texts(png_bytes(image, RECORD | drawn))["parameters"])
+    assert (prompt, negative, pairs["Seed"]) == ("a", "blurry, dark", "7")
+    assert pairs["Template"] == pairs["Negative Template"] == template
+
+
 def test_a_class_stands_among_the_pairs_and_an_empty_prompt_is_no_line(image: Image.Image) -> None:
     drawn = {"prompt": "", "negative": "", "class": {"index": 391, "name": "coho, silver salmon"}}
     inside = texts(png_bytes(image, RECORD | drawn))

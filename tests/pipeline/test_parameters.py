@@ -41,7 +41,12 @@ def test_a_text_of_version_1_10_is_taken_apart() -> None:
         ("Negative prompt: only\nSteps: 2, Seed: 3, A b: c", "", "only", None),
         ("a: b, c: d, e: f\nplain words", "a: b, c: d, e: f\nplain words", "", {}),
         # Templates of dynamic prompts follow the settings.
-        ("a cat\nSteps: 2, Seed: 3, Size: 1x1\nTemplate: a {cat|dog}\nNegative Template: x", "a cat", "", None),
+        (
+            "a cat\nSteps: 2, Seed: 3, Size: 1x1\nTemplate: a {cat|\ndog}: x\nNegative Template: {x|y}",
+            "a cat",
+            "",
+            {"Steps": "2", "Seed": "3", "Size": "1x1", "Template": "a {cat|\ndog}: x", "Negative Template": "{x|y}"},
+        ),
         # A value may be the rest of a line without a comma, empty, or in JSON.
         ("x\nSteps: 2, Model: , Seed: 3", "x", "", {"Steps": "2", "Model": "", "Seed": "3"}),
         ('x\nSteps: 2, A b: "q, \\"r\\": s", Seed: 3', "x", "", {"Steps": "2", "A b": 'q, "r": s', "Seed": "3"}),
@@ -83,14 +88,23 @@ def test_every_text_is_read(text: str) -> None:
     assert len(read.prompt) + len(read.negative) <= len(text)
 
 
+TEMPLATE = st.text(st.sampled_from('{a|b}, :"\\\n') | st.characters(codec="utf-8"))
 LINE = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp", "Zs")), max_size=30)
 
 
-@given(LINE, LINE, st.integers(0, 2**64 - 1), LINE)
-def test_what_we_write_is_read_back(prompt: str, negative: str, seed: int, model: str) -> None:
+@given(
+    LINE,
+    LINE,
+    st.integers(0, 2**64 - 1),
+    LINE,
+    TEMPLATE,
+)
+def test_what_we_write_is_read_back(prompt: str, negative: str, seed: int, model: str, template: str) -> None:
     settings = {"model": f"x/m{model}".replace("/", ""), "model_hash": "ab" * 32, "width": 8, "height": 9}
     record = {"scheduler": "dpm", "steps": 2, "guidance": 7.5, "seed": seed, "sdcli": "1", **settings}
-    read = read_parameters(a1111_parameters(record | {"prompt": "p" + prompt, "negative": negative}))
+    templates = {"prompt_template": "{" + template, "negative_template": template + "|}"}
+    read = read_parameters(a1111_parameters(record | {"prompt": "p" + prompt, "negative": negative} | templates))
+    assert (read.pairs["Template"], read.pairs["Negative Template"]) == tuple(templates.values())
     assert (read.prompt, read.negative) == ("p" + prompt, negative)
     assert (read.pairs["Seed"], read.pairs["Size"], read.pairs["Model"]) == (str(seed), "8x9", settings["model"])
 
