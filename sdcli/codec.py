@@ -18,7 +18,7 @@ from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.files import is_folder, open_regular, place
 from sdcli.layout import classes, read_json
 from sdcli.naming import check_quality, check_targets, is_output_folder, picture_format
-from sdcli.parts import check_multiple, parts_shape, vae_factor
+from sdcli.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
 from sdcli.pipeline import images, prompt, sampling, text, vae, vocabulary
 from sdcli.pipeline.bundle import load_conditioner, load_unet, load_vae
 from sdcli.pipeline.classes import ClassEmbedder
@@ -143,6 +143,7 @@ def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
         check_no_wildcards(words, option)
         prompt.parse(words)
     label = inverted_label(spec, classes(model.folder))
+    check_clip_skip(model.folder, spec.clip_skip)
     config = read_json(model.folder / "scheduler" / "scheduler_config.json")
     parts_shape(model.folder, config)
     steps = spec.steps if spec.steps is not None else int(own_settings(model).get("steps", DEFAULT_STEPS))
@@ -168,6 +169,7 @@ def _load_network(spec: CodecSpec, inversion: _Inversion, model: store.Model) ->
         shown: Condition = inversion.label.index if inversion.label is not None else conditioner.null
         away: Condition = conditioner.null
     else:
+        conditioner = text.without_last_layers(conditioner, spec.clip_skip)
         shown, away = spec.invert or "", spec.negative
         vocabulary.warn_of_cut(text.read(conditioner, shown), "prompt of --invert")
     context, negative = contexts(conditioner, [shown], away if spec.guidance > 1 else None)
@@ -186,7 +188,8 @@ def _inversion_facts(spec: CodecSpec, inversion: _Inversion) -> dict[str, Any]:
     shown = {"prompt": spec.invert} if inversion.label is None else {"class": inversion.label.name}
     if spec.guidance > 1 and inversion.label is None:
         shown["negative"] = spec.negative
-    how = {"mode": "invert", "scheduler": inversion.scheduler.name, "steps": inversion.steps}
+    how: dict[str, Any] = {"clip_skip": spec.clip_skip} if spec.clip_skip else {}
+    how |= {"mode": "invert", "scheduler": inversion.scheduler.name, "steps": inversion.steps}
     return {**how, "guidance": spec.guidance, **shown}
 
 

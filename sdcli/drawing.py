@@ -32,16 +32,17 @@ AUTO_BATCH_MOST = 16
 
 @dataclass(frozen=True)
 class Words:
-    """What the text encoder of a plan knows besides its own vocabulary."""
+    """What the text encoder of a plan knows besides its own vocabulary, and how many of its layers are left out."""
 
     embeddings: tuple[Embedding, ...]
     swaps: tuple[Swap, ...]
+    clip_skip: int = 0
 
 
 def read_words(plan: Plan) -> Words:
     """Read what a plan adds to the vocabulary. Raises InputError for a file, UsageError for a word."""
     embeddings = [read_embedding(e.path, width=text_width(plan.model.folder), token=e.token) for e in plan.embeddings]
-    return Words(tuple(embeddings), _swaps(plan, embeddings))
+    return Words(tuple(embeddings), _swaps(plan, embeddings), plan.clip_skip)
 
 
 def equipped(bundle: ModelBundle, words: Words) -> ModelBundle:
@@ -50,6 +51,8 @@ def equipped(bundle: ModelBundle, words: Words) -> ModelBundle:
         bundle = replace(bundle, conditioner=text.with_embeddings(bundle.conditioner, words.embeddings))
     if isinstance(bundle.conditioner, TextEncoder) and words.swaps:
         bundle = replace(bundle, conditioner=text.with_swaps(bundle.conditioner, words.swaps))
+    if isinstance(bundle.conditioner, TextEncoder):
+        bundle = replace(bundle, conditioner=text.without_last_layers(bundle.conditioner, words.clip_skip))
     return bundle
 
 

@@ -72,6 +72,21 @@ def text_width(folder: Path) -> int:
     return width
 
 
+def check_clip_skip(folder: Path, skip: int) -> None:
+    """Raise UsageError for as many layers to leave out as a model's text encoder has, or where it has none."""
+    if skip == 0:
+        return
+    if layout.conditioner(folder) != "text_encoder":
+        raise UsageError(f"--clip-skip {skip}: this model reads no prompts", "leave it out, or name another model")
+    # 12 is the default of transformers, which does not write what equals it.
+    layers = layout.read_json(folder / "text_encoder" / "config.json").get("num_hidden_layers", 12)
+    if type(layers) is not int or layers < 1:
+        raise InputError(f"{folder}/text_encoder: num_hidden_layers is {layers!r}", "mend its config.json")
+    if skip >= layers:
+        what = f"--clip-skip {skip}: this model's text encoder has {layers} layers"
+        raise UsageError(what, f"it must lie in 0..{layers - 1}")
+
+
 def check_multiple(size: tuple[int, int], factor: int) -> None:
     """Raise UsageError unless width and height in px are multiples of the VAE factor."""
     for name, value in zip(("width", "height"), size, strict=True):

@@ -16,7 +16,7 @@ from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.initial import InitialPicture, initial_picture, size_of_latents, size_of_picture
 from sdcli.naming import latent_targets, targets
-from sdcli.parts import check_multiple, parts_shape
+from sdcli.parts import check_clip_skip, check_multiple, parts_shape
 from sdcli.pipeline import prompt, wildcards
 from sdcli.pipeline.wildcards import Prompts, Template
 from sdcli.scheduler_config import train_timesteps
@@ -61,6 +61,7 @@ class Plan:
     targets: tuple[Path, ...]  # where each image goes; `-` is stdout
     embeddings: tuple[EmbeddingFile, ...] = ()
     swaps: tuple[WordSwap, ...] = ()
+    clip_skip: int = 0
     latents: Path | None = None  # a file with the initial noise, in place of that of the seed
     initial: InitialPicture | None = None
     latent_targets: tuple[Path, ...] = ()  # where the final latents of each image go; none unless asked for
@@ -105,6 +106,8 @@ class Plan:
             rows["embeddings"] = [{"file": str(one.path), "token": one.token} for one in self.embeddings]
         if self.swaps:
             rows["swaps"] = [swap.option for swap in self.swaps]
+        if self.clip_skip:
+            rows["clip_skip"] = self.clip_skip
         if self.latents is not None:
             rows["latents"] = str(self.latents)
         if self.initial is not None:
@@ -141,6 +144,7 @@ def plan(spec: GenerateSpec) -> Plan:
     swaps = word_swaps(spec.replace, spec.mix)
     if classes is not None:
         check_no_words(embeddings, swaps)
+    check_clip_skip(model.folder, spec.clip_skip)
     templates = read_prompts(spec)
     own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
@@ -160,7 +164,7 @@ def plan(spec: GenerateSpec) -> Plan:
     guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
     named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
     if spec.latents is not None:
-        _warn_of_latents(spec.latents, dict(named), scheduler, config)
+        _warn_of_latents(spec.latents, {**named, "clip_skip": spec.clip_skip}, scheduler, config)
     named["model"] = Path(model.ref).name
     return Plan(
         model=model,
@@ -178,6 +182,7 @@ def plan(spec: GenerateSpec) -> Plan:
         targets=targets(spec, seeds, subjects, named),
         embeddings=embeddings,
         swaps=swaps,
+        clip_skip=spec.clip_skip,
         latents=spec.latents,
         initial=initial,
         latent_targets=latent_targets(spec, seeds, subjects),
@@ -301,8 +306,12 @@ def _warn_of_latents(
     """Warn of a latent file from which these settings will not draw what it was made for."""
     usual = {"eta": 0, "timestep_spacing": "leading"} | config  # diffusers' defaults for DDIM, which inverts
     chosen = {key: value for key, value in scheduler.choices.items() if value != usual.get(key)}
+    clip_skip = settings["clip_skip"]
     settings = {key: settings[key] for key in ("scheduler", "steps", "guidance")} | chosen
-    note = latent_files.doubt(latent_files.look(path), settings, train_timesteps(config) - 1)
+    file = latent_files.look(path)
+    if clip_skip or "clip_skip" in file.metadata:
+        settings["clip_skip"] = clip_skip
+    note = latent_files.doubt(file, settings, train_timesteps(config) - 1)
     if note is not None:
         warnings.warn(note, SdcliWarning, stacklevel=3)
 

@@ -42,6 +42,8 @@ def shared_facts(spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]
         "sdcli": __version__,
     }
     facts |= {key: list(given) for key, given in (("replace", spec.replace), ("mix", spec.mix)) if given}
+    if plan.clip_skip:
+        facts["clip_skip"] = plan.clip_skip
     if embeddings:
         facts["embeddings"] = [
             {"file": _name(file.path), "token": embedding.token, "sha256": sha256(file.path, max_bytes=MAX_BYTES)}

@@ -49,6 +49,7 @@ class GenerateSpec:
     embedding: tuple[str, ...] = ()  # FILE or FILE:TOKEN
     replace: tuple[str, ...] = ()  # WORD=OTHER
     mix: tuple[str, ...] = ()  # WORD=WEIGHT,OTHER=WEIGHT,...
+    clip_skip: int = 0  # of the text encoder's layers, at its end
     latents: Path | None = None  # the initial noise of the one image
     init_image: Path | None = None
     strength: float | None = None  # share of the steps; None: 0.75, of an inpainting UNet 1
@@ -87,6 +88,7 @@ class GenerateSpec:
         if self.size is not None:
             parse_size(self.size)
         word_swaps(self.replace, self.mix)
+        at_least("clip_skip", self.clip_skip, 0)
         if self.latents is not None and self.count > 1:
             raise UsageError(f"--count {self.count} with --latents: the file holds one image's noise", "use --count 1")
         self._check_initial()
@@ -158,6 +160,7 @@ class CodecSpec:
     sample: bool = False
     invert: str | None = None  # what the picture shows, in a prompt or the name of a class
     negative: str = ""
+    clip_skip: int = 0  # as in GenerateSpec
     steps: int | None = None  # of the inversion; None: the model's own, else the tool's default
     guidance: float = 1.0
     seed: int = 0
@@ -177,9 +180,10 @@ class CodecSpec:
         if self.steps is not None:
             between("steps", self.steps, 1, MAX_STEPS)
         at_least("guidance", self.guidance, 1.0)
+        at_least("clip_skip", self.clip_skip, 0)
         if self.sample and self.invert is not None:
             raise UsageError("--sample and --invert exclude each other", "an inversion starts from the mean")
-        for name in ("negative", "steps", "guidance"):
+        for name in ("negative", "clip_skip", "steps", "guidance"):
             if self.invert is None and getattr(self, name) != getattr(CodecSpec, name):
                 raise UsageError(f"{option(name)} without --invert: nothing is denoised", "leave it out")
         if self.seed != CodecSpec.seed and not self.sample:

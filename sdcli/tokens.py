@@ -15,7 +15,7 @@ from sdcli.errors import UsageError
 from sdcli.files import place
 from sdcli.lab.specs import TokensSpec
 from sdcli.naming import check_targets
-from sdcli.parts import text_width
+from sdcli.parts import check_clip_skip, text_width
 from sdcli.pipeline import prompt as syntax
 from sdcli.pipeline import vocabulary, wildcards
 from sdcli.pipeline.prompt import Chunks, Piece
@@ -74,6 +74,7 @@ def walk(spec: TokensSpec) -> Walk:
     if layout.classes(model.folder) is not None:
         check_no_words(files, swaps)
         raise UsageError("--model: this one reads no prompts", "use a model that does; see sdcli models show")
+    check_clip_skip(model.folder, spec.clip_skip)
     words, embeddings = _words(model.folder, files, swaps)
     chunks = vocabulary.read(words, spec.prompt)
     vocabulary.warn_of_cut(chunks, "prompt")
@@ -156,6 +157,7 @@ def _facts(
 ) -> dict[str, Any]:
     facts: dict[str, Any] = {"prompt": spec.prompt, "model": model.ref, "tokens": chunks.counts()}
     facts |= {key: list(given) for key, given in (("replace", spec.replace), ("mix", spec.mix)) if given}
+    facts |= {"clip_skip": spec.clip_skip} if spec.clip_skip else {}
     facts |= {"length": words.length, "vocabulary": words.rows}
     facts["chunks"] = [
         {
@@ -186,7 +188,7 @@ def _tensors(
     encoder = load_text(folder, device=torch.device("cpu"), dtype=torch.float32)
     if embeddings:
         encoder = text.with_embeddings(encoder, embeddings)
-    encoder = text.with_swaps(encoder, words.swaps)
+    encoder = text.without_last_layers(text.with_swaps(encoder, words.swaps), spec.clip_skip)
     with torch.no_grad():
         return text.walk_through(encoder, chunks) | {"causal_mask": mask}
 

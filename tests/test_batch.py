@@ -178,6 +178,18 @@ def test_jobs_with_wildcards_are_what_generate_draws_of_the_words_they_drew(fold
     assert folder.made(jobs, deterministic=True) == []
 
 
+def test_jobs_may_leave_out_other_numbers_of_layers(folder: Folder) -> None:
+    jobs = [{"prompt": "a cat", "seed": seed, "clip_skip": skip} for seed in (1, 2) for skip in (0, 1)]
+    made = folder.made(jobs)
+    for one in made:
+        job = jobs[one.job.line - 1]
+        assert one.facts.get("clip_skip", 0) == job["clip_skip"]
+        other = job | {"clip_skip": 1 - int(str(job["clip_skip"]))}
+        assert abs(pixels(one.job.target) - by_generate(folder, job, steps=2)).max() <= 2
+        assert abs(pixels(one.job.target) - by_generate(folder, other, steps=2)).max() > 10
+    folder.check_whole(4)
+
+
 def test_a_job_may_start_from_a_picture_of_which_another_makes_another_job(folder: Folder) -> None:
     size, photo, mask = (models.SIZE, models.SIZE), folder.path / "photo.png", folder.path / "mask.png"
     Image.linear_gradient("L").resize(size).convert("RGB").save(photo)

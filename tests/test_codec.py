@@ -420,6 +420,7 @@ def test_the_prompt_of_an_inversion_counts_and_so_does_guidance(sd1: Path, photo
         {"invert": "a dog"},
         {"invert": "a cat"},
         {"invert": ""},
+        {"invert": "a dog", "clip_skip": 1},
         {"invert": "a dog", "guidance": 2.0},
         {"invert": "a dog", "guidance": 2.0, "negative": "a cat"},
     ]
@@ -434,6 +435,24 @@ def test_a_file_of_noise_says_how_it_was_made(sd1: Path, photo: Path, tmp_path: 
     assert {key: str(value) for key, value in how.items()}.items() <= metadata(record.path).items()
     plain = encoded(sd1, photo, tmp_path / "b.safetensors", invert="a dog")
     assert plain.facts["steps"] == 25 and "negative" not in plain.facts and "seed" not in metadata(plain.path)
+
+
+def test_noise_of_an_inversion_with_layers_left_out_is_to_be_drawn_from_with_the_same(
+    sd1: Path, photo: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    skipping = encoded(sd1, photo, tmp_path / "a.safetensors", invert="a dog", steps=3, clip_skip=1)
+    assert skipping.facts["clip_skip"] == 1 and metadata(skipping.path)["clip_skip"] == "1"
+    plain = encoded(sd1, photo, tmp_path / "b.safetensors", invert="a dog", steps=3)
+    asked = GenerateSpec(prompt="a dog", model=str(sd1), scheduler="ddim", steps=3, guidance=1.0, output=tmp_path)
+    for path, skip in ((skipping.path, 1), (plain.path, 0)):
+        plan(replace(asked, latents=path, clip_skip=skip))
+    assert [str(one.message) for one in recwarn if one.category is SdcliWarning] == []
+    for path, skip, said in (
+        (skipping.path, 0, "with --clip-skip 1; with --clip-skip 0 it draws another"),
+        (plain.path, 1, "with no --clip-skip; with --clip-skip 1 it draws another"),
+    ):
+        with pytest.warns(SdcliWarning, match=said):
+            plan(replace(asked, latents=path, clip_skip=skip))
 
 
 def test_the_steps_are_the_models_own_where_none_are_asked_for(model: Path, photo: Path, tmp_path: Path) -> None:
@@ -472,6 +491,8 @@ def test_an_unconditional_model_inverts_with_nothing(unconditional: Path, photo:
         ("sd1", {"invert": "a (dog:99)"}, "99"),
         ("sd1", {"invert": "a {dog|cat}"}, "--invert 'a {dog|cat}': has a wildcard, and no image's seed to draw it"),
         ("sd1", {"invert": "a dog", "guidance": 2.0, "negative": "{a|b}"}, "--negative '{a|b}': has a wildcard"),
+        ("sd1", {"invert": "a dog", "clip_skip": 2}, "--clip-skip 2: this model's text encoder has 2 layers"),
+        ("classed", {"invert": "dog", "clip_skip": 1}, "--clip-skip 1: this model reads no prompts"),
         ("sd1", {"invert": "a dog", "steps": 1000}, "scheduler ddim cannot do 1000 steps"),
     ],
 )
@@ -490,6 +511,7 @@ def test_what_a_model_cannot_invert_is_refused(
         ({"steps": 5}, "--steps without --invert"),
         ({"guidance": 2.0}, "--guidance without --invert"),
         ({"negative": "x"}, "--negative without --invert"),
+        ({"clip_skip": 1}, "--clip-skip without --invert"),
         ({"invert": "a dog", "negative": "x"}, "--negative at --guidance 1: guidance is off"),
         ({"invert": "a dog", "seed": 4}, "--seed 4 without --sample: nothing is drawn"),
         ({"seed": 4}, "--seed 4 without --sample: nothing is drawn; leave it out, or add --sample"),

@@ -412,6 +412,30 @@ def test_values_that_are_not_finite_make_no_picture(sd1: Path, tmp_path: Path, p
     assert list((tmp_path / "out").iterdir()) == []
 
 
+# Layers of the text encoder left out.
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5])
+@pytest.mark.parametrize("kind", ["sd1", "sd2"])
+def test_clip_skip_gives_the_pictures_of_diffusers(
+    request: pytest.FixtureRequest, parts: Any, tmp_path: Path, kind: str, guidance: float
+) -> None:
+    """Of its pipeline, which leaves the layers out of the prompt's encoding alone; that of the negative prompt is given
+    to it as its own `encode_prompt` makes it: guidance compares like with like, in A1111's program, too."""
+    folder = request.getfixturevalue(kind)
+    pipe = parts(folder)[1]
+    vars(pipe.text_encoder)["text_model"] = pipe.text_encoder  # where diffusers looks, before transformers 5
+    away, _ = pipe.encode_prompt(NEGATIVE, "cpu", 1, do_classifier_free_guidance=False, clip_skip=1)
+    how: dict[str, Any] = {"negative_prompt": None, "negative_prompt_embeds": away, "clip_skip": 1}
+    _, expected = by_diffusers(pipe, scheduler_config(folder), "ddim", 5, guidance, [SEED, SEED + 1], **how)
+    spec = asked(folder, tmp_path, steps=5, guidance=guidance, count=2, clip_skip=1)
+    records, plain = drawn_by(spec), drawn_by(replace(spec, clip_skip=0, output=tmp_path / "plain"))
+    for record, other, without in zip(records, expected, plain, strict=True):
+        assert largest(read(record.path) - other) <= 1
+        assert largest(read(record.path) - read(without.path)) > 10
+        assert record.facts["clip_skip"] == 1 and "clip_skip" not in without.facts
+
+
 # Prompts that differ by image.
 
 SCENES = "a {red|blue} {dog|cat}{ in a garden, {under|on} a tree|}"

@@ -307,6 +307,24 @@ def test_a_scheduler_config_out_of_range_is_refused(asked: Any, model: Path) -> 
     assert "scheduler_config.json:num_train_timesteps: is -5" in str(refused(asked()))
 
 
+def test_layers_that_the_text_encoder_does_not_have_cannot_be_left_out(asked: Any, model: Path) -> None:
+    assert plan(asked(clip_skip=1)).describe()["clip_skip"] == 1 and "clip_skip" not in plan(asked()).describe()
+    for skip in (2, 10**9):
+        with pytest.raises(UsageError, match=rf"--clip-skip {skip}: this model's text encoder has 2 layers; .* 0\.\.1"):
+            plan(asked(clip_skip=skip))
+    models.edit_json(model / "text_encoder" / "config.json", num_hidden_layers=...)
+    with pytest.raises(UsageError, match=r"has 12 layers; it must lie in 0\.\.11"):
+        plan(asked(clip_skip=12))
+    models.edit_json(model / "text_encoder" / "config.json", num_hidden_layers="two")
+    assert "text_encoder: num_hidden_layers is 'two'" in str(refused(asked(clip_skip=1)))
+
+
+def test_a_model_without_a_text_encoder_has_no_layers_to_leave_out(classed: Path, unconditional: Path) -> None:
+    for other in ({"model": str(classed), "class_name": "dog"}, {"model": str(unconditional)}):
+        with pytest.raises(UsageError, match="--clip-skip 1: this model reads no prompts; leave it out"):
+            plan(GenerateSpec(clip_skip=1, **other))
+
+
 def test_a_width_of_512_that_transformers_does_not_write_is_known(asked: Any, model: Path) -> None:
     models.edit_json(model / "text_encoder" / "config.json", hidden_size=...)
     models.edit_json(model / "unet" / "config.json", cross_attention_dim=512)

@@ -108,6 +108,15 @@ def test_the_tensors_are_the_encoders_own(asked: Any, sd1: Path, tmp_path: Path)
     assert torch.equal(found["weights"], torch.ones(1, 77))
 
 
+def test_the_output_is_that_of_the_layers_that_are_not_left_out(asked: Any, sd1: Path, tmp_path: Path) -> None:
+    found = written(asked(clip_skip=1, embeddings=(tmp_path / "e.safetensors",)), tmp_path / "e.safetensors")
+    encoder = models.pipeline(sd1).text_encoder
+    with torch.no_grad():
+        states = encoder(torch.tensor([IDS]), output_hidden_states=True).hidden_states
+        assert torch.allclose(found["context"], encoder.final_layer_norm(states[1]), rtol=0, atol=1e-6)
+    assert tokens.walk(asked(clip_skip=1, embeddings=(tmp_path / "f.safetensors",))).facts["clip_skip"] == 1
+
+
 def test_a_word_replaced_by_itself_changes_no_bit(asked: Any, tmp_path: Path) -> None:
     plain = written(asked(), tmp_path / "plain.safetensors")
     for swap in ({"replace": ("puppy=puppy",)}, {"mix": ("puppy=1,cat=0",)}):

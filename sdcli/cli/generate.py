@@ -109,6 +109,7 @@ def generate(
     embedding: options.Embedding = GenerateSpec.embedding,  # type: ignore[assignment]
     replace: options.Replace = GenerateSpec.replace,  # type: ignore[assignment]
     mix: options.Mix = GenerateSpec.mix,  # type: ignore[assignment]
+    clip_skip: options.ClipSkip = GenerateSpec.clip_skip,
     latents: Latents = GenerateSpec.latents,
     init_image: InitImage = GenerateSpec.init_image,
     strength: Strength = GenerateSpec.strength,

@@ -140,6 +140,14 @@ Mix = Annotated[
         help="Feed W times A's vectors plus V times B's wherever A stands; weights -10 to 10. Repeatable.",
     ),
 ]
+ClipSkip = Annotated[
+    int,
+    typer.Option(
+        "--clip-skip",
+        metavar="N",
+        help="Layers of the text encoder left out at its end, from 0; A1111's number minus 1.",
+    ),
+]
 IfExists = Annotated[
     str, typer.Option("--if-exists", help="For a file that is there: number (puppy-2.png), skip, overwrite or error.")
 ]

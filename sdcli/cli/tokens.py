@@ -42,6 +42,7 @@ def tokens(
     replace: options.Replace = TokensSpec.replace,  # type: ignore[assignment]
     mix: options.Mix = TokensSpec.mix,  # type: ignore[assignment]
     seed: Seed = TokensSpec.seed,
+    clip_skip: options.ClipSkip = TokensSpec.clip_skip,
     embeddings: Embeddings = TokensSpec.embeddings,  # type: ignore[assignment]
     mask: Mask = TokensSpec.mask,  # type: ignore[assignment]
     if_exists: options.IfExists = TokensSpec.if_exists,
@@ -58,6 +59,7 @@ def tokens(
         replace=tuple(replace),
         mix=tuple(mix),
         seed=seed,
+        clip_skip=clip_skip,
         embeddings=tuple(embeddings),
         mask=tuple(mask),
         if_exists=if_exists,

@@ -125,4 +125,4 @@ class Studio:
 
 def _variant(plan: Plan) -> object:
     """What tells a model, with the words that it is given, from another."""
-    return plan.model.folder, plan.embeddings, plan.swaps
+    return plan.model.folder, plan.embeddings, plan.swaps, plan.clip_skip

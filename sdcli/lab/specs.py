@@ -33,6 +33,7 @@ class TokensSpec:
     replace: tuple[str, ...] = ()  # as in GenerateSpec, like mix
     mix: tuple[str, ...] = ()
     seed: int = 0  # of the image whose wildcards are drawn
+    clip_skip: int = 0  # as in GenerateSpec
     embeddings: tuple[Path, ...] = ()  # where the tensors go, as .safetensors or .png
     mask: tuple[Path, ...] = ()
     if_exists: str = "number"
@@ -41,6 +42,10 @@ class TokensSpec:
     def __post_init__(self) -> None:
         word_swaps(self.replace, self.mix)
         between("seed", self.seed, 0, MAX_SEED)
+        at_least("clip_skip", self.clip_skip, 0)
+        if self.clip_skip and not self.embeddings:
+            what = f"--clip-skip {self.clip_skip} without --embeddings: no layer is looked into"
+            raise UsageError(what, "give --embeddings FILE, too, or leave it out")
         for name, paths in (("--embeddings", self.embeddings), ("--mask", self.mask)):
             for path in paths:
                 if path.suffix.lower() not in TENSOR_SUFFIXES:

@@ -146,6 +146,7 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
         "Model hash": record["model_hash"][:10],
         "Model": Path(record["model"]).name,
         **({"Denoising strength": f"{record['strength']:g}"} if "strength" in record else {}),
+        **({"Clip skip": record["clip_skip"] + 1} if record.get("clip_skip") else {}),
         **({"Class": record["class"]["name"], "Class index": record["class"]["index"]} if "class" in record else {}),
         **({"Init image hash": record["init_image"]["sha256"][:10]} if "init_image" in record else {}),
         "RNG": "CPU",

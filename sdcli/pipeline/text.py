@@ -129,6 +129,20 @@ def without_swaps(text: TextEncoder) -> TextEncoder:
     return replace(text, swaps=())
 
 
+def without_last_layers(text: TextEncoder, count: int) -> TextEncoder:
+    """A text encoder whose last layers are left out, but not its final layer norm; the one given stays as it is.
+
+    count: fewer than it has layers. All weights are the same tensors.
+    Source: `clip_skip` of diffusers' StableDiffusionPipeline; A1111's "Clip skip" is one more.
+    """
+    if count == 0:
+        return text
+    model = _copied(text.model)
+    model.encoder.layers = model.encoder.layers[: len(model.encoder.layers) - count]
+    model.config.num_hidden_layers = len(model.encoder.layers)
+    return replace(text, model=model)
+
+
 def names(text: TextEncoder, prompt: str, token: str) -> bool:
     """Whether a prompt has a learned token fed, by its name as the tokenizer reads it or for a word swapped by it."""
     own = set(text.learned.get(cast("int", text.tokenizer.convert_tokens_to_ids(token)), ()))
@@ -213,8 +227,13 @@ def _finite(vectors: Tensor, what: str) -> Tensor:
 
 def _with_table(model: CLIPTextModel, table: Tensor) -> CLIPTextModel:
     """A copy of a text model with another token table, (V, D); it shares all other parameters with the original."""
-    shared = {id(parameter): parameter for parameter in model.parameters()}
-    copied = copy.deepcopy(model, memo=shared)
+    copied = _copied(model)
     copied.set_input_embeddings(nn.Embedding.from_pretrained(table))
     copied.config.vocab_size = len(table)
     return copied
+
+
+def _copied(model: CLIPTextModel) -> CLIPTextModel:
+    """A copy of a text model that shares all parameters with the original."""
+    shared = {id(parameter): parameter for parameter in model.parameters()}
+    return copy.deepcopy(model, memo=shared)

@@ -111,6 +111,13 @@ def test_any_prompt_is_shown_without_steering_the_terminal(shell: Shell, prompt:
         (["{a|(b:11)}"], ExitCode.USAGE, "the weight 11 in the prompt: out of range"),
         (["a", "--seed", "-1"], ExitCode.USAGE, "--seed -1: out of range"),
         (["a", "--seed", 2**64], ExitCode.USAGE, "--seed 18446744073709551616: out of range"),
+        (["a", "--clip-skip", "1"], ExitCode.USAGE, "--clip-skip 1 without --embeddings: no layer is looked into"),
+        (["a", "--clip-skip", "-1"], ExitCode.USAGE, "--clip-skip -1: out of range"),
+        (
+            ["a", "--clip-skip", "2", "--embeddings", "e.png"],
+            ExitCode.USAGE,
+            "--clip-skip 2: this model's text encoder",
+        ),
         (["a", "--replace", "a=hot dog"], ExitCode.USAGE, "a is 1 token, hot dog is 2 tokens"),
         (["a", "--mask", "m.txt"], ExitCode.USAGE, "--mask m.txt: of no known kind"),
         (["a", "--mask", "/dev/null/m.png"], ExitCode.OUTPUT, "/dev/null"),

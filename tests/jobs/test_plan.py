@@ -77,6 +77,7 @@ def test_the_key_is_of_what_is_drawn(folder: Folder, tmp_path: Path) -> None:
         {"sigmas": "karras"},
         {"size": "48x32"},
         {"guidance_rescale": 0.5},
+        {"clip_skip": 1},
         {"guidance_interval": "0:0.5"},
         {"id": "x"},
     ]
@@ -179,6 +180,9 @@ def test_launched_processes_cut_each_share_once_more(folder: Folder) -> None:
         ({**CAT, "latents": "missing.safetensors"}, "missing.safetensors"),
         ({**CAT, "embedding": "missing.pt"}, "missing.pt"),
         ({**CAT, "mix": "x"}, "mix x"),
+        ({**CAT, "clip-skip": 2}, "clip-skip 2: this model's text encoder has 2 layers"),
+        ({**CAT, "clip_skip": -1}, "clip-skip -1: out of range"),
+        ({**CAT, "clip_skip": 0.5}, "clip_skip: is 0.5"),
     ],
 )
 def test_what_generate_would_refuse_is_refused_with_the_line(folder: Folder, line: dict[str, Any], said: str) -> None:

@@ -126,6 +126,7 @@ def test_a_class_stands_among_the_pairs_and_an_empty_prompt_is_no_line(image: Im
         ({"scheduler": "dpm", "sigmas": "karras"}, {"Sampler": "DPM++ 2M", "Schedule type": "Karras"}),
         ({"scheduler": "dpm", "sigmas": "model"}, {"Sampler": "DPM++ 2M"}),
         ({"scheduler": "dpm-sde", "order": 3}, {"Sampler": "DPM++ 3M SDE"}),
+        ({"scheduler": "ddim", "clip_skip": 1}, {"Sampler": "DDIM", "Clip skip": "2"}),
         ({"scheduler": "ddim", "eta": 0.5}, {"Sampler": "DDIM", "Eta": "0.5"}),
         ({"scheduler": "dpm2-a"}, {"Sampler": "DPM2 a"}),
     ],
@@ -134,7 +135,7 @@ def test_what_was_chosen_for_the_sampler_stands_as_a1111_writes_it(
     choices: dict[str, object], expected: dict[str, str]
 ) -> None:
     pairs = parse(a1111_parameters(RECORD | choices))[2]
-    assert {key: pairs.get(key) for key in ("Sampler", "Schedule type", "Eta") if key in pairs} == expected
+    assert {key: pairs.get(key) for key in ("Sampler", "Schedule type", "Eta", "Clip skip") if key in pairs} == expected
 
 
 def test_embeddings_stand_in_the_parameters_as_a1111_writes_them() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from sdcli.errors import InputError, NumericalError
 from sdcli.pipeline import text, vocabulary
@@ -375,3 +377,33 @@ def test_the_mask_hides_what_comes_later() -> None:
     expected = torch.tensor([[0, least, least], [0, 0, least], [0, 0, 0]])
     assert torch.equal(text.causal_mask(3), expected)
     assert text.causal_mask(77)[0, 1] == pytest.approx(-3.4028e38, rel=1e-4)
+
+
+# Layers left out.
+
+
+@torch.no_grad()
+def test_layers_left_out_give_the_hidden_states_of_transformers_after_the_final_layer_norm() -> None:
+    torch.manual_seed(3)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    model = CLIPTextModel(CLIPTextConfig(num_hidden_layers=4, bos_token_id=49406, eos_token_id=49407, **sizes)).eval()
+    encoder = TextEncoder(CLIPTokenizer.from_pretrained(models.TOKENIZER), model)
+    tokens = [text.tokenize(encoder, prompt) for prompt in PROMPTS[:4]]
+    states = model(torch.tensor([one.ids for one in tokens]), output_hidden_states=True).hidden_states
+    found = [text.encode(text.without_last_layers(encoder, count), tokens) for count in range(4)]
+    for count, context in enumerate(found):
+        assert torch.allclose(context, model.final_layer_norm(states[-(count + 1)]), rtol=0, atol=1e-6)
+    assert min(float((one - other).abs().max()) for one, other in combinations(found, 2)) > 0.1
+    assert (len(model.encoder.layers), model.config.num_hidden_layers) == (4, 4)
+
+
+@torch.no_grad()
+def test_layers_may_be_left_out_before_or_after_words_are_added(sd1: Path) -> None:
+    encoder = load_text(sd1, device=torch.device("cpu"), dtype=torch.float32)
+    learned = [Embedding("<my-cat>", torch.ones(1, models.CONTEXT))]
+    one = text.without_last_layers(text.with_embeddings(encoder, learned), 1)
+    other = text.with_embeddings(text.without_last_layers(encoder, 1), learned)
+    contexts = [text.encode_chunks(each, [text.read(each, "a (<my-cat>:1.2)")]) for each in (one, other)]
+    assert torch.equal(*contexts)
+    kept = {id(parameter) for parameter in encoder.model.parameters()}
+    assert sum(id(parameter) not in kept for parameter in one.model.parameters()) == 1  # the table of tokens
