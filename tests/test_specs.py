@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcli.cli import codec, generate, train
+from sdcli.cli import codec, generate, train_embedding, train_unet, train_vae
 from sdcli.cli.options import NO_SETTINGS
 from sdcli.errors import ExitCode, UsageError
 from sdcli.specs import MAX_SEED, CodecSpec, GenerateSpec, parse_size
@@ -125,9 +125,9 @@ def test_a_spec_cannot_be_changed() -> None:
     [
         (GenerateSpec, generate.generate, {"dry_run"}),
         (CodecSpec, codec.encode, {"format", "quality"}),  # of decode
-        (TrainVaeSpec, train.train_vae, set()),
-        (TrainUnetSpec, train.train_unet, set()),
-        (TrainEmbeddingSpec, train.train_embedding, {"init", "vlb_weight", "export_dtype"}),
+        (TrainVaeSpec, train_vae.train_vae, set()),
+        (TrainUnetSpec, train_unet.train_unet, set()),
+        (TrainEmbeddingSpec, train_embedding.train_embedding, {"init", "vlb_weight", "export_dtype"}),
     ],
 )
 def test_every_field_is_an_option_with_the_same_default(spec: type, command: Any, apart: set[str]) -> None:
