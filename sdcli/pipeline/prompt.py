@@ -27,6 +27,7 @@ MAX_WEIGHT = 10.0
 MAX_CHUNKS = 16  # of a prompt: 1,200 pieces with CLIP's 75; each costs an encoding, and time in every step
 PARTNERS = {")": "(", "]": "["}
 PART = re.compile(r"\\[\\()\[\]{}|]|[()\[\]]|[^\\()\[\]]+|\\")  # an escape, a bracket, plain text, a lone backslash
+NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)  # no word that `float` takes for one
 BREAK = re.compile(r"\bBREAK\b")
 
 
@@ -152,12 +153,9 @@ def _factors(parts: list[str]) -> dict[int, float]:
 def _text_and_weight(part: str) -> tuple[str, float]:
     """What stands before a `)` as text and weight. Raises UsageError for a weight out of range."""
     text, colon, number = part.rpartition(":")
-    try:
-        weight = float(number.replace("_", "?"))  # `1_0` is a number in Python alone
-    except ValueError:
+    if not colon or not NUMBER.fullmatch(number):
         return part, EMPHASIS
-    if not colon:
-        return part, EMPHASIS
+    weight = float(number)
     _check(weight, number.strip())
     return text, weight
 
