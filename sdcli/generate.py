@@ -88,7 +88,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
             images = [init.paste_kept(image, picture) for image in images]
         seconds = (time.perf_counter() - began) / len(ids)
         for row, (i, image) in enumerate(zip(ids, images, strict=True)):
-            facts = shared | records.word_facts(plan.prompts[i], read[row].chunks)
+            facts = shared | records.word_facts(plan.prompts[i], read[row])
             facts |= {"seed": plan.seeds[i], "evaluations": evaluations, "seconds": round(seconds, 3)}
             if plan.latent_targets:  # before the picture: where that is, they are
                 path = save_latents(latents[row : row + 1], bundle.vae, facts, plan.latent_targets[i], spec)

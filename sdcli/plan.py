@@ -133,7 +133,8 @@ def plan(spec: GenerateSpec) -> Plan:
     Raises UsageError for an option that is out of range or does not fit the model, and for a weight in a prompt that
     is, InputError for a model that is missing or malformed, OutputError when the pictures could not be written.
     """
-    for text in (spec.prompt, spec.negative, *spec.replace, *spec.mix):
+    templates = read_prompts(spec)
+    for text in (*spec.replace, *spec.mix):
         check_text(text)
     if spec.scheduler is not None:
         _chosen(spec.scheduler, spec)  # a wrong name is told before a wrong model
@@ -145,7 +146,6 @@ def plan(spec: GenerateSpec) -> Plan:
     if classes is not None:
         check_no_words(embeddings, swaps)
     check_clip_skip(model.folder, spec.clip_skip)
-    templates = read_prompts(spec)
     own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
     config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")

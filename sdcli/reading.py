@@ -14,7 +14,7 @@ from sdcli.pipeline import text, vocabulary
 from sdcli.pipeline.adapters import Embedding
 from sdcli.pipeline.bundle import Conditioner, TextEncoder
 from sdcli.pipeline.classes import ClassEmbedder
-from sdcli.pipeline.contexts import Condition, contexts, lengths
+from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import Plan
@@ -29,6 +29,7 @@ class Reading:
     condition: Condition
     negative: Condition | None  # None without guidance
     chunks: Chunks | None  # of the prompt; None for a model that reads no text
+    away: Chunks | None  # of the negative prompt, None likewise
     count: int  # of chunks that prompt and negative prompt are filled to: those alike can be drawn together
 
 
@@ -65,17 +66,20 @@ class Reader:
         conditioner, has_guidance = self._conditioner, plan.guidance > 1
         if isinstance(conditioner, ClassEmbedder):
             label = plan.label.index if plan.label is not None else conditioner.null
-            return Reading(label, conditioner.null if has_guidance else None, None, 1)
+            return Reading(label, conditioner.null if has_guidance else None, None, None, 1)
         chunks, negative = text.read(conditioner, prompts.prompt), prompts.negative if has_guidance else None
         vocabulary.warn_of_cut(chunks, "prompt")
         is_all = prompts.prompt_template is None
         choices = chunks if is_all else text.read(conditioner, prompts.prompt_choices)
         vocabulary.warn_of_unused(conditioner.swaps, chunks, choices)
-        if negative is not None:
-            vocabulary.warn_of_cut(text.read(text.without_swaps(conditioner), negative), "negative prompt")
+        away = text.read(text.without_swaps(conditioner), negative) if negative is not None else None
+        if away is not None:
+            vocabulary.warn_of_cut(away, "negative prompt")
+        else:
+            vocabulary.warn_of_unheard(prompts.negative)
         self._warn_of_unnamed(conditioner, prompts, plan)
-        (count,) = lengths(conditioner, [prompts.prompt], negative)
-        return Reading(prompts.prompt, negative, chunks, count)
+        count = max(len(one.chunks) for one in (chunks, away) if one is not None)
+        return Reading(prompts.prompt, negative, chunks, away, count)
 
     @torch.no_grad()
     def _context(self, words: Condition, count: int, *, is_negative: bool) -> Tensor:

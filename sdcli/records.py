@@ -14,6 +14,7 @@ from sdcli.pipeline.adapters import MAX_BYTES, Embedding
 from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import Plan
+from sdcli.reading import Reading
 from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:
@@ -54,9 +55,14 @@ def shared_facts(spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]
     return facts
 
 
-def word_facts(prompts: Prompts, chunks: Chunks | None) -> dict[str, Any]:
-    """What one image is drawn of; chunks: None for a model that reads no text."""
-    return prompts.facts() | ({"tokens": chunks.counts()} if chunks is not None else {})
+def word_facts(prompts: Prompts, read: Reading) -> dict[str, Any]:
+    """What one image is drawn of, and how much of it found room."""
+    facts: dict[str, Any] = {**prompts.facts()}
+    if read.chunks is not None:
+        facts["tokens"] = read.chunks.counts()
+    if read.away is not None and read.away.cut:
+        facts["negative_tokens"] = read.away.counts()
+    return facts
 
 
 def picture_facts(plan: Plan, picture: init.Picture | None) -> dict[str, Any]:

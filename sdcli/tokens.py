@@ -105,10 +105,25 @@ def counted(plan: Plan) -> dict[str, Any]:
         vocabulary.warn_of_cut(chunks, "prompt")
         vocabulary.warn_of_unused(words.swaps, chunks, choices)
         found[prompt] = chunks.counts()
-    for negative in dict.fromkeys(one.negative for one in plan.prompts) if plan.guidance > 1 else ():
-        vocabulary.warn_of_cut(vocabulary.read(replace(words, swaps=()), negative), "negative prompt")
     counts = [found[one.prompt] for one in plan.prompts]
-    return {"tokens": counts[0] if plan.prompts[0].prompt_template is None else counts}
+    facts = {"tokens": counts[0] if plan.prompts[0].prompt_template is None else counts}
+    return facts | _counted_negative(replace(words, swaps=()), plan)
+
+
+def _counted_negative(words: Vocabulary, plan: Plan) -> dict[str, Any]:
+    """The same of the negative prompt, where some of it is cut."""
+    found: dict[str, dict[str, int]] = {}
+    for negative in dict.fromkeys(one.negative for one in plan.prompts):
+        if plan.guidance > 1:
+            chunks = vocabulary.read(words, negative)
+            vocabulary.warn_of_cut(chunks, "negative prompt")
+            found[negative] = chunks.counts()
+        else:
+            vocabulary.warn_of_unheard(negative)
+    if not any(one["cut"] for one in found.values()):
+        return {}
+    counts = [found[one.negative] for one in plan.prompts]
+    return {"negative_tokens": counts[0] if plan.prompts[0].negative_template is None else counts}
 
 
 def _words(

@@ -55,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The two halves of the story of batch, which stand on generate's parts as it does.
     "drawing": GROUND | {"specs", "plan", "parts", "schedulers", "latent_files", "pipeline"},
     "reading": GROUND | {"plan", "pipeline"},
-    "records": GROUND | {"specs", "plan", "store", "latent_files", "pipeline"},
+    "records": GROUND | {"specs", "plan", "reading", "store", "latent_files", "pipeline"},
     "jobs.finish": GROUND | {"generate", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
     "jobs.studio": GROUND
     | {"drawing", "reading", "records", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},

@@ -304,7 +304,8 @@ def test_the_negative_prompt_is_heard_and_only_with_guidance(sd1: Path, tmp_path
         return read(drawn_by(asked(sd1, tmp_path, guidance=guidance, negative=negative))[0].path)
 
     assert largest(pixels(7.5, "blurry") - pixels(7.5, "a sharp photograph")) > 10
-    assert largest(pixels(1.0, "blurry") - pixels(1.0, "a sharp photograph")) == 0
+    with pytest.warns(SdcliWarning, match="the negative prompt is not used"):
+        assert largest(pixels(1.0, "blurry") - pixels(1.0, "a sharp photograph")) == 0
 
 
 def test_the_largest_seed_is_followed_by_zero(sd1: Path, tmp_path: Path) -> None:
@@ -383,6 +384,21 @@ def test_a_negative_prompt_that_does_not_fit_is_cut_with_a_warning(sd1: Path, tm
     spec = asked(sd1, tmp_path, negative="dog " * 1202)
     with pytest.warns(SdcliWarning, match="negative prompt is too long: the last 2 of 1202 tokens"):
         drawn_by(spec)
+
+
+def test_what_is_cut_of_the_negative_prompt_is_in_the_record_too(sd1: Path, tmp_path: Path) -> None:
+    with pytest.warns(SdcliWarning):
+        (record,) = drawn_by(asked(sd1, tmp_path, negative="dog " * 1202))
+    assert record.facts["negative_tokens"] == {"kept": 1200, "cut": 2, "chunks": 16}
+    assert record.facts["tokens"]["cut"] == 0
+    (whole,) = drawn_by(asked(sd1, tmp_path, negative="dog " * 1200))
+    assert "negative_tokens" not in whole.facts
+
+
+def test_a_negative_prompt_that_is_not_heard_is_told(sd1: Path, tmp_path: Path) -> None:
+    with pytest.warns(SdcliWarning, match="the negative prompt is not used: at guidance 1 nothing leads away from it"):
+        drawn_by(asked(sd1, tmp_path, guidance=1.0, negative="{a|b}"))
+    drawn_by(asked(sd1, tmp_path, guidance=1.0, negative=" "))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -627,7 +643,8 @@ def test_a_learned_token_draws_what_it_draws_in_diffusers(sd1: Path, tmp_path: P
 
 
 def test_an_embedding_that_no_prompt_names_changes_nothing_but_the_record(sd1: Path, tmp_path: Path, cat: Path) -> None:
-    (plain,) = drawn_by(asked(sd1, tmp_path / "a", guidance=1.0, negative="<my-cat>"))
+    with pytest.warns(SdcliWarning, match="the negative prompt is not used"):
+        (plain,) = drawn_by(asked(sd1, tmp_path / "a", guidance=1.0, negative="<my-cat>"))
     spec = asked(sd1, tmp_path / "b", guidance=1.0, negative="<my-cat>", embedding=(str(cat),))
     with pytest.warns(SdcliWarning, match="no prompt names its token <my-cat>"):  # guidance 1 reads no negative prompt
         (given,) = drawn_by(spec)
@@ -781,7 +798,7 @@ def asked(folder: Path, output: Path, **changes: Any) -> GenerateSpec:
     """A spec for a folder of pictures; what an earlier call drew there is replaced."""
     settings = {
         "prompt": PROMPT,
-        "negative": NEGATIVE,
+        "negative": NEGATIVE if changes.get("guidance") != 1 else "",  # where it would be told that nothing hears it
         "seed": SEED,
         "steps": 3,
         "scheduler": "ddim",

@@ -119,7 +119,7 @@ class Studio:
         digest = job.settings.digest
         if digest not in self._facts:
             self._facts[digest] = records.shared_facts(job.spec, job.settings.plan, self._words.embeddings)
-        words = records.word_facts(job.prompts, self._reading(job).chunks)
+        words = records.word_facts(job.prompts, self._reading(job))
         return self._facts[digest] | words | {"seed": job.seed, "evaluations": evaluations} | job.names()
 
 

@@ -181,6 +181,13 @@ def warn_of_cut(found: Chunks, what: str) -> None:
         warnings.warn(note, SdcliWarning, stacklevel=3)
 
 
+def warn_of_unheard(negative: str) -> None:
+    """Warn of a negative prompt where guidance is off."""
+    if negative.strip():
+        note = "the negative prompt is not used: at guidance 1 nothing leads away from it"
+        warnings.warn(note, SdcliWarning, stacklevel=3)
+
+
 def warn_of_unused(swaps: Iterable[Swap], *read: Chunks) -> None:
     """Warn of each word to swap that the prompt does not have: the option was given, and changes nothing.
 

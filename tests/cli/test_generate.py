@@ -520,6 +520,18 @@ def test_a_picture_that_makes_no_sense_is_refused_and_nothing_written(
     assert tree(Path()) == before
 
 
+def test_a_dry_run_tells_what_of_the_negative_prompt_is_not_used(shell: Shell) -> None:
+    arguments = ("generate", PROMPT, "--dry-run", "--json", "-N")
+    cut = shell(*arguments, "dog " * 1201)
+    assert json.loads(cut.stdout)["negative_tokens"] == {"kept": 1200, "cut": 1, "chunks": 16}
+    assert "the negative prompt is too long: the last 1 of 1201 tokens are not used" in cut.stderr
+    each = shell(*arguments, "{dog|" + "dog " * 1201 + "}", "--seed", 1, "-n", 6)
+    assert {one["cut"] for one in json.loads(each.stdout)["negative_tokens"]} == {0, 1}
+    unheard = shell(*arguments, "dog", "--guidance", 1)
+    assert "negative_tokens" not in json.loads(unheard.stdout)
+    assert "warning: the negative prompt is not used: at guidance 1 nothing leads away from it" in unheard.stderr
+
+
 def test_what_wildcards_drew_is_in_the_names_the_record_and_the_dry_run(shell: Shell) -> None:
     arguments = ("a {red|blue} dog{ BREAK on a sofa|}", "--seed", 4, "-n", 3, "--json")
     dry = json.loads(shell("generate", *arguments, "--dry-run").stdout)
