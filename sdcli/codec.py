@@ -141,7 +141,7 @@ def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
     for option, words in (("--invert", spec.invert or ""), ("--negative", spec.negative)):
         check_text(words)
         check_no_wildcards(words, option)
-        prompt.parse(words)
+        prompt.check(words)
     label = inverted_label(spec, classes(model.folder))
     check_clip_skip(model.folder, spec.clip_skip)
     config = read_json(model.folder / "scheduler" / "scheduler_config.json")

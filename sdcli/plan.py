@@ -232,7 +232,7 @@ def read_prompts(spec: GenerateSpec) -> tuple[Template, Template]:
         check_text(text)
     found = wildcards.template(spec.prompt), wildcards.template(spec.negative)
     for one in found:
-        prompt.parse(one.choices)
+        prompt.check(one.choices)
     if found[0].has_wildcards and found[0].may_be_blank:
         what = f"the prompt {reprlib.repr(spec.prompt)}: its wildcards may draw nothing at all"
         raise UsageError(what, "say outside of them what to draw, or leave out the empty choice")
@@ -251,7 +251,7 @@ def drawn_prompts(positive: Template, negative: Template, seed: int) -> Prompts:
     found = wildcards.prompts(positive, negative, seed)
     for template, text in ((positive, found.prompt), (negative, found.negative)):
         if template.has_wildcards:  # else it was looked at as a whole
-            prompt.parse(text)
+            prompt.check(text)
     return found
 
 

@@ -63,7 +63,7 @@ def walk(spec: TokensSpec) -> Walk:
     for text in (spec.prompt, *spec.replace, *spec.mix):
         check_text(text)
     template = wildcards.template(spec.prompt)
-    syntax.parse(template.choices)
+    syntax.check(template.choices)
     drawn = {"prompt_template": spec.prompt, "seed": spec.seed} if template.has_wildcards else {}
     spec = replace(spec, prompt=template.drawn(spec.seed, "prompt"))
     files = tuple(embedding_file(text) for text in spec.embedding)

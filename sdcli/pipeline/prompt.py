@@ -100,6 +100,12 @@ def parse(prompt: str) -> tuple[tuple[Span, ...], ...]:
     return tuple(tuple(Span("".join(texts), weight) for texts, weight in section) for section in sections)
 
 
+def check(prompt: str) -> None:
+    """Raise UsageError for a weight that is not in 0..10."""
+    if "(" in prompt:  # else there is none that `parse` could refuse
+        parse(prompt)
+
+
 def chunked(sections: Sequence[Iterable[Piece]], room: int, *, most: int = MAX_CHUNKS) -> Chunks:
     """Pieces in chunks of up to `room` rows; those of each section begin a chunk of their own.
 
@@ -156,25 +162,24 @@ def _text_and_weight(part: str) -> tuple[str, float]:
     if not colon or not NUMBER.fullmatch(number):
         return part, EMPHASIS
     weight = float(number)
-    _check(weight, number.strip())
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise _out_of_range(number.strip())
     return text, weight
 
 
 def _add(section: list[tuple[list[str], float]], text: str, weight: float) -> None:
     if not text:
         return
-    if text.strip():
-        _check(weight, f"{weight:g} of {reprlib.repr(text)}")
+    if not 0 <= weight <= MAX_WEIGHT and text.strip():
+        raise _out_of_range(f"{weight:g} of {reprlib.repr(text)}")
     if section and section[-1][1] == weight:
         section[-1][0].append(text)
     else:
         section.append(([text], weight))
 
 
-def _check(weight: float, what: str) -> None:
-    if not 0 <= weight <= MAX_WEIGHT:
-        shown = what if len(what) <= 60 else what[:60] + "..."
-        raise UsageError(
-            f"the weight {shown} in the prompt: out of range",
-            rf"it must lie in 0..{MAX_WEIGHT:g}; \( is a plain bracket",
-        )
+def _out_of_range(what: str) -> UsageError:
+    shown = what if len(what) <= 60 else what[:60] + "..."
+    return UsageError(
+        f"the weight {shown} in the prompt: out of range", rf"it must lie in 0..{MAX_WEIGHT:g}; \( is a plain bracket"
+    )

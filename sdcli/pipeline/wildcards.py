@@ -66,6 +66,8 @@ class Template:
     @cached_property
     def choices(self) -> str:
         """All choices of all wildcards, with spaces between them: what is wrong in one is wrong in this."""
+        if not self.starts:
+            return self.text
         return "".join(" " if i in self.starts or i in self.ends else part for i, part in enumerate(self.parts))
 
     @cached_property
@@ -86,12 +88,13 @@ class Template:
 
         name: which of an image's prompts it is, so that equal ones are drawn apart, too.
         """
-        numbers = {start: number for number, start in enumerate(sorted(self.starts))}
+        if not self.starts:
+            return self.text
         found, i = [], 0
         while i < len(self.parts):
             if i in self.starts:
                 choices = self.starts[i]
-                i = choices[draw(len(choices), seed, name, numbers[i])]
+                i = choices[draw(len(choices), seed, name, self._numbers[i])]
             elif i in self.ends:
                 i = self.ends[i]
             else:
@@ -99,10 +102,16 @@ class Template:
                 i += 1
         return "".join(found)
 
+    @cached_property
+    def _numbers(self) -> dict[int, int]:
+        return {start: number for number, start in enumerate(sorted(self.starts))}
+
 
 def template(text: str) -> Template:
     """A prompt taken apart; every string is one."""
-    parts = tuple(PART.findall(text)) if "{" in text else (text,)
+    if "{" not in text:
+        return Template(text, (text,), {}, {})
+    parts = tuple(PART.findall(text))
     starts: dict[int, tuple[int, ...]] = {}
     ends: dict[int, int] = {}
     opened: list[tuple[int, list[int]]] = []  # braces without their partner so far, and the bars in each

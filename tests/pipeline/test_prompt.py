@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdcli.errors import UsageError
-from sdcli.pipeline.prompt import MAX_CHUNKS, Chunks, Piece, chunked, parse
+from sdcli.pipeline.prompt import MAX_CHUNKS, Chunks, Piece, check, chunked, parse
 
 
 def spans(prompt: str) -> list[tuple[str, float]]:
@@ -125,10 +125,11 @@ def test_a_weight_holds_across_a_break() -> None:
     ],
 )
 def test_a_weight_out_of_range_is_refused(prompt: str, named: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        parse(prompt)
-    assert named in str(caught.value)
-    assert len(str(caught.value)) < 200
+    for refuse in (parse, check):
+        with pytest.raises(UsageError) as caught:
+            refuse(prompt)
+        assert named in str(caught.value)
+        assert len(str(caught.value)) < 200
 
 
 @given(st.text(alphabet="()[]\\:.19 aBREAK\n", max_size=60))
@@ -136,7 +137,10 @@ def test_every_string_parses_or_is_refused_for_its_weight(prompt: str) -> None:
     try:
         sections = parse(prompt)
     except UsageError:
+        with pytest.raises(UsageError):
+            check(prompt)
         return
+    check(prompt)
     whole = "".join(span.text for section in sections for span in section)
     assert len(whole) <= len(prompt)
     assert all(math.isfinite(span.weight) for section in sections for span in section)
