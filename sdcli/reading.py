@@ -50,7 +50,7 @@ class Reader:
         """What these words are; warns of what is cut or has no use, once for each that is kept."""
         said = (prompts.prompt, prompts.negative, plan.label, plan.guidance > 1)
         if said not in self._readings:
-            self._make_room(self._readings)
+            _make_room(self._readings)
             self._readings[said] = self._read(prompts, plan)
         return self._readings[said]
 
@@ -86,7 +86,7 @@ class Reader:
         """The context (77 k, D) of a prompt filled to k chunks."""
         name = (words, count, is_negative)
         if name not in self._contexts:
-            self._make_room(self._contexts)
+            _make_room(self._contexts)
             conditioner = self._conditioner
             if isinstance(conditioner, TextEncoder):
                 reader = text.without_swaps(conditioner) if is_negative else conditioner
@@ -94,10 +94,6 @@ class Reader:
             else:
                 self._contexts[name] = contexts(conditioner, [words], None)[0][0]
         return self._contexts[name]
-
-    def _make_room(self, kept: dict[object, Reading] | dict[object, Tensor]) -> None:
-        if len(kept) >= MOST_KEPT:
-            kept.clear()
 
     def _warn_of_unnamed(self, encoder: TextEncoder, prompts: Prompts, plan: Plan) -> None:
         """Warn of each learned token that no choice of a prompt names: it was given, and changes nothing."""
@@ -108,4 +104,9 @@ class Reader:
         for file, embedding in zip(plan.embeddings, self._embeddings, strict=True):
             if not any(text.names(reader, words, embedding.token) for reader, words in read):
                 note = f"--embedding {file.path}: no prompt names its token {embedding.token}, so it changes nothing"
-                warnings.warn(note, SdcliWarning, stacklevel=3)
+                warnings.warn(note, SdcliWarning, stacklevel=2)
+
+
+def _make_room(kept: dict[object, Reading] | dict[object, Tensor]) -> None:
+    if len(kept) >= MOST_KEPT:
+        kept.clear()

@@ -178,14 +178,14 @@ def warn_of_cut(found: Chunks, what: str) -> None:
     """Warn when a prompt has more pieces than are read. what: `prompt` or `negative prompt`."""
     if found.cut:
         note = f"the {what} is too long: the last {found.cut} of {found.kept + found.cut} tokens are not used"
-        warnings.warn(note, SdcliWarning, stacklevel=3)
+        warnings.warn(note, SdcliWarning, stacklevel=2)
 
 
 def warn_of_unheard(negative: str) -> None:
     """Warn of a negative prompt where guidance is off."""
     if negative.strip():
         note = "the negative prompt is not used: at guidance 1 nothing leads away from it"
-        warnings.warn(note, SdcliWarning, stacklevel=3)
+        warnings.warn(note, SdcliWarning, stacklevel=2)
 
 
 def warn_of_unused(swaps: Iterable[Swap], *read: Chunks) -> None:
@@ -197,7 +197,7 @@ def warn_of_unused(swaps: Iterable[Swap], *read: Chunks) -> None:
     for swap in swaps:
         if swap.option not in used:
             note = f"{swap.option}: the prompt does not have the word, so it changes nothing"
-            warnings.warn(note, SdcliWarning, stacklevel=3)
+            warnings.warn(note, SdcliWarning, stacklevel=2)
 
 
 def _piece(vocabulary: Vocabulary, one: int, weight: float) -> Piece:
