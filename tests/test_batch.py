@@ -166,15 +166,15 @@ def test_jobs_of_equal_settings_are_drawn_together_and_a_prompt_is_encoded_once(
 
 
 def test_jobs_with_wildcards_are_what_generate_draws_of_the_words_they_drew(folder: Folder) -> None:
-    jobs = [{"prompt": "a {red|blue} {dog|cat}", "negative": "{dark|}", "seed": seed} for seed in range(5)]
+    jobs = [{"prompt": "a {red|blue} {dog|cat}", "negative": "{dark|}", "seed": seed} for seed in range(3)]
     made = folder.made([*jobs, {"prompt": "a red dog", "seed": 1}], deterministic=True)
     assert len({one.facts["prompt"] for one in made}) > 2
-    for one in made[:5]:
+    for one in made[:3]:
         assert one.facts["prompt_template"] == "a {red|blue} {dog|cat}" and one.facts["negative_template"] == "{dark|}"
         words = {key: one.facts[key] for key in ("prompt", "negative", "seed")}
         alone = by_generate(folder, words, steps=2, deterministic=True)
         assert (alone == pixels(one.job.target)).all()
-    folder.check_whole(6)
+    folder.check_whole(4)
     assert folder.made(jobs, deterministic=True) == []
 
 

@@ -458,11 +458,11 @@ SCENES = "a {red|blue} {dog|cat}{ in a garden, {under|on} a tree|}"
 
 
 def test_images_of_other_words_are_drawn_together_and_each_as_if_it_were_alone(sd1: Path, tmp_path: Path) -> None:
-    how = {"prompt": SCENES, "negative": "{dark|blurry}", "count": 6, "deterministic": True}
+    how = {"prompt": SCENES, "negative": "{dark|blurry}", "count": 4, "deterministic": True}
     with unet_batches() as batches:
         together = drawn_by(asked(sd1, tmp_path / "together", **how | {"deterministic": False}))
-    assert batches == [2 * 6] * 3
-    assert len({record.facts["prompt"] for record in together}) > 3
+    assert batches == [2 * 4] * 3
+    assert len({record.facts["prompt"] for record in together}) > 2
     bit_equal = drawn_by(asked(sd1, tmp_path / "apart", **how))
     for record, same in zip(together, bit_equal, strict=True):
         words = {key: record.facts[key] for key in ("prompt", "negative", "seed")}
