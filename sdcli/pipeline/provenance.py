@@ -45,6 +45,7 @@ FLAT_NAMES = {
     "model": ("model", "base_model", "model_weights"),
     "model_hash": ("model_hash",),
     "strength": ("strength", "denoising_strength", "image_strength"),
+    "clip_skip": ("clip_skip",),  # InvokeAI counts layers left out, as we do
 }
 INTEGERS = {"seed": MAX_SEED, "steps": 10_000, "width": 1 << 20, "height": 1 << 20, "clip_skip": 100}
 NUMBERS = ("guidance", "strength")

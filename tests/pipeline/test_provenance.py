@@ -96,12 +96,12 @@ SPOKEN: list[tuple[str, Inside, dict[str, Any]]] = [
         "invokeai",
         Inside({"invokeai_metadata": json.dumps({
             "positive_prompt": "a dog", "negative_prompt": "cat", "seed": 5, "steps": 30, "cfg_scale": 7.5,
-            "scheduler": "dpmpp_2m_k", "width": 512, "height": 512, "clip_skip": 0,
+            "scheduler": "dpmpp_2m_k", "width": 512, "height": 512, "clip_skip": 2,
             "model": {"key": "k", "hash": "blake3:00", "name": "dreamshaper"},
         })}),
         {
             "prompt": "a dog", "negative": "cat", "seed": 5, "steps": 30, "guidance": 7.5, "sampler": "dpmpp_2m_k",
-            "width": 512, "height": 512, "model": "dreamshaper", "model_hash": "blake3:00",
+            "width": 512, "height": 512, "clip_skip": 2, "model": "dreamshaper", "model_hash": "blake3:00",
         },
     ),
     (
