@@ -1,11 +1,8 @@
-"""Pages to look at and to hand on: each one HTML file that needs nothing else, no network and no script."""
+"""The report of a training run: one HTML file to look at and to hand on."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
-import io
 import json
 import math
 import re
@@ -14,18 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from PIL import Image
-
-from sdcli.errors import InputError
-from sdcli.files import atomic_write, open_regular
+from sdcli.files import atomic_write
 from sdcli.layout import read_json
 from sdcli.pages import charts
 from sdcli.pages.charts import Chart, Line, number
 from sdcli.pages.curves import MAX_STEP, Curve, Metrics, measured, read_metrics
+from sdcli.pages.page import Picture, picture, render
 from sdcli.train_specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
 
-TEMPLATES = Path(__file__).with_name("templates")
 REPORT = "report.html"
 
 KINDS: dict[str, tuple[str, type[TrainSpec]]] = {
@@ -34,14 +27,11 @@ KINDS: dict[str, tuple[str, type[TrainSpec]]] = {
     "embedding": ("Embedding", TrainEmbeddingSpec),
 }
 STEP_FOLDER = re.compile(r"(?:step|checkpoint)-(\d{1,12})")
-SAMPLE_FORMATS = {".png": "PNG", ".webp": "WEBP"}  # by suffix
-MAX_SAMPLE_PIXELS = 64_000_000
-MAX_SAMPLE_FILE_BYTES = 256 << 20
+SAMPLE_SUFFIXES = (".png", ".webp")
 MAX_SAMPLE_ROWS = 24
 MAX_SAMPLE_BYTES = 1_500_000  # of all pictures of a page, as embedded
 MAX_COLUMNS = 8
 THUMBNAIL_SIDE = 256  # px
-SMALL_SIDE = 96  # px; a picture up to it is kept exactly, and shown by its pixels
 MAX_MARKS = 100
 ACRONYMS = frozenset({"ema", "fid", "id", "kid", "kl", "l1", "l2", "lora", "lpips", "psnr", "ssim", "vae", "vlb"})
 
@@ -77,21 +67,6 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture scaled down, as a data: URI; an empty one where the file cannot be read."""
-
-    caption: str
-    uri: str = ""
-    width: int = 0  # px
-    height: int = 0
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it is to be shown by its pixels."""
-        return max(self.width, self.height) <= SMALL_SIDE
-
-
-@dataclass(frozen=True)
 class SampleRow:
     """The pictures drawn at one step, and how many more the page has no room for, where one step's fill it."""
 
@@ -102,7 +77,7 @@ class SampleRow:
     @property
     def captions(self) -> list[str]:
         """What the pictures are called."""
-        return [picture.caption for picture in self.pictures]
+        return [one.caption for one in self.pictures]
 
     @property
     def columns(self) -> int:
@@ -124,8 +99,9 @@ def write_report(folder: Path) -> Path:
     kind = str(config.get("kind", ""))
     name, spec = KINDS.get(kind, (kind, TrainSpec))
     chosen, defaults = _settings(config, spec)
-    page = _render(
-        "report.html",
+    page = render(
+        "report",
+        number=number,
         heading=f"{name} training".strip(),
         run=folder.resolve().name,
         figures=list(_figures(folder, config, summary, metrics)),
@@ -141,7 +117,7 @@ def write_report(folder: Path) -> Path:
         checkpoints=[step for step, _ in _step_folders(folder / "checkpoints")],
     )
     with atomic_write(folder / REPORT) as part:
-        part.write_bytes(page)
+        part.write_bytes(b"".join(page))
     return folder / REPORT
 
 
@@ -269,14 +245,14 @@ def _samples(folder: Path) -> tuple[list[SampleRow], int]:
     rows: list[SampleRow] = []
     room = MAX_SAMPLE_BYTES
     for step, place in (found[i] for i in _spread(len(found))[:MAX_SAMPLE_ROWS]):
-        paths = sorted(p for p in place.iterdir() if p.suffix in SAMPLE_FORMATS)
+        paths = sorted(p for p in place.iterdir() if p.suffix in SAMPLE_SUFFIXES)
         pictures = []
         for path in paths:
-            picture = _picture(path, folder)
-            if len(picture.uri) > room:
+            small = picture(path, folder, THUMBNAIL_SIDE)
+            if len(small.uri) > room:
                 break
-            room -= len(picture.uri)
-            pictures.append(picture)
+            room -= len(small.uri)
+            pictures.append(small)
         is_whole = len(pictures) == len(paths)
         if pictures and (is_whole or not rows):
             rows.append(SampleRow(step, pictures, len(paths) - len(pictures)))
@@ -296,53 +272,3 @@ def _step_folders(folder: Path) -> list[tuple[int, Path]]:
 def _spread(count: int) -> list[int]:
     """0 to count - 1 in an order of which every beginning covers the whole: both ends, then ever finer strides."""
     return sorted(range(count), key=lambda i: -(i & -i) if 0 < i < count - 1 else -count)
-
-
-def _picture(path: Path, folder: Path) -> Picture:
-    """A picture file as it is embedded: at most THUMBNAIL_SIDE px, its name without the suffix as the caption."""
-    try:
-        image = _thumbnail(path, folder)
-    except InputError:
-        return Picture(path.stem)
-    stream = io.BytesIO()
-    image.save(stream, "WEBP", lossless=max(image.size) <= SMALL_SIDE, quality=80, method=2)
-    uri = "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
-    return Picture(path.stem, uri, *image.size)
-
-
-def _thumbnail(path: Path, folder: Path) -> Image.Image:
-    with open_regular(path, max_bytes=MAX_SAMPLE_FILE_BYTES, within=folder) as stream:
-        try:
-            image = Image.open(stream, formats=[SAMPLE_FORMATS[path.suffix]])
-            if image.width * image.height > MAX_SAMPLE_PIXELS:
-                raise InputError(f"{path}: has {image.width} x {image.height} pixels")
-            small = image.convert("RGBA" if image.has_transparency_data else "RGB")
-            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-        except Exception as error:  # Pillow's decoders raise a dozen types on malformed files
-            raise InputError(f"{path}: cannot be decoded ({error})") from error
-    return small
-
-
-def _render(template: str, **values: object) -> bytes:
-    """A page of the templates. Every value is escaped; only our own style and script run, by their hashes."""
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(template).render(
-        style=style,
-        style_hash=_csp_hash(style),
-        script=script,
-        script_hash=_csp_hash(script),
-        number=number,
-        **values,
-    )
-    return page.encode("utf-8", "replace")  # a name may hold bytes that are no text
-
-
-def _csp_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
