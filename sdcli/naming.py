@@ -10,13 +10,15 @@ from string import Formatter
 
 from sdcli import latent_files
 from sdcli.errors import OutputError, UsageError
-from sdcli.files import check_writable, is_folder, remove_dead_parts
+from sdcli.files import check_writable, exists, is_folder, open_regular, remove_dead_parts
 from sdcli.specs import GenerateSpec
 
 SLUG_LENGTH = 60
 SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpg", ".jpeg": "jpg"}
 FIELD_FORM = re.compile(r"[<>^]?0?\d{0,3}(\.\d{1,3})?[sdxXbefg]?")  # of Python's forms what makes sense in a name
 MAX_WEBP_SIDE = 16_383  # px
+GALLERY = "gallery.html"  # in a batch's folder
+PAGE_OF_OURS = b'<meta name="generator" content="sdcli">'  # among the first lines of every page
 MAX_NAME_BYTES = 255  # of a file, on every file system in common use
 
 
@@ -139,6 +141,22 @@ def check_targets(paths: Sequence[Path], if_exists: str) -> None:
         check_writable(folder)
         remove_dead_parts(folder)
     check_free(paths, if_exists)
+
+
+def check_gallery(folder: Path, if_exists: str) -> None:
+    """Raise OutputError when the gallery of a folder could not be put in place, or would take that of a page of others.
+
+    if_exists: `overwrite` lets it.
+    """
+    path = folder / GALLERY
+    if not exists(path):
+        return
+    if is_folder(path):
+        raise OutputError(f"{path}: is a folder", "move it away, or leave out --gallery")
+    with open_regular(path) as stream:
+        is_ours = PAGE_OF_OURS in stream.read(1000)
+    if not is_ours and if_exists != "overwrite":
+        raise OutputError(f"{path}: exists and is no gallery of sdcli", "move it away, or use --if-exists overwrite")
 
 
 def check_free(targets: Iterable[Path], if_exists: str) -> None:

@@ -126,6 +126,7 @@ class BatchSpec:
     keep_going: bool = False
     max_failures: int | None = None  # None: however many
     shard: str = "1/1"
+    gallery: bool = False
     dry_run: bool = False
 
     IF_EXISTS: ClassVar[str] = "error"  # unless another is given

@@ -50,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"specs", "store", "schedulers", "conditioning", "latent_files", "naming", "plan"}
     | {"sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.prompt"},
     "jobs.ledger": GROUND | {"ledger", "sdcli.jobs.tally"},
+    "jobs.album": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.stdin": GROUND | {"sdcli.jobs.lines"},
     # The two halves of the story of batch, which stand on generate's parts as it does.
     "drawing": GROUND | {"specs", "plan", "parts", "schedulers", "latent_files", "pipeline"},
@@ -66,6 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pages.charts": GROUND | {"sdcli.pages.curves"},
     "pages.page": GROUND,
     "pages.report": GROUND | {"train_specs", "sdcli.pages.charts", "sdcli.pages.curves", "sdcli.pages.page"},
+    "pages.gallery": GROUND | {"naming", "sdcli.pages.charts", "sdcli.pages.page"},
     "__main__": {"cli"},
     "cli": BEFORE_THE_STORY | {"cli"},
     "pipeline": GROUND | {"pipeline"},
@@ -91,7 +93,7 @@ PIPELINE_LEAVES = {
 LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
-    *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.stdin"),
+    *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.album", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
 )
 HEAVY = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,18 @@ FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}  # b
 MAX_PIXELS = 64_000_000
 MAX_FILE_BYTES = 256 << 20
 SMALL_SIDE = 96  # px; a picture up to it is kept exactly, and shown by its pixels
-QUALITY = 80
+# What a picture is made of until it takes no more bytes than it may: parts of its sides, and WebP's quality.
+ATTEMPTS = ((1, 80), (1, 50), (2, 50), (4, 50), (8, 30))
+ACRONYMS = frozenset({"ema", "fid", "id", "kid", "kl", "l1", "l2", "lora", "lpips", "psnr", "ssim", "vae", "vlb"})
 EMBEDDED = "data:"  # where a page's images come from, in the words of its content-security policy
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of what a page shows."""
+
+    name: str
+    value: str
 
 
 @dataclass(frozen=True)
@@ -39,19 +50,25 @@ class Picture:
         return max(self.width, self.height) <= SMALL_SIDE
 
 
-def picture(path: Path, folder: Path, side: int) -> Picture:
+def picture(path: Path, folder: Path, side: int, most: int | None = None) -> Picture:
     """A picture file as it is embedded: at most `side` px, its name without the suffix as the caption.
 
-    folder: that its real path must lie in.
+    folder: that its real path must lie in. most: bytes of its URI, for which it is made smaller still; None: any.
     """
     try:
         image = _thumbnail(path, folder, side)
     except InputError:
         return Picture(path.stem)
-    stream = io.BytesIO()
-    image.save(stream, "WEBP", lossless=max(image.size) <= SMALL_SIDE, quality=QUALITY, method=2)
-    uri = "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
-    return Picture(path.stem, uri, *image.size)
+    is_lossless = max(image.size) <= SMALL_SIDE
+    for part, quality in ATTEMPTS:
+        small = image.reduce(part) if part > 1 else image
+        stream = io.BytesIO()
+        small.save(stream, "WEBP", lossless=is_lossless, quality=quality, method=2)
+        uri = "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
+        if most is None or len(uri) <= most:
+            return Picture(path.stem, uri, *small.size)
+        is_lossless = False
+    return Picture(path.stem)
 
 
 def render(name: str, *, images: str = EMBEDDED, **values: object) -> Iterator[bytes]:
@@ -78,6 +95,28 @@ def render(name: str, *, images: str = EMBEDDED, **values: object) -> Iterator[b
         **values,
     )
     return (piece.encode("utf-8", "replace") for piece in pieces)  # a name may hold bytes that are no text
+
+
+def as_text(value: object) -> str:
+    """A setting's value as a person reads it."""
+    if isinstance(value, str | Path):
+        return str(value)
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def as_title(name: str) -> str:
+    """The name of a field with a capital, to stand alone."""
+    found = in_words(name)
+    return found[:1].upper() + found[1:]
+
+
+def in_words(name: str) -> str:
+    """The name of a field in words."""
+    return " ".join(word.upper() if word in ACRONYMS else word for word in name.replace("_", " ").split(" "))
 
 
 def _thumbnail(path: Path, folder: Path, side: int) -> Image.Image:

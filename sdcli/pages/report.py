@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from sdcli.layout import read_json
 from sdcli.pages import charts
 from sdcli.pages.charts import Chart, Line, number
 from sdcli.pages.curves import MAX_STEP, Curve, Metrics, measured, read_metrics
-from sdcli.pages.page import Picture, picture, render
+from sdcli.pages.page import Picture, Setting, as_text, as_title, in_words, picture, render
 from sdcli.train_specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
 
 REPORT = "report.html"
@@ -33,7 +32,6 @@ MAX_SAMPLE_BYTES = 1_500_000  # of all pictures of a page, as embedded
 MAX_COLUMNS = 8
 THUMBNAIL_SIDE = 256  # px
 MAX_MARKS = 100
-ACRONYMS = frozenset({"ema", "fid", "id", "kid", "kl", "l1", "l2", "lora", "lpips", "psnr", "ssim", "vae", "vlb"})
 
 # Groups of terms, in the order of their charts; what matches none is a term of the loss.
 LOSS, TERMS, SIGNED = "Loss", "Loss terms", "Terms of either sign"
@@ -56,14 +54,6 @@ class Figure:
     label: str
     value: str
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting of a run."""
-
-    name: str
-    value: str
 
 
 @dataclass(frozen=True)
@@ -140,12 +130,12 @@ def _group(name: str, curves: Mapping[str, Curve]) -> str:
         if pattern.fullmatch(term):
             return title
     if " " in term:
-        return _title(term)
+        return as_title(term)
     # What learns beside the model logs its terms under a prefix, its gradient norm among them.
     prefixes = (term[:i] for i, letter in enumerate(term) if letter == "_")
     player = next((prefix for prefix in prefixes if f"{prefix}_grad_norm" in curves), None)
     if player is not None:
-        return _title(player)
+        return as_title(player)
     return TERMS if curves[term].lowest[1] >= 0 else SIGNED
 
 
@@ -197,9 +187,9 @@ def _figures(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any]
     for name, value in summary.items():
         count = measured(value)
         if count is not None:
-            yield Figure(_title(name), number(count))
+            yield Figure(as_title(name), number(count))
         else:
-            words.append(f"{_words(name)} {_text(value)}")
+            words.append(f"{in_words(name)} {as_text(value)}")
     if (folder / "export").is_dir():
         yield Figure("Export", "export/", ", ".join(words))
 
@@ -210,28 +200,9 @@ def _settings(config: Mapping[str, Any], spec: type[TrainSpec]) -> tuple[list[Se
     chosen: list[Setting] = []
     others: list[Setting] = []
     for name, value in config.items():
-        is_default = name in defaults and _text(value) == _text(defaults[name])
-        (others if is_default else chosen).append(Setting(_words(name), _text(value)))
+        is_default = name in defaults and as_text(value) == as_text(defaults[name])
+        (others if is_default else chosen).append(Setting(in_words(name), as_text(value)))
     return chosen, others
-
-
-def _text(value: object) -> str:
-    if isinstance(value, str | Path):
-        return str(value)
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _words(name: str) -> str:
-    return " ".join(word.upper() if word in ACRONYMS else word for word in name.replace("_", " ").split(" "))
-
-
-def _title(name: str) -> str:
-    words = _words(name)
-    return words[:1].upper() + words[1:]
 
 
 def _steps(config: Mapping[str, Any]) -> int | None:
