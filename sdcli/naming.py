@@ -163,7 +163,7 @@ def check_free(targets: Iterable[Path], if_exists: str) -> None:
     """Raise OutputError when a file is there although `--if-exists error` forbids it."""
     for path in targets:
         if if_exists == "error" and path.exists():
-            raise OutputError(f"{path}: exists", "choose another name, or --if-exists number, skip or overwrite")
+            raise OutputError(f"{path}: exists", "choose another name, or another --if-exists")
 
 
 def _check_extra(option: str, path: Path, if_exists: str, beside: Sequence[Path]) -> None:
