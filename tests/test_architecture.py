@@ -17,7 +17,8 @@ ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
-FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "records", "jobs", "lab", "pages"}
+FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "beside", "drawing", "records", "extras"}
+FOUNDATION |= {"jobs", "lab", "pages"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs"}
 # What a room may import; every top-level module that is not named here tells a story.
@@ -37,12 +38,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conditioning": GROUND | {"specs"},
     "latent_files": GROUND,
     "naming": GROUND | {"specs", "latent_files"},
+    "beside": GROUND | {"specs", "naming"},
     "parts": GROUND | {"scheduler_config"},
     "initial": GROUND | {"specs", "store", "schedulers", "latent_files", "parts", "sdcli.pipeline.images"},
     # Of the pipeline one leaf without torch: what is wrong in a prompt is found before anything heavy is imported.
     "plan": GROUND
     | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming", "parts", "initial"}
-    | {"sdcli.pipeline.prompt"},
+    | {"beside", "sdcli.pipeline.prompt"},
     "ledger": GROUND,
     "jobs.lines": GROUND | {"specs"},
     "jobs.tally": GROUND,
@@ -55,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The two halves of the story of batch, which stand on generate's parts as it does.
     "drawing": GROUND | {"specs", "plan", "parts", "schedulers", "latent_files", "pipeline"},
     "records": GROUND | {"specs", "plan", "store", "latent_files", "pipeline"},
+    "extras": GROUND | {"specs", "plan", "naming", "beside", "pipeline"},
     "jobs.finish": GROUND | {"generate", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
     "jobs.studio": GROUND | {"drawing", "records", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
     "lab.specs": GROUND | {"specs"},
@@ -93,7 +96,7 @@ PIPELINE_LEAVES = {
 LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
-    *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.album", "jobs.stdin"),
+    *("initial", "beside", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.album", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
 )
 HEAVY = (
