@@ -84,13 +84,13 @@ PIPELINE_LEAVES = {
     "comfy",
     "containers",
     "device",
+    "fonts",
     "heatmaps",
     "images",
     "noise",
     "parameters",
     "pickles",
     "prompt",
-    "sheets",
     "start",
 }
 LIGHT = (
