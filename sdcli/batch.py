@@ -6,10 +6,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 from sdcli.errors import InputError, OutputError, PartialError, Stopped, UsageError
 from sdcli.files import exists
 from sdcli.jobs import lines, plan
+from sdcli.jobs.album import arrange, one_at_a_time
 from sdcli.jobs.finish import Failed as Failed  # one of the events
 from sdcli.jobs.finish import Finished, Finisher, Outcome
 from sdcli.jobs.ledger import Ledger, opened
@@ -17,6 +19,8 @@ from sdcli.jobs.plan import Checked, Job, Resolver
 from sdcli.jobs.stdin import stdin_lines
 from sdcli.jobs.studio import Studio
 from sdcli.jobs.tally import Tally
+from sdcli.naming import GALLERY
+from sdcli.pages.gallery import MAX_PICTURES, write_gallery
 from sdcli.pipeline.metadata import read_record
 from sdcli.specs import BatchSpec
 
@@ -29,6 +33,16 @@ class Progress:
 
     done: int
     total: int
+    what: str = "images"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The page that shows what lies in the folder, and how many pictures it has room for and not."""
+
+    path: Path
+    pictures: int
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -41,7 +55,7 @@ class Summary:
     failed: int
 
 
-Event = Progress | Finished | Failed | Summary
+Event = Progress | Finished | Failed | Summary | Gallery
 
 
 def run(spec: BatchSpec, checked: Checked, stop: Sequence[int]) -> Iterator[Event]:
@@ -58,11 +72,29 @@ def run(spec: BatchSpec, checked: Checked, stop: Sequence[int]) -> Iterator[Even
         work = _Work(spec, checked, ledger, stop, share)
         finisher = Finisher(ledger)
         is_whole = False
+        ended: PartialError | Stopped | None = None
         try:
             yield from work.through(finisher)
             is_whole = True
+        except (PartialError, Stopped) as error:  # a gallery shows what there is all the same
+            ended = error
         finally:
             finisher.close(is_abort=not is_whole)
+        if spec.gallery:
+            yield from _gallery(spec)
+        if ended is not None:
+            raise ended
+
+
+def _gallery(spec: BatchSpec) -> Iterator[Event]:
+    """A page of all that the ledger has, in the order of the jobs; of stdin, and of other jobs, as they were made."""
+    folder, is_stream = spec.defaults.output, str(spec.jobs) == "-"
+    with one_at_a_time(folder):
+        jobs = () if is_stream else plan.good_jobs(spec, (1, 1))
+        album = arrange(folder, (job.target.name for job in jobs), MAX_PICTURES)
+        for done in write_gallery(folder, album.records(), album.left_out):
+            yield Progress(done, len(album.places), "thumbnails")
+    yield Gallery(folder / GALLERY, len(album.places), album.left_out)
 
 
 class _Work:

@@ -73,7 +73,7 @@ def atomic_write(target: Path, *, overwrite: bool = True, mode: int | None = Non
 
     A reader never sees half a file, and after an error nothing is left behind.
     overwrite: False raises FileExistsError, with the existing file untouched, when `target` is there.
-    mode: the file's permissions; None leaves them to the umask.
+    mode: the file's permissions, until it has which it is its owner's alone; None leaves them to the umask.
     Raises OutputError when the folder or the disk refuses.
     """
     # 200 bytes: a name may have 255, whatever its alphabet.
@@ -81,7 +81,7 @@ def atomic_write(target: Path, *, overwrite: bool = True, mode: int | None = Non
     part = target.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         # Created here so that the mode follows the umask even where a library renames a private file over it.
-        usual = _create(part)
+        usual = _create(part, 0o666 if mode is None else 0o600)
         yield part
         os.chmod(part, mode if mode is not None else usual)
         sync(part)
@@ -162,7 +162,7 @@ def _try_to_write(folder: Path) -> None:
                 raise
     part = folder / f".check.{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
-        _create(part)
+        _create(part, 0o600)
     finally:
         part.unlink(missing_ok=True)
 
@@ -239,8 +239,9 @@ class _Slice(RawIOBase):
         super().close()
 
 
-def _create(path: Path) -> int:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+def _create(path: Path, mode: int) -> int:
+    """Make an empty file, and tell what the umask has left of its mode."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         return stat.S_IMODE(os.fstat(descriptor).st_mode)
     finally:

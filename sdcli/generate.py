@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import drawing, latent_files, naming, records
+from sdcli import drawing, extras, latent_files, naming, records
 from sdcli.files import exists, place, remove_dead_parts
-from sdcli.pipeline import film, init, sampling, sheets, vae
-from sdcli.pipeline.bundle import ModelBundle, load_bundle
+from sdcli.pipeline import init, vae
+from sdcli.pipeline.bundle import load_bundle
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
-from sdcli.pipeline.metadata import picture_bytes, png_bytes
+from sdcli.pipeline.metadata import picture_bytes
 from sdcli.plan import Plan
 from sdcli.reading import Reader, Reading
 from sdcli.specs import GenerateSpec
@@ -59,7 +59,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
             todo.append(i)
     if not todo:
         return
-    for folder in {path.parent for path in (*plan.targets, *plan.latent_targets)}:
+    for folder in {path.parent for path in (*plan.targets, *plan.latent_targets)} | plan.beside.folders:
         remove_dead_parts(folder)
     device = pick_device(spec.device)
     words = drawing.read_words(plan)
@@ -68,9 +68,10 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     bundle = drawing.equipped(plain, words)
     reader = Reader(bundle.conditioner, words.embeddings)
     shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)
+    steps = extras.Steps(plan, bundle.vae, spec.if_exists) if spec.save_steps is not None else None
+    heading = spec.prompt if plan.label is None else plan.label.name
+    sheet = extras.Sheet(plan.beside.grid, heading, len(todo)) if plan.beside.grid is not None else None
     done = 0
-    tiles: list[Image.Image] = []
-    shown: list[Image.Image] = []
     for ids, read in _micro_batches(todo, plan, reader, drawing.micro_batch_size(spec, plan)):
         began = time.perf_counter()
         evaluations = 0
@@ -79,8 +80,8 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
         context, away = reader.contexts(read)
         for step in drawing.draw_from(bundle, plan, context, away, seeds=seeds, picture=picture):
             latents, evaluations = step.latents, step.index
-            if spec.save_steps is not None:
-                yield from _save_step(step, ids, bundle, plan, spec.save_steps, spec.if_exists, shown)
+            if steps is not None:
+                yield from map(_record, steps.after(step, ids))
             yield Progress(done * step.total + step.index * len(ids), len(todo) * step.total)
         done += len(ids)
         images = to_images(vae.decode_finite(bundle.vae, latents))
@@ -94,10 +95,10 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
                 path = save_latents(latents[row : row + 1], bundle.vae, facts, plan.latent_targets[i], spec)
                 facts["saved_latents"] = str(path)
             yield write(image, facts, plan.targets[i], spec)
-            if spec.grid is not None:
-                tiles.append(sheets.tile(image, len(todo)))
-    if spec.grid is not None:
-        yield _write_grid(spec.grid, tiles, [plan.seeds[i] for i in todo], spec, plan)
+            if sheet is not None:
+                sheet.add(image, plan.seeds[i])
+    if sheet is not None:
+        yield _record(sheet.write(spec))
 
 
 def _micro_batches(
@@ -130,42 +131,6 @@ def save_latents(latents: Tensor, coder: Vae, facts: Mapping[str, Any], target: 
     return place(data, target, spec.if_exists, ending=latent_files.SUFFIX)
 
 
-def _save_step(
-    step: sampling.Step,
-    ids: Sequence[int],
-    bundle: ModelBundle,
-    plan: Plan,
-    output: Path,
-    if_exists: str,
-    shown: list[Image.Image],
-) -> Iterator[ImageRecord]:
-    """A picture of every image after a step; of an animation, for which `shown` keeps the frames, after the last."""
-    is_film, stems = not naming.is_output_folder(output), naming.stems(plan.targets)
-    if is_film and not film.is_kept(step.index, step.total):
-        return
-    for i, image in zip(ids, film.frames(bundle.vae, step.latents, is_last=step.index == step.total), strict=True):
-        facts = {"seed": plan.seeds[i], "step": step.index, "t": step.t}
-        path, data = output / f"{stems[i]}-step-{step.index:04d}.png", None
-        if not is_film:
-            data = png_bytes(image, None)
-        else:
-            shown.append(image)
-            if step.index == step.total:
-                path, data = output, film.animation(shown)
-                facts = {"seed": plan.seeds[i], "frames": len(shown)}
-        if data is not None and not (if_exists == "skip" and path.exists()):
-            path = place(data, path, if_exists)
-            yield ImageRecord({"path": str(path), **facts}, path)
-
-
-def _write_grid(
-    target: Path, tiles: Sequence[Image.Image], seeds: Sequence[int], spec: GenerateSpec, plan: Plan
-) -> ImageRecord:
-    """The contact sheet of the pictures drawn, in the order of their seeds."""
-    if spec.if_exists == "skip" and exists(target):
-        return ImageRecord({"path": str(target), "skipped": True}, target)
-    heading = spec.prompt if plan.label is None else plan.label.name
-    sheet = sheets.contact_sheet(tiles, [f"seed {seed}" for seed in seeds], heading)
-    form = naming.picture_format(target, None)
-    path = place(picture_bytes(sheet, None, form, spec.quality), target, spec.if_exists)
-    return ImageRecord({"path": str(path), "grid": list(seeds)}, path)
+def _record(written: extras.Written) -> ImageRecord:
+    path, facts = written
+    return ImageRecord({"path": str(path), **facts}, path)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sdcli import schedulers
-from sdcli.errors import UsageError
-from sdcli.files import atomic_write, read_bytes, remove_dead_parts
+from sdcli.errors import InputError, OutputError, SdcliError, UsageError
+from sdcli.files import atomic_write, check_writable, exists, read_bytes, remove_dead_parts
 from sdcli.pipeline import containers, provenance
 from sdcli.specs import MetaSpec
 
 MAX_FILE_BYTES = 1 << 28
 MAX_NAME_LENGTH = 100  # of a scheduler in another program's words
+# Words for a noise schedule that other programs write behind a sampler's name.
+SCHEDULES = frozenset({"automatic", "ays", "beta", "discrete", "exponential", "gits", "karras", "kl_optimal", "normal"})
+SCHEDULES |= {"sgm_uniform", "simple", "smoothstep", "uniform"}
 USUAL_SCHEDULES = frozenset({"", "automatic", "normal", "discrete", "default", "uniform", "none"})
+T = TypeVar("T")
 ORDER = (
     "prompt",
     "negative",
@@ -41,17 +45,34 @@ class MetaRecord:
     facts: dict[str, Any]
 
 
-def run(spec: MetaSpec) -> Iterator[MetaRecord]:
-    """Read every picture, or rewrite each in place without metadata; all are looked at before the first is rewritten.
+@dataclass(frozen=True)
+class Failed:
+    """A picture that cannot be read (InputError), or not be rewritten (OutputError), and why."""
 
-    Raises InputError for what is no whole PNG, JPEG or WebP file, or holds texts beyond all measure, OutputError when
-    one cannot be rewritten.
+    path: Path
+    error: SdcliError
+
+
+def run(spec: MetaSpec) -> Iterator[MetaRecord | Failed]:
+    """Read every picture, or rewrite each in place without metadata: none, unless all of them can be.
+
+    What fails, in the order of the inputs, is no whole PNG, JPEG or WebP file, holds texts beyond all measure, or lies
+    where nothing can be written.
     """
     if spec.strip:
-        for path in spec.inputs:
-            _stripped(path, read_bytes(path, max_bytes=MAX_FILE_BYTES))
-    for path in spec.inputs:
-        yield _strip(path) if spec.strip else _look(path)
+        bad = [one for one in _each(spec.inputs, _check_strip) if isinstance(one, Failed)]
+        if bad:
+            yield from bad
+            return
+    yield from _each(spec.inputs, _strip if spec.strip else _look)
+
+
+def _each(paths: Sequence[Path], act: Callable[[Path], T]) -> Iterator[T | Failed]:
+    for path in paths:
+        try:
+            yield act(path)
+        except (InputError, OutputError) as error:
+            yield Failed(path, error)
 
 
 def _look(path: Path) -> MetaRecord:
@@ -71,13 +92,24 @@ def _scheduler(facts: dict[str, Any]) -> dict[str, Any]:
     sampler, schedule = str(facts["sampler"]), str(facts.get("schedule", ""))
     is_usual = schedule.casefold() in USUAL_SCHEDULES
     words = sampler if is_usual else f"{sampler} {schedule}"
-    for name in dict.fromkeys((words, sampler)):
+    before, _, last = sampler.rpartition(" ")  # stable-diffusion.cpp: `euler_a karras`, which ours may not have
+    for name in dict.fromkeys((words, sampler, before if last.casefold() in SCHEDULES else sampler)):
         try:
             found = schedulers.find(name[:MAX_NAME_LENGTH])
         except UsageError:
             continue
         return {"scheduler": found.name, **found.choices, "sampler": words}
     return {"scheduler": None, "sampler": words}
+
+
+def _check_strip(path: Path) -> None:
+    """Raise InputError or OutputError where `_strip` would."""
+    data, target = read_bytes(path, max_bytes=MAX_FILE_BYTES), path.resolve()
+    if _stripped(path, data) == data:
+        return
+    if not exists(target):  # /proc/self/fd/3, of a file without a name
+        raise OutputError(f"{path}: lies in no folder", "copy it to a file")
+    check_writable(target.parent)
 
 
 def _strip(path: Path) -> MetaRecord:

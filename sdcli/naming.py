@@ -10,13 +10,15 @@ from string import Formatter
 
 from sdcli import latent_files
 from sdcli.errors import OutputError, UsageError
-from sdcli.files import check_writable, is_folder, remove_dead_parts
+from sdcli.files import check_writable, exists, is_folder, open_regular, remove_dead_parts
 from sdcli.specs import GenerateSpec
 
 SLUG_LENGTH = 60
 SUFFIXES = {".png": "png", ".webp": "webp", ".jpg": "jpg", ".jpeg": "jpg"}
 FIELD_FORM = re.compile(r"[<>^]?0?\d{0,3}(\.\d{1,3})?[sdxXbefg]?")  # of Python's forms what makes sense in a name
 MAX_WEBP_SIDE = 16_383  # px
+GALLERY = "gallery.html"  # in a batch's folder
+PAGE_OF_OURS = b'<meta name="generator" content="sdcli">'  # among the first lines of every page
 MAX_NAME_BYTES = 255  # of a file, on every file system in common use
 
 
@@ -33,17 +35,17 @@ def targets(
     has_fields = is_template(output)
     many = not has_fields and is_output_folder(output)
     if has_fields:
-        form = _template_format(str(output), spec.format)
+        form = _template_format(str(_parted(output)[1]), spec.format)
     else:
         form = picture_format(Path() if many else output, spec.format)
     check_quality(form, spec.quality)
-    _check_sides(form, settings)
+    check_sides(form, settings)
     if str(output) == "-":
         return (output,)
     if has_fields:
         each = [{"seed": one, "slug": slug(words)} for one, words in zip(seeds, subjects, strict=True)]
         paths = [_filled(output, form, {"index": i, **own, **settings}) for i, own in enumerate(each, start=1)]
-        paths = _apart(paths, spec.if_exists)
+        paths = apart(paths, spec.if_exists)
     elif many:
         paths = [output / f"{slug(words)}-{seed}.{form}" for seed, words in zip(seeds, subjects, strict=True)]
     else:
@@ -53,11 +55,6 @@ def targets(
     for folder in {path.parent for path in paths}:
         check_writable(folder)
     check_free(paths, spec.if_exists)
-    if spec.grid is not None:
-        _check_extra("--grid", spec.grid, spec.if_exists, paths)
-    if spec.save_steps is not None:
-        beside = paths if spec.grid is None else [*paths, spec.grid]
-        _check_film(spec.save_steps, spec.if_exists, beside, settings)
     return tuple(paths)
 
 
@@ -100,11 +97,6 @@ def picture_format(output: Path, asked: str | None) -> str:
     return SUFFIXES[suffix]
 
 
-def stems(paths: Sequence[Path]) -> list[str]:
-    """The names of files without suffixes, equal ones of different folders numbered."""
-    return [path.name for path in _apart([Path(path.stem) for path in paths], "number")]
-
-
 def check_quality(form: str, quality: int | None) -> None:
     """Raise UsageError for a quality of what has none."""
     if quality is not None and form == "png":
@@ -143,30 +135,34 @@ def check_targets(paths: Sequence[Path], if_exists: str) -> None:
     check_free(paths, if_exists)
 
 
-def check_free(targets: Iterable[Path], if_exists: str) -> None:
-    """Raise OutputError when a file is there although `--if-exists error` forbids it."""
-    for path in targets:
-        if if_exists == "error" and path.exists():
-            raise OutputError(f"{path}: exists", "choose another name, or --if-exists number, skip or overwrite")
+def check_gallery(folder: Path, if_exists: str) -> None:
+    """Raise OutputError when the gallery of a folder could not be put in place, or would take that of a page of others.
 
-
-def _check_extra(option: str, path: Path, if_exists: str, beside: Sequence[Path]) -> None:
-    """Refuse a picture file that is written besides the images, if it is no name for one, or one of theirs.
-
-    Raises UsageError, or OutputError when it cannot be written or is there and must not be replaced.
+    if_exists: `overwrite` lets it.
     """
-    if path.suffix.lower() not in SUFFIXES or is_folder(path):
-        raise UsageError(f"{option} {path}: is no name of a picture file", f"name a file of {', '.join(SUFFIXES)}")
-    if os.path.realpath(path) in map(os.path.realpath, beside):
-        raise UsageError(f"{option} {path}: would be the name of a picture, too", "choose another")
-    check_names(path)
-    check_writable(path.parent)
-    check_free([path], if_exists)
+    path = folder / GALLERY
+    if not exists(path):
+        return
+    if is_folder(path):
+        raise OutputError(f"{path}: is a folder", "move it away, or leave out --gallery")
+    with open_regular(path) as stream:
+        is_ours = PAGE_OF_OURS in stream.read(1000)
+    if not is_ours and if_exists != "overwrite":
+        raise OutputError(f"{path}: exists and is no gallery of sdcli", "move it away, or use --if-exists overwrite")
+
+
+def check_free(targets: Iterable[Path], if_exists: str) -> None:
+    """Raise OutputError when a file is there although `--if-exists error` forbids it, or a folder in its place."""
+    for path in targets:
+        if if_exists != "number" and is_folder(path):
+            raise OutputError(f"{path}: is a folder", "choose another name")
+        if if_exists == "error" and path.exists():
+            raise OutputError(f"{path}: exists", "choose another name, or another --if-exists")
 
 
 def is_template(output: Path) -> bool:
-    """Whether a path has fields to fill, or braces written twice."""
-    return "{" in str(output) or "}" in str(output)
+    """Whether a path has fields to fill, or braces written twice, behind the folders of it that are there."""
+    return not set("{}").isdisjoint(str(_parted(output)[1]))
 
 
 def fill(template: str, values: Mapping[str, object]) -> str:
@@ -196,16 +192,10 @@ def fill(template: str, values: Mapping[str, object]) -> str:
     return filled
 
 
-def _check_film(path: Path, if_exists: str, beside: Sequence[Path], settings: Mapping[str, object]) -> None:
-    """Refuse what `--save-steps` cannot write to; errors as `_check_extra`."""
-    if is_output_folder(path):
-        check_names(path)
-        check_writable(path)
-        return
-    if path.suffix.lower() != ".webp":
-        raise UsageError(f"--save-steps {path}: a film is a .webp file", "name one, or a folder for a picture a step")
-    _check_sides("webp", settings)
-    _check_extra("--save-steps", path, if_exists, beside)
+def _parted(output: Path) -> tuple[Path, Path]:
+    """The folders of a path that are there, whatever braces their names have, and the rest of it."""
+    there = next((one for one in (output, *output.parents) if is_folder(one)), Path())
+    return there, output.relative_to(there)
 
 
 def _pieces(template: str) -> list[tuple[str, str | None, str | None, str | None]]:
@@ -230,8 +220,9 @@ def _has_suffix(template: str) -> bool:
 
 
 def _filled(template: Path, form: str, values: Mapping[str, object]) -> Path:
-    path = fill(str(template), values)
-    return Path(path if _has_suffix(str(template)) else f"{path}.{form}")
+    there, rest = _parted(template)
+    path = fill(str(rest), values)
+    return there / (path if _has_suffix(str(rest)) else f"{path}.{form}")
 
 
 def _safe(value: str) -> str:
@@ -240,7 +231,7 @@ def _safe(value: str) -> str:
     return plain.strip(".-") or "_"
 
 
-def _apart(paths: Sequence[Path], if_exists: str) -> list[Path]:
+def apart(paths: Sequence[Path], if_exists: str) -> list[Path]:
     """The same paths, equal ones numbered. Raises UsageError unless `--if-exists number` asks for that."""
     taken: set[Path] = set()
     numbers: dict[Path, int] = {}
@@ -262,7 +253,8 @@ def _numbered(output: Path, count: int) -> list[Path]:
     return [output, *numbers]
 
 
-def _check_sides(form: str, settings: Mapping[str, object]) -> None:
+def check_sides(form: str, settings: Mapping[str, object]) -> None:
+    """Raise UsageError for a width or height in px that the format cannot have."""
     for name in ("width", "height"):
         if form == "webp" and isinstance(side := settings.get(name), int) and side > MAX_WEBP_SIDE:
             raise UsageError(f"{name} {side} px: WebP takes up to {MAX_WEBP_SIDE}", "use --format png")

@@ -6,11 +6,12 @@ import reprlib
 import secrets
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdcli import latent_files, layout, schedulers, store
+from sdcli.beside import Beside, arrange
 from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
@@ -65,6 +66,7 @@ class Plan:
     latents: Path | None = None  # a file with the initial noise, in place of that of the seed
     initial: InitialPicture | None = None
     latent_targets: tuple[Path, ...] = ()  # where the final latents of each image go; none unless asked for
+    beside: Beside = field(default_factory=Beside)
 
     @property
     def evaluations(self) -> int:
@@ -114,7 +116,7 @@ class Plan:
             rows |= self.initial.describe()
         if self.latent_targets:
             rows["save_latents"] = [str(path) for path in self.latent_targets]
-        return rows
+        return rows | self.beside.describe(self.evaluations)
 
     def _drawn(self) -> dict[str, Any]:
         """What the wildcards of each image drew, where there are some."""
@@ -166,7 +168,7 @@ def plan(spec: GenerateSpec) -> Plan:
     if spec.latents is not None:
         _warn_of_latents(spec.latents, {**named, "clip_skip": spec.clip_skip}, scheduler, config)
     named["model"] = Path(model.ref).name
-    return Plan(
+    decided = Plan(
         model=model,
         scheduler=scheduler,
         scheduler_config=config,
@@ -187,6 +189,8 @@ def plan(spec: GenerateSpec) -> Plan:
         initial=initial,
         latent_targets=latent_targets(spec, seeds, subjects),
     )
+    paths, beside = arrange(spec, decided.targets, decided.evaluations, named)
+    return replace(decided, targets=paths, beside=beside)
 
 
 def embedding_file(text: str) -> EmbeddingFile:

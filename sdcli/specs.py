@@ -100,9 +100,6 @@ class GenerateSpec:
             raise UsageError("--grid with --output -: stdout takes one picture", "name a folder")
         if str(self.output) == "-" and self.save_steps is not None:
             raise UsageError("--save-steps with --output -: stdout takes one picture", "name a folder")
-        if self.save_steps is not None and self.save_steps.suffix and self.count > 1:
-            what = f"--count {self.count} with --save-steps {self.save_steps}: a film shows one picture"
-            raise UsageError(what, "name a folder")
         check_picture_options(self.format, self.quality)
         one_of("if_exists", self.if_exists, IF_EXISTS)
         one_of("dtype", self.dtype, DTYPES)
@@ -128,6 +125,7 @@ class BatchSpec:
     keep_going: bool = False
     max_failures: int | None = None  # None: however many
     shard: str = "1/1"
+    gallery: bool = False
     dry_run: bool = False
 
     IF_EXISTS: ClassVar[str] = "error"  # unless another is given

@@ -17,7 +17,7 @@ ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
-FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "reading", "records"}
+FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "beside", "drawing", "reading", "records", "extras"}
 FOUNDATION |= {"jobs", "lab", "pages"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs"}
@@ -38,12 +38,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conditioning": GROUND | {"specs"},
     "latent_files": GROUND,
     "naming": GROUND | {"specs", "latent_files"},
+    "beside": GROUND | {"specs", "naming"},
     "parts": GROUND | {"scheduler_config"},
     "initial": GROUND | {"specs", "store", "schedulers", "latent_files", "parts", "sdcli.pipeline.images"},
     # Of the pipeline leaves without torch: what is wrong in a prompt is found before anything heavy is imported.
     "plan": GROUND
     | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming", "parts", "initial"}
-    | {"sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"},
+    | {"beside", "sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"},
     "ledger": GROUND,
     "jobs.lines": GROUND | {"specs"},
     "jobs.tally": GROUND,
@@ -51,11 +52,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     | {"specs", "store", "schedulers", "conditioning", "latent_files", "naming", "plan"}
     | {"sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.wildcards"},
     "jobs.ledger": GROUND | {"ledger", "sdcli.jobs.tally"},
+    "jobs.album": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.stdin": GROUND | {"sdcli.jobs.lines"},
     # The two halves of the story of batch, which stand on generate's parts as it does.
     "drawing": GROUND | {"specs", "plan", "parts", "schedulers", "latent_files", "pipeline"},
     "reading": GROUND | {"plan", "pipeline"},
     "records": GROUND | {"specs", "plan", "reading", "store", "latent_files", "pipeline"},
+    "extras": GROUND | {"specs", "plan", "naming", "beside", "pipeline"},
     "jobs.finish": GROUND | {"generate", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
     "jobs.studio": GROUND
     | {"drawing", "reading", "records", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
@@ -67,7 +70,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lab.row": GROUND | {"schedulers", "scheduler_config", "pipeline", "sdcli.lab.plan", "sdcli.lab.table"},
     "pages.curves": GROUND,
     "pages.charts": GROUND | {"sdcli.pages.curves"},
-    "pages.report": GROUND | {"train_specs", "sdcli.pages.charts", "sdcli.pages.curves"},
+    "pages.page": GROUND,
+    "pages.report": GROUND | {"train_specs", "sdcli.pages.charts", "sdcli.pages.curves", "sdcli.pages.page"},
+    "pages.gallery": GROUND | {"naming", "sdcli.pages.charts", "sdcli.pages.page"},
     "__main__": {"cli"},
     "cli": BEFORE_THE_STORY | {"cli"},
     "pipeline": GROUND | {"pipeline"},
@@ -81,20 +86,20 @@ PIPELINE_LEAVES = {
     "comfy",
     "containers",
     "device",
+    "fonts",
     "heatmaps",
     "images",
     "noise",
     "parameters",
     "pickles",
     "prompt",
-    "sheets",
     "start",
     "wildcards",
 }
 LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
-    *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.stdin"),
+    *("initial", "beside", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.album", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
 )
 HEAVY = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -344,6 +345,29 @@ def test_a_signal_finishes_the_images_in_flight(folder: Folder, forks: Forks, nu
     folder.check_whole(there)
     assert forks.sdcli(*command).code == 0
     folder.check_whole(14)
+
+
+def test_a_gallery_shows_what_there_is_after_failures_and_after_a_signal(folder: Folder) -> None:
+    how = {"keep_going": True, "gallery": True}
+    with pytest.warns(SdcliWarning, match="promt: unknown key"):
+        *_, page, error = events(folder.spec([{"promt": "?"}, *jobs_of(5)], how=how))
+    assert isinstance(error, PartialError) and page == batch.Gallery(folder.out / "gallery.html", 5, 0)
+    folder.out = folder.path / "other"
+    *_, page, error = events(folder.spec(jobs_of(14), how=how), stop=[signal.SIGTERM])
+    assert isinstance(error, Stopped) and isinstance(page, batch.Gallery)
+    assert page.pictures == len(folder.pictures()) < 14
+
+
+def test_a_gallery_has_the_pictures_of_all_shares_in_the_order_of_the_jobs_whenever_they_were_made(
+    folder: Folder,
+) -> None:
+    jobs = [{"prompt": f"a {n}", "id": f"{9 - n}", "steps": 1 + n % 2} for n in range(6)]
+    for share in ("2/2", "1/2"):
+        folder.run(jobs, how={"shard": share})
+    before = folder.pictures()
+    *_, page = folder.run(jobs, how={"gallery": True})
+    assert page == batch.Gallery(folder.out / "gallery.html", 6, 0) and folder.pictures() == before
+    assert re.findall(r'href="./(\d).png"', page.path.read_text(encoding="utf-8")) == ["9", "8", "7", "6", "5", "4"]
 
 
 def test_a_full_disk_ends_the_batch_and_spoils_nothing(folder: Folder, forks: Forks) -> None:

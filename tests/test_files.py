@@ -331,6 +331,18 @@ def test_only_old_parts_of_dead_processes_are_removed(tmp_path: Path) -> None:
     assert names(tmp_path) == sorted([*kept, young])
 
 
+def test_what_is_to_be_private_is_never_readable_by_others_in_between(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        for mode in (0o600, 0o644, 0o400):
+            with atomic_write(tmp_path / "x", mode=mode) as part:
+                assert stat.S_IMODE(part.stat().st_mode) == 0o600
+                part.write_bytes(b"secret")
+            assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
 # check_writable, output_error
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdcli.errors import OutputError, UsageError
-from sdcli.naming import fill, slug, stems, targets
+from sdcli.naming import fill, slug, targets
 from sdcli.specs import GenerateSpec
 
 
@@ -167,5 +167,22 @@ def test_webp_is_refused_sides_that_it_cannot_have(tmp_path: Path) -> None:
         targets(GenerateSpec(output=tmp_path, format="webp"), (7,), "x", SETTINGS | {"width": 16384})
 
 
-def test_equal_names_of_different_folders_are_numbered_where_they_share_one() -> None:
-    assert stems([Path("1/pic.png"), Path("2/pic.png"), Path("2/a.b.png")]) == ["pic", "pic-2", "a.b"]
+def test_folders_that_are_there_are_no_templates_whatever_their_names(tmp_path: Path) -> None:
+    place = tmp_path / "my {seed} {no field} {"
+    with pytest.raises(UsageError, match="has a brace without its partner"):
+        named(place)
+    place.mkdir()
+    assert named(place) == [f"{place}/a-red-apple-7.png", f"{place}/a-red-apple-8.png"]
+    assert named(place / "x.png") == [f"{place}/x.png", f"{place}/x-2.png"]
+    assert named(place / "sub" / "{seed}") == [f"{place}/sub/7.png", f"{place}/sub/8.png"]
+
+
+@pytest.mark.parametrize("if_exists", ["overwrite", "skip", "error"])
+def test_a_folder_in_the_place_of_a_picture_is_refused_before_anything_is_drawn(tmp_path: Path, if_exists: str) -> None:
+    for there in ("x-2.png", "8.png"):
+        (tmp_path / there).mkdir()
+    with pytest.raises(OutputError, match=r"x-2\.png: is a folder; choose another name"):
+        named(tmp_path / "x.png", if_exists=if_exists)
+    with pytest.raises(OutputError, match=r"8\.png: is a folder; choose another name"):
+        named(tmp_path / "{seed}.png", if_exists=if_exists)
+    assert named(tmp_path / "{seed}.png")[0] == f"{tmp_path}/7.png"  # and is numbered when it is put in place

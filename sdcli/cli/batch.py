@@ -36,6 +36,9 @@ MaxFailures = Annotated[
 Shard = Annotated[
     str, typer.Option("--shard", metavar="I/N", help="Make the I-th of N shares of the images, I from 1.")
 ]
+Gallery = Annotated[
+    bool, typer.Option("--gallery", help="Write gallery.html, too: one page of all pictures in the folder, to look at.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Look at every line, load no weights, draw nothing.")]
 
 OWN: dict[str, tuple[Any, Any]] = {
@@ -45,6 +48,7 @@ OWN: dict[str, tuple[Any, Any]] = {
     "keep_going": (KeepGoing, BatchSpec.keep_going),
     "max_failures": (MaxFailures, BatchSpec.max_failures),
     "shard": (Shard, BatchSpec.shard),
+    "gallery": (Gallery, BatchSpec.gallery),
     "dry_run": (DryRun, BatchSpec.dry_run),
 }
 NOT_TAKEN = ("prompt", "class_name", "grid", "save_steps", "save_latents")  # for the jobs to say, or of generate alone
@@ -53,7 +57,7 @@ NOT_TAKEN = ("prompt", "class_name", "grid", "save_steps", "save_latents")  # fo
 def batch(**given: Any) -> None:
     """Draw the pictures of a job file; the same command again makes what is missing."""
     given["output"] = given.pop("out")
-    mine = {name: given.pop(name) for name in ("jobs", "keep_going", "max_failures", "shard", "dry_run")}
+    mine = {name: given.pop(name) for name in ("jobs", "keep_going", "max_failures", "shard", "gallery", "dry_run")}
     kept = {name: value for name, value in given.items() if name not in options.NO_SETTINGS}
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     spec = BatchSpec(defaults=GenerateSpec(**values), **mine)
@@ -68,11 +72,15 @@ def batch(**given: Any) -> None:
     with output.progress() as bar, signals.kept(1) as stop:
         for event in story.run(spec, checked, stop):
             if isinstance(event, story.Progress):
-                bar.update("images", event.done, event.total)
+                bar.update(event.what, event.done, event.total)
             elif isinstance(event, story.Failed):
                 _tell_failure(event)
             elif isinstance(event, story.Summary):
                 _tell_summary(event)
+            elif isinstance(event, story.Gallery):
+                path = str(event.path)
+                facts = {"path": path, "gallery": event.pictures, "left_out": event.left_out}
+                output.result(output.escape(path), facts)
             else:
                 output.result(output.escape(event.facts["path"]), event.facts)
 

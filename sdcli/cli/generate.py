@@ -10,6 +10,7 @@ import typer
 from sdcli import output
 from sdcli.cli import options
 from sdcli.cli.stdin import prompt_from_stdin
+from sdcli.errors import UsageError
 from sdcli.specs import GenerateSpec
 
 # Options of this command alone; those of several are in options.py.
@@ -136,6 +137,8 @@ def generate(
     given["output"] = given.pop("out")
     given |= {"embedding": tuple(embedding), "replace": tuple(replace), "mix": tuple(mix)}
     spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.NO_SETTINGS, "dry_run")})
+    if json and str(out) == "-" and not dry_run:
+        raise UsageError("--json with --output -: stdout takes the picture", "leave out --json, or name a file")
     from sdcli.plan import plan  # deferred: 0.02 s that --help does not need
 
     decided = plan(spec)

@@ -11,6 +11,7 @@ import typer
 
 from sdcli import output
 from sdcli.cli import options
+from sdcli.errors import ExitCode
 from sdcli.specs import MetaSpec
 
 Pictures = Annotated[list[Path], typer.Argument(metavar="FILE...", help="PNG, JPEG or WebP pictures.")]
@@ -25,13 +26,19 @@ def meta(
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> ExitCode:
     """Tell what pictures say about their making: our own, A1111's, ComfyUI's, InvokeAI's and others'."""
     spec = MetaSpec(inputs=tuple(inputs), strip=strip)
     from sdcli import meta as story  # deferred: imports Pillow
 
-    for record in story.run(spec):
-        output.result(str(record.path) if strip else _lines(record.facts), record.facts)
+    code = ExitCode.OK
+    for event in story.run(spec):
+        if isinstance(event, story.Failed):
+            output.error(event.error)
+            code = code or event.error.exit_code  # of the first
+        else:
+            output.result(str(event.path) if strip else _lines(event.facts), event.facts)
+    return code
 
 
 def _lines(record: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from sdcli.files import check_writable, open_regular, sha256
 from sdcli.jobs import lines
 from sdcli.jobs.lines import Line
 from sdcli.jobs.tally import Tally, key_of
-from sdcli.naming import slug
+from sdcli.naming import check_gallery, slug
 from sdcli.pipeline import wildcards
 from sdcli.pipeline.wildcards import Prompts, Template
 from sdcli.plan import Plan, drawn_prompts, embedding_file, plan, read_prompts
@@ -214,6 +214,8 @@ class Resolver:
 def _plan_defaults(spec: BatchSpec) -> Plan:
     """What the options alone decide. Raises UsageError, InputError for a model, OutputError for the folder."""
     check_writable(spec.defaults.output)
+    if spec.gallery:
+        check_gallery(spec.defaults.output, spec.defaults.if_exists)
     classes = layout.classes(store.resolve(spec.defaults.model, offline=spec.defaults.offline).folder)
     if classes is None:
         some = replace(spec.defaults, prompt="x")

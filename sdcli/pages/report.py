@@ -1,12 +1,8 @@
-"""Pages to look at and to hand on: each one HTML file that needs nothing else, no network and no script."""
+"""The report of a training run: one HTML file to look at and to hand on."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import hashlib
-import io
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -14,18 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from PIL import Image
-
-from sdcli.errors import InputError
-from sdcli.files import atomic_write, open_regular
+from sdcli.files import atomic_write
 from sdcli.layout import read_json
 from sdcli.pages import charts
 from sdcli.pages.charts import Chart, Line, number
 from sdcli.pages.curves import MAX_STEP, Curve, Metrics, measured, read_metrics
+from sdcli.pages.page import Picture, Setting, as_text, as_title, in_words, picture, render
 from sdcli.train_specs import TrainEmbeddingSpec, TrainSpec, TrainUnetSpec, TrainVaeSpec
 
-TEMPLATES = Path(__file__).with_name("templates")
 REPORT = "report.html"
 
 KINDS: dict[str, tuple[str, type[TrainSpec]]] = {
@@ -34,16 +26,12 @@ KINDS: dict[str, tuple[str, type[TrainSpec]]] = {
     "embedding": ("Embedding", TrainEmbeddingSpec),
 }
 STEP_FOLDER = re.compile(r"(?:step|checkpoint)-(\d{1,12})")
-SAMPLE_FORMATS = {".png": "PNG", ".webp": "WEBP"}  # by suffix
-MAX_SAMPLE_PIXELS = 64_000_000
-MAX_SAMPLE_FILE_BYTES = 256 << 20
+SAMPLE_SUFFIXES = (".png", ".webp")
 MAX_SAMPLE_ROWS = 24
 MAX_SAMPLE_BYTES = 1_500_000  # of all pictures of a page, as embedded
 MAX_COLUMNS = 8
 THUMBNAIL_SIDE = 256  # px
-SMALL_SIDE = 96  # px; a picture up to it is kept exactly, and shown by its pixels
 MAX_MARKS = 100
-ACRONYMS = frozenset({"ema", "fid", "id", "kid", "kl", "l1", "l2", "lora", "lpips", "psnr", "ssim", "vae", "vlb"})
 
 # Groups of terms, in the order of their charts; what matches none is a term of the loss.
 LOSS, TERMS, SIGNED = "Loss", "Loss terms", "Terms of either sign"
@@ -69,29 +57,6 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Setting:
-    """One setting of a run."""
-
-    name: str
-    value: str
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture scaled down, as a data: URI; an empty one where the file cannot be read."""
-
-    caption: str
-    uri: str = ""
-    width: int = 0  # px
-    height: int = 0
-
-    @property
-    def is_small(self) -> bool:
-        """Whether it is to be shown by its pixels."""
-        return max(self.width, self.height) <= SMALL_SIDE
-
-
-@dataclass(frozen=True)
 class SampleRow:
     """The pictures drawn at one step, and how many more the page has no room for, where one step's fill it."""
 
@@ -102,7 +67,7 @@ class SampleRow:
     @property
     def captions(self) -> list[str]:
         """What the pictures are called."""
-        return [picture.caption for picture in self.pictures]
+        return [one.caption for one in self.pictures]
 
     @property
     def columns(self) -> int:
@@ -124,8 +89,9 @@ def write_report(folder: Path) -> Path:
     kind = str(config.get("kind", ""))
     name, spec = KINDS.get(kind, (kind, TrainSpec))
     chosen, defaults = _settings(config, spec)
-    page = _render(
-        "report.html",
+    page = render(
+        "report",
+        number=number,
         heading=f"{name} training".strip(),
         run=folder.resolve().name,
         figures=list(_figures(folder, config, summary, metrics)),
@@ -141,7 +107,7 @@ def write_report(folder: Path) -> Path:
         checkpoints=[step for step, _ in _step_folders(folder / "checkpoints")],
     )
     with atomic_write(folder / REPORT) as part:
-        part.write_bytes(page)
+        part.write_bytes(b"".join(page))
     return folder / REPORT
 
 
@@ -164,12 +130,12 @@ def _group(name: str, curves: Mapping[str, Curve]) -> str:
         if pattern.fullmatch(term):
             return title
     if " " in term:
-        return _title(term)
+        return as_title(term)
     # What learns beside the model logs its terms under a prefix, its gradient norm among them.
     prefixes = (term[:i] for i, letter in enumerate(term) if letter == "_")
     player = next((prefix for prefix in prefixes if f"{prefix}_grad_norm" in curves), None)
     if player is not None:
-        return _title(player)
+        return as_title(player)
     return TERMS if curves[term].lowest[1] >= 0 else SIGNED
 
 
@@ -221,9 +187,9 @@ def _figures(folder: Path, config: Mapping[str, Any], summary: Mapping[str, Any]
     for name, value in summary.items():
         count = measured(value)
         if count is not None:
-            yield Figure(_title(name), number(count))
+            yield Figure(as_title(name), number(count))
         else:
-            words.append(f"{_words(name)} {_text(value)}")
+            words.append(f"{in_words(name)} {as_text(value)}")
     if (folder / "export").is_dir():
         yield Figure("Export", "export/", ", ".join(words))
 
@@ -234,28 +200,9 @@ def _settings(config: Mapping[str, Any], spec: type[TrainSpec]) -> tuple[list[Se
     chosen: list[Setting] = []
     others: list[Setting] = []
     for name, value in config.items():
-        is_default = name in defaults and _text(value) == _text(defaults[name])
-        (others if is_default else chosen).append(Setting(_words(name), _text(value)))
+        is_default = name in defaults and as_text(value) == as_text(defaults[name])
+        (others if is_default else chosen).append(Setting(in_words(name), as_text(value)))
     return chosen, others
-
-
-def _text(value: object) -> str:
-    if isinstance(value, str | Path):
-        return str(value)
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _words(name: str) -> str:
-    return " ".join(word.upper() if word in ACRONYMS else word for word in name.replace("_", " ").split(" "))
-
-
-def _title(name: str) -> str:
-    words = _words(name)
-    return words[:1].upper() + words[1:]
 
 
 def _steps(config: Mapping[str, Any]) -> int | None:
@@ -269,14 +216,14 @@ def _samples(folder: Path) -> tuple[list[SampleRow], int]:
     rows: list[SampleRow] = []
     room = MAX_SAMPLE_BYTES
     for step, place in (found[i] for i in _spread(len(found))[:MAX_SAMPLE_ROWS]):
-        paths = sorted(p for p in place.iterdir() if p.suffix in SAMPLE_FORMATS)
+        paths = sorted(p for p in place.iterdir() if p.suffix in SAMPLE_SUFFIXES)
         pictures = []
         for path in paths:
-            picture = _picture(path, folder)
-            if len(picture.uri) > room:
+            small = picture(path, folder, THUMBNAIL_SIDE)
+            if len(small.uri) > room:
                 break
-            room -= len(picture.uri)
-            pictures.append(picture)
+            room -= len(small.uri)
+            pictures.append(small)
         is_whole = len(pictures) == len(paths)
         if pictures and (is_whole or not rows):
             rows.append(SampleRow(step, pictures, len(paths) - len(pictures)))
@@ -296,53 +243,3 @@ def _step_folders(folder: Path) -> list[tuple[int, Path]]:
 def _spread(count: int) -> list[int]:
     """0 to count - 1 in an order of which every beginning covers the whole: both ends, then ever finer strides."""
     return sorted(range(count), key=lambda i: -(i & -i) if 0 < i < count - 1 else -count)
-
-
-def _picture(path: Path, folder: Path) -> Picture:
-    """A picture file as it is embedded: at most THUMBNAIL_SIDE px, its name without the suffix as the caption."""
-    try:
-        image = _thumbnail(path, folder)
-    except InputError:
-        return Picture(path.stem)
-    stream = io.BytesIO()
-    image.save(stream, "WEBP", lossless=max(image.size) <= SMALL_SIDE, quality=80, method=2)
-    uri = "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode()
-    return Picture(path.stem, uri, *image.size)
-
-
-def _thumbnail(path: Path, folder: Path) -> Image.Image:
-    with open_regular(path, max_bytes=MAX_SAMPLE_FILE_BYTES, within=folder) as stream:
-        try:
-            image = Image.open(stream, formats=[SAMPLE_FORMATS[path.suffix]])
-            if image.width * image.height > MAX_SAMPLE_PIXELS:
-                raise InputError(f"{path}: has {image.width} x {image.height} pixels")
-            small = image.convert("RGBA" if image.has_transparency_data else "RGB")
-            small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
-        except Exception as error:  # Pillow's decoders raise a dozen types on malformed files
-            raise InputError(f"{path}: cannot be decoded ({error})") from error
-    return small
-
-
-def _render(template: str, **values: object) -> bytes:
-    """A page of the templates. Every value is escaped; only our own style and script run, by their hashes."""
-    style, script = ((TEMPLATES / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template(template).render(
-        style=style,
-        style_hash=_csp_hash(style),
-        script=script,
-        script_hash=_csp_hash(script),
-        number=number,
-        **values,
-    )
-    return page.encode("utf-8", "replace")  # a name may hold bytes that are no text
-
-
-def _csp_hash(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -86,6 +86,7 @@ def _first(
     alone: tuple[str, ...] = (),
 ) -> Any:
     """The first plain value of one of these names, from a node upward."""
+    asked: set[str] = set()  # nodes that have no number to give: each is searched once, however many inputs it has
     for name in _upward(graph, start, through=through, not_through=not_through, alone=alone):
         given = _inputs(graph, name)
         for key in keys:
@@ -93,10 +94,11 @@ def _first(
             if isinstance(value, kind) and not isinstance(value, bool):
                 return value
             source = _link(graph, value)
-            if source is not None and key not in TEXTS:  # a number that comes from a node of its own
-                values = [v for v in _inputs(graph, source).values() if isinstance(v, kind) and not isinstance(v, bool)]
-                if values:
-                    return values[0]
+            if source is not None and source not in asked and key not in TEXTS:  # a number from a node of its own
+                asked.add(source)
+                for number in _inputs(graph, source).values():
+                    if isinstance(number, kind) and not isinstance(number, bool):
+                        return number
     return None
 
 

@@ -15,6 +15,7 @@ MAX_TEXT_BYTES = 16 << 20  # of one text, unpacked
 MAX_TEXTS_BYTES = 64 << 20  # of all in a file
 MAX_BLOCKS = 1_000_000
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+JFIF_BYTES = 14  # of JFIF's head, up to its thumbnail
 XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"
 EXIF_HEAD = b"Exif\0\0"
 PNG_XMP = "XML:com.adobe.xmp"
@@ -101,7 +102,7 @@ def without_metadata(data: bytes, path: Path, orientation: int = 1) -> bytes:
         parts = [b"\xff\xd8"]
         if exif:
             parts.append(struct.pack(">BBH", 0xFF, APP1, 2 + len(EXIF_HEAD + exif)) + EXIF_HEAD + exif)
-        parts += [data[b.start : b.end] for b in blocks if _is_kept_of_jpeg(b, data)]
+        parts += [_without_thumbnail(b, data) for b in blocks if _is_kept_of_jpeg(b, data)]
         return b"".join(parts)
     flags = WEBP_EXIF_FLAG if exif else 0
     parts = [_webp_chunk(b.name, _cleared(b, data, flags)) for b in blocks if b.name in WEBP_KEPT]
@@ -283,6 +284,14 @@ def _is_kept_of_jpeg(block: Block, data: bytes) -> bool:
     if marker == APP2:
         return data.startswith(b"ICC_PROFILE\0", block.first)
     return marker == APP14 or not (APP0 <= marker <= APP15 or marker == COM)
+
+
+def _without_thumbnail(block: Block, data: bytes) -> bytes:
+    """A segment as it stands, but JFIF's head without its thumbnail. Source: JFIF 1.02, page 5."""
+    if block.name[0] != APP0 or block.last - block.first < JFIF_BYTES:
+        return data[block.start : block.end]
+    head = data[block.first : block.first + JFIF_BYTES - 2] + b"\0\0"  # its width and height
+    return struct.pack(">BBH", 0xFF, APP0, 2 + len(head)) + head
 
 
 def _cleared(block: Block, data: bytes, flags: int) -> bytes:

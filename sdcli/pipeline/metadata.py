@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
-from sdcli.errors import SdcliWarning
+from sdcli.errors import InputError, SdcliWarning
 from sdcli.files import open_regular
 
 # What a picture's own record leaves out, so that the same command gives the same bytes wherever and whenever it runs.
@@ -21,6 +22,9 @@ DEFAULT_QUALITY = 90
 MAX_EXIF = {"jpg": 65_533, "webp": 1 << 24}  # bytes; of JPEG a segment less its length
 MAX_PICTURE_BYTES = 1 << 30
 FORMATS = ("PNG", "WEBP", "JPEG")
+# What Pillow raises of malformed files and EXIF blocks while it decodes no pixels: of 1.5 million mutations each, and
+# what its own `open` expects of the code of formats.
+MALFORMED = (OSError, ValueError, SyntaxError, struct.error, TypeError, LookupError, Image.DecompressionBombError)
 A1111_SAMPLERS = {
     "ddim": "DDIM",
     "pndm": "PLMS",
@@ -128,7 +132,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
                 described = str(image.getexif().get(ExifTags.Base.ImageDescription, ""))
                 text = described.removeprefix("sdcli ") if described.startswith("sdcli {") else ""
             value = json.loads(text) if text else None
-    except Exception:  # noqa: BLE001  as images.load_image: Pillow raises a dozen types on malformed files
+    except (InputError, *MALFORMED, RecursionError):  # the last of JSON nested too deeply
         return None
     return value if isinstance(value, dict) else None
 

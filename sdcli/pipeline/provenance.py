@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 from sdcli.errors import SdcliWarning
 from sdcli.pipeline.comfy import read_graph
 from sdcli.pipeline.containers import Inside
+from sdcli.pipeline.metadata import MALFORMED
 from sdcli.pipeline.parameters import LEAST_PAIRS, Parameters, read_json, read_parameters
 
 MAX_SEED = 2**64 - 1
@@ -266,7 +267,7 @@ def _exif(block: bytes) -> Image.Exif:
     exif = Image.Exif()
     try:
         exif.load(b"Exif\0\0" + block)
-    except Exception:  # Pillow raises half a dozen types on malformed directories  # noqa: BLE001
+    except MALFORMED:
         return Image.Exif()
     return exif
 
@@ -283,7 +284,7 @@ def _exif_texts(block: bytes, path: Path) -> dict[str, str]:
             texts[tag.name] = _plain(value)
     try:
         comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    except Exception:  # as above  # noqa: BLE001
+    except MALFORMED:
         comment = None
     if isinstance(comment, str):
         comment = comment.encode("latin-1", "replace")

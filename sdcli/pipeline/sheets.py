@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+import warnings
+from bisect import bisect_left
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from sdcli.errors import SdcliWarning
+from sdcli.pipeline.fonts import Lettering
 
 MAX_TILE = 512  # px, of the longer side; larger pictures are scaled down
 MIN_TILE = 160  # px, of the shorter side, for a seed to fit; smaller pictures are enlarged by a whole factor
 MAX_SHEET_PIXELS = 64_000_000  # of all tiles: what keeps a sheet of ten thousand pictures in memory
 MARGIN = 8  # px
-FONT_SIZE = 13  # px, of Pillow's own font
+FONT_SIZE = 13  # px
 LINE = 18  # px
 MAX_HEADING_LINES = 3
+MAX_CAPTION = 1_000  # characters: far more than fit under a picture
+MAX_TOLD = 12  # letters that no font has
 PAPER, INK = (240, 240, 240), (40, 40, 40)  # a picture on white shows where it ends
 
 
@@ -33,25 +40,32 @@ def contact_sheet(tiles: Sequence[Image.Image], captions: Sequence[str], heading
 
     tiles: at least one, as of `tile`; they may differ in size. captions: one each, a line or several.
     """
-    font = ImageFont.load_default(FONT_SIZE)
+    captions = [caption[:MAX_CAPTION] for caption in captions]
+    lettering = Lettering([heading, *captions], FONT_SIZE)
+    if lettering.lost:
+        told = "".join(lettering.lost[:MAX_TOLD]) + (" and others" if len(lettering.lost) > MAX_TOLD else "")
+        what = f"the contact sheet leaves out {told}: no font of this machine has them; the Noto fonts have"
+        warnings.warn(what, SdcliWarning, stacklevel=2)
+    heading = lettering.readable(heading)
     width, height = max(one.width for one in tiles), max(one.height for one in tiles)
     below = LINE * max(caption.count("\n") + 1 for caption in captions)
     across = columns(len(tiles), width, height + below)
     total = MARGIN + across * (width + MARGIN)
-    lines = _wrapped(heading, font, total - 2 * MARGIN)
+    lines = _wrapped(heading, lettering, total - 2 * MARGIN)
     top = MARGIN + LINE * len(lines) + (MARGIN if lines else 0)
     rows = math.ceil(len(tiles) / across)
     sheet = Image.new("RGB", (total, top + rows * (height + below + MARGIN)), PAPER)
     draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        draw.text((MARGIN, MARGIN + number * LINE), line, fill=INK, font=font)
+        lettering.write(draw, (MARGIN, MARGIN + number * LINE), line, INK)
     for number, (one, caption) in enumerate(zip(tiles, captions, strict=True)):
         left = MARGIN + number % across * (width + MARGIN)
         upper = top + number // across * (height + below + MARGIN)
         sheet.paste(one, (left + (width - one.width) // 2, upper + (height - one.height) // 2))
         for row, line in enumerate(caption.split("\n")):
-            place = (left + width // 2, upper + height + row * LINE + 3)
-            draw.text(place, _shortened(line, font, width), fill=INK, font=font, anchor="ma")
+            shown = _shortened(lettering.readable(line), lettering, width)
+            place = (left + (width - lettering.length(shown)) / 2, upper + height + row * LINE + 3)
+            lettering.write(draw, place, shown, INK)
     return sheet
 
 
@@ -62,24 +76,23 @@ def columns(count: int, width: int, height: int) -> int:
     return min(candidates, key=lambda n: (-count % n, n))
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+def _wrapped(text: str, lettering: Lettering, width: int) -> list[str]:
     """Lines of words that fit; the last of too many is cut."""
     lines: list[str] = []
     words = text.split()
     while words:
         taken = 1
-        while taken < len(words) and font.getlength(" ".join(words[: taken + 1])) <= width:
+        while taken < len(words) and lettering.length(" ".join(words[: taken + 1])) <= width:
             taken += 1
         is_last = len(lines) + 1 == MAX_HEADING_LINES
-        lines.append(_shortened(" ".join(words[:200] if is_last else words[:taken]), font, width))
+        lines.append(_shortened(" ".join(words[:200] if is_last else words[:taken]), lettering, width))
         words = [] if is_last else words[taken:]
     return lines
 
 
-def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
-    line = "".join(c if c.isprintable() else " " for c in line[:width])  # no letter is narrower than a pixel
-    if font.getlength(line) <= width:
+def _shortened(line: str, lettering: Lettering, width: int) -> str:
+    line = line[:width]  # no letter is narrower than a pixel
+    if lettering.length(line) <= width:
         return line
-    while line and font.getlength(line + "...") > width:
-        line = line[:-1]
-    return line + "..."
+    fitting = bisect_left(range(len(line)), True, key=lambda end: lettering.length(line[:end] + "...") > width)
+    return line[: max(0, fitting - 1)] + "..."

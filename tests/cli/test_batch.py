@@ -97,6 +97,30 @@ def test_a_bad_option_is_refused_before_anything_is_drawn(shell: Shell, options:
     assert [path.name for path in Path().iterdir()] == ["jobs.jsonl"]
 
 
+def test_a_gallery_is_told_last_and_written_anew_by_the_same_command(shell: Shell) -> None:
+    done = shell("batch", write("a cat\na dog\n", "jobs.txt"), "-o", "out", "--steps", 1, "--gallery")
+    assert (done.code, done.lines[-1], len(done.lines)) == (0, "out/gallery.html", 3)
+    first = Path("out/gallery.html").read_bytes()
+    again = shell("batch", "jobs.txt", "-o", "out", "--steps", 1, "--gallery", "--json")
+    assert [json.loads(line) for line in again.lines] == [{"path": "out/gallery.html", "gallery": 2, "left_out": 0}]
+    assert Path("out/gallery.html").read_bytes() == first
+
+
+def test_a_gallery_takes_the_place_of_nothing_else(shell: Shell) -> None:
+    jobs = write(GOOD)
+    Path("out").mkdir()
+    Path("out/gallery.html").write_text("my own", encoding="utf-8")
+    for extra in ([], ["--dry-run"]):
+        done = shell("batch", jobs, "-o", "out", "--gallery", *extra)
+        assert (done.code, done.stdout) == (ExitCode.OUTPUT, "")
+        assert "out/gallery.html: exists and is no gallery of sdcli; move it away" in done.stderr
+    assert {path.name for path in Path("out").iterdir()} == {"gallery.html"}
+    assert shell("batch", jobs, "-o", "out", "--gallery", "--if-exists", "overwrite").code == 0
+    Path("out/gallery.html").unlink()
+    Path("out/gallery.html").mkdir()
+    assert "out/gallery.html: is a folder" in shell("batch", jobs, "-o", "out", "--gallery").stderr
+
+
 def test_stdin_is_not_looked_at_in_vain(shell: Shell) -> None:
     assert "--dry-run of stdin" in shell("batch", "-", "--dry-run").stderr
     closed = shell("batch", "-", "-o", "out")

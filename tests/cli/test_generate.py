@@ -218,7 +218,7 @@ def test_an_embedding_that_no_prompt_names_is_a_warning(shell: Shell, tmp_path: 
 
 def test_a_dash_sends_the_picture_and_nothing_else_to_stdout(shell: Shell) -> None:
     shell("generate", PROMPT, "-s", 2, "--seed", 7, "-o", "x.png")
-    for more in ([], ["--json"]):
+    for more in ([], ["--quiet"]):
         outcome = shell("generate", PROMPT, "-s", 2, "--seed", 7, "-o", "-", *more)
         assert (outcome.code, outcome.stderr) == (0, "")
         assert outcome.data == Path("x.png").read_bytes()
@@ -724,6 +724,41 @@ def test_a_sheet_that_is_there_is_kept_if_asked_and_never_takes_the_place_of_a_p
     same = Path("a.png").resolve()
     refused = shell("generate", PROMPT, "-s", 1, "-o", "a.png", "--grid", same, "--if-exists", "overwrite")
     assert refused.code == ExitCode.USAGE and "would be the name of a picture, too" in refused.stderr
+
+
+def test_the_steps_of_a_second_run_are_those_of_its_own_picture(shell: Shell) -> None:
+    for _ in range(2):
+        assert shell("generate", PROMPT, "-s", 2, "--seed", 1, "-o", "x.png", "--save-steps", "steps").code == 0
+    assert set(tree(Path())) == {"x.png", "x-2.png", "steps"} | {
+        f"steps/{name}-step-000{step}.png" for name in ("x", "x-2") for step in (1, 2)
+    }
+
+
+def test_a_dry_run_names_all_that_would_be_written(shell: Shell) -> None:
+    beside = ("--grid", "g.webp", "--save-steps", "s", "--save-latents", "l", "--dry-run", "--json")
+    row = json.loads(shell("generate", "a", "--seed", 1, "-s", 3, "-n", 2, "-o", "o", *beside).stdout)
+    assert row["outputs"] == ["o/a-1.png", "o/a-2.png"]
+    assert row["save_latents"] == ["l/a-1.latents.safetensors", "l/a-2.latents.safetensors"]
+    assert row["save_steps"] == ["s/a-1-step-{0001..0003}.png", "s/a-2-step-{0001..0003}.png"]
+    assert row["grid"] == "g.webp"
+    assert tree(Path()) == {}
+
+
+def test_stdout_is_for_a_picture_or_for_json(shell: Shell) -> None:
+    outcome = shell("generate", PROMPT, "-o", "-", "--json")
+    assert (outcome.code, outcome.stdout) == (ExitCode.USAGE, "")
+    assert json.loads(outcome.stderr)["error"] == "--json with --output -: stdout takes the picture"
+
+
+def test_part_files_of_dead_processes_go_from_every_folder_that_is_written_to(shell: Shell) -> None:
+    parts = [Path(folder) / ".x.png.999999999-0123abcd.part" for folder in ("out", "sheets", "steps", "latents")]
+    for part in parts:
+        part.parent.mkdir()
+        part.touch()
+        os.utime(part, (0, 0))
+    beside = ("--grid", "sheets/g.png", "--save-steps", "steps", "--save-latents", "latents")
+    assert shell("generate", PROMPT, "-s", 1, "-o", "out", *beside).code == 0
+    assert [part for part in parts if part.exists()] == []
 
 
 def test_steps_of_pictures_of_one_name_in_different_folders_are_all_kept(shell: Shell) -> None:

@@ -73,3 +73,19 @@ def test_what_is_no_picture_is_an_input_error(shell: Shell) -> None:
             assert f"sdcli: error: {name}: {words}" in outcome.stderr
     assert shell("meta").code == ExitCode.USAGE
     assert tree(Path()) == before
+
+
+def test_every_bad_file_is_told_and_the_exit_code_is_that_of_the_first(shell: Shell) -> None:
+    Path("cut.png").write_bytes(Path("told.png").read_bytes()[:-1])
+    outcome = shell("meta", "cut.png", "told.png", "none.png", "mute.png")
+    assert outcome.code == ExitCode.INPUT
+    assert [line for line in outcome.lines if not line.startswith(" ")] == [
+        "told.png: a1111",
+        "mute.png: says nothing about its making",
+    ]
+    assert outcome.stderr.splitlines() == [
+        "sdcli: error: cut.png: is cut short; the file is damaged; save it again",
+        "sdcli: error: none.png: no such file or directory; name a file that can be read",
+    ]
+    rows = shell("meta", "cut.png", "told.png", "--json")
+    assert (rows.code, len(rows.lines), json.loads(rows.stderr)["exit_code"]) == (ExitCode.INPUT, 1, 3)

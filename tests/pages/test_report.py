@@ -22,7 +22,7 @@ from sdcli.pages import report as module
 from sdcli.pages.report import read_metrics, write_report
 from tests import browser
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 REFERRING = {"src", "href", "srcset", "poster", "data", "action", "formaction", "background", "cite", "xlink:href"}
 CONFIG = {"kind": "vae", "steps": 4000, "lr": 0.001, "batch_size": 32, "seed": 0, "caption": None, "random_crop": True}
 

@@ -185,3 +185,15 @@ NODES = st.fixed_dictionaries(
 @given(st.dictionaries(NAMES, NODES | VALUES))
 def test_any_graph_is_read(graph: dict[str, Any]) -> None:
     assert isinstance(read_graph(graph), dict)
+
+
+def test_a_number_from_a_node_of_many_inputs_is_looked_for_there_once() -> None:
+    many = {"class_type": "Numbers", "inputs": {f"text {n}": "x" for n in range(20_000)}}
+    chain = {
+        str(n): {"class_type": "Model", "inputs": {"steps": ["many", 0], "model": [str(n + 1), 0]}}
+        for n in range(5_000)
+    }
+    sampler = {"class_type": "KSampler", "inputs": {"steps": ["many", 0], "model": ["0", 0]}}
+    began = time.process_time()
+    assert read_graph({"sampler": sampler, **chain, "many": many}) == {}
+    assert time.process_time() - began < 2

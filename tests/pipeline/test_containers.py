@@ -128,6 +128,21 @@ def test_a_jpeg_of_any_coding_is_taken_apart_at_the_right_places(options: dict[s
     assert np.array_equal(frames(data)[0], frames(bare)[0])
 
 
+@pytest.mark.parametrize("extra", [b"", b"secret"])
+def test_the_thumbnail_in_the_head_of_a_jpeg_goes_and_its_density_stays(extra: bytes) -> None:
+    stream = io.BytesIO()
+    picture().save(stream, format="JPEG", dpi=(72, 36))
+    data = stream.getvalue()
+    head = data[4:20]
+    assert data[:4] == b"\xff\xd8\xff\xe0" and head[:7] == b"\0\x10JFIF\0"
+    thumbnail = b"secret" * 2  # of 4 x 1 px
+    segment = struct.pack(">H", 16 + len(thumbnail + extra)) + head[2:14] + b"\4\1" + thumbnail + extra
+    bare = without_metadata(data[:4] + segment + data[20:], PATH)
+    assert b"secret" not in bare and bare == without_metadata(data, PATH)
+    with Image.open(io.BytesIO(bare)) as opened:
+        assert opened.info["dpi"] == (72, 36)
+
+
 @pytest.mark.parametrize("form", ["PNG", "WEBP"])
 def test_an_animation_keeps_its_frames(form: str) -> None:
     others = [Image.new("RGB", (24, 16), colour) for colour in ("red", "green")]

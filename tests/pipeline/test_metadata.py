@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import random
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from sdcli.errors import SdcliWarning
-from sdcli.pipeline.metadata import A1111_SAMPLERS, a1111_parameters, picture_bytes, png_bytes
+from sdcli.pipeline.metadata import A1111_SAMPLERS, a1111_parameters, picture_bytes, png_bytes, read_record
 from sdcli.schedulers import BUILT_IN
 
 RECORD: dict[str, Any] = {
@@ -264,3 +266,34 @@ def chunk_starts(png: bytes) -> list[int]:
         starts.append(at + 4)
         at += 12 + int.from_bytes(png[at : at + 4], "big")
     return starts
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jpg"])
+def test_a_damaged_picture_has_its_record_or_none(image: Image.Image, tmp_path: Path, form: str) -> None:
+    path, whole = tmp_path / f"x.{form}", picture_bytes(image, RECORD, form)
+    chance = random.Random(0)
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(chance.randrange(1, 20)):
+            data[min(chance.randrange(len(data)), chance.randrange(len(data)))] = chance.choice((0, 1, 8, 127, 255))
+        path.write_bytes(data[: chance.choice((len(data), chance.randrange(len(data))))])
+        assert isinstance(read_record(path), dict | None)
+    path.write_bytes(picture_bytes(image, RECORD, form))
+    assert (read_record(path) or {})["seed"] == 7
+
+
+def test_a_record_nested_too_deeply_is_none_and_memory_that_ran_out_is_told(
+    image: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("sdcli", "[" * 100_000)
+    image.save(tmp_path / "x.png", pnginfo=chunks)
+    assert read_record(tmp_path / "x.png") is None
+    assert read_record(tmp_path / "gone.png") is None
+
+    def full(*given: Any, **named: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", full)
+    with pytest.raises(MemoryError):
+        read_record(tmp_path / "x.png")

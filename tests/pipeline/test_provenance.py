@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sdcli.errors import SdcliWarning
 from sdcli.pipeline.containers import Inside
@@ -224,3 +225,25 @@ def test_any_texts_are_read_and_facts_have_our_types(texts: dict[str, str]) -> N
 def test_no_number_of_our_own_record_is_beyond_all_measure() -> None:
     facts = find_out(Inside({"sdcli": '{"prompt": "a", "eta": 1e999, "tokens": {"kept": [-1e999]}}'}), PATH).facts
     assert facts == {"prompt": "a", "eta": None, "tokens": {"kept": [None]}}
+
+
+@given(st.binary(max_size=64), st.integers(0, 200))
+def test_exif_of_any_bytes_says_something_or_nothing(junk: bytes, at: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription], exif[ExifTags.Base.Orientation] = "a dog", 6
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = b"ASCII\0\0\0a cat"
+    block = exif.tobytes().removeprefix(b"Exif\0\0")
+    damaged = block[:at] + junk + block[at + len(junk) :]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        find_out(Inside(exif=damaged), PATH)
+    assert 1 <= orientation(damaged) <= 8
+
+
+def test_memory_that_runs_out_in_exif_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Exif, "load", full)
+    with pytest.raises(MemoryError):
+        orientation(b"MM")
