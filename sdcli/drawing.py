@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,12 +14,15 @@ from torch import Tensor
 
 from sdcli import latent_files, schedulers
 from sdcli.errors import SdcliWarning
+from sdcli.lora_files import LoraFile
 from sdcli.parts import text_width, vae_factor
 from sdcli.pipeline import init, sampling, text, vae, vocabulary
 from sdcli.pipeline.adapters import Embedding, read_embedding
 from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.contexts import Condition, contexts
+from sdcli.pipeline.lora import Adapter, merged, read_adapter
+from sdcli.pipeline.lora_names import model_layers
 from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.start import Start, start_at
 from sdcli.pipeline.vocabulary import Swap
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 
 AUTO_BATCH_PIXELS = 4 * 512 * 512  # images denoised together: four of SD 1.5's size
 AUTO_BATCH_MOST = 16
+LORA_TAG = re.compile(r"<(lora|lyco):[^<>]+>")
+MAX_TAG = 60  # characters that are told
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,18 @@ def read_words(plan: Plan) -> Words:
     return Words(tuple(embeddings), _swaps(plan, embeddings))
 
 
-def equipped(bundle: ModelBundle, words: Words) -> ModelBundle:
-    """A model that knows the words, too; the one given stays as it is."""
+def read_adapters(files: Sequence[LoraFile], folder: Path) -> tuple[Adapter, ...]:
+    """Read LoRA files for the model of a folder. Raises InputError for one that does not fit it."""
+    if not files:
+        return ()
+    layers = model_layers(folder)
+    return tuple(read_adapter(one.path, layers, one.scale) for one in files)
+
+
+def equipped(bundle: ModelBundle, words: Words, adapters: Sequence[Adapter] = ()) -> ModelBundle:
+    """A model with the adapters in its weights that knows the words, too; the one given stays as it is."""
+    if adapters:
+        bundle = merged(bundle, adapters)
     if isinstance(bundle.conditioner, TextEncoder) and words.embeddings:
         bundle = replace(bundle, conditioner=text.with_embeddings(bundle.conditioner, words.embeddings))
     if isinstance(bundle.conditioner, TextEncoder) and words.swaps:
@@ -67,6 +84,7 @@ def conditions_of(
     vocabulary.warn_of_unused(conditioner.swaps, chunks)
     if plan.guidance > 1:
         vocabulary.warn_of_cut(text.read(text.without_swaps(conditioner), spec.negative), "negative prompt")
+    _warn_of_tags(spec)
     _warn_of_unnamed(conditioner, spec, plan, embeddings)
     return spec.prompt, spec.negative, chunks
 
@@ -174,6 +192,14 @@ def _swaps(plan: Plan, embeddings: Sequence[Embedding]) -> tuple[Swap, ...]:
     for swap in plan.swaps:
         words = vocabulary.with_swap(words, swap.option, swap.word, swap.terms)
     return words.swaps
+
+
+def _warn_of_tags(spec: GenerateSpec) -> None:
+    """Warn of A1111's way to name a LoRA: it says no file, and to the text encoder it is words like any others."""
+    for prompt in (spec.prompt, spec.negative):
+        if (tag := LORA_TAG.search(prompt)) is not None:
+            note = f"{tag[0][:MAX_TAG]} in the prompt is read as words: name the file with --lora FILE:SCALE"
+            warnings.warn(note, SdcliWarning, stacklevel=3)
 
 
 def _warn_of_unnamed(encoder: TextEncoder, spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]) -> None:

@@ -60,10 +60,10 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     for folder in {path.parent for path in (*plan.targets, *plan.latent_targets)}:
         remove_dead_parts(folder)
     device = pick_device(spec.device)
-    words = drawing.read_words(plan)
+    words, adapters = drawing.read_words(plan), drawing.read_adapters(plan.loras, plan.model.folder)
     picture = drawing.read_picture(plan)
-    plain = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
-    bundle = drawing.equipped(plain, words)
+    bundle = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
+    bundle = drawing.equipped(bundle, words, adapters)
     condition, negative, chunks = drawing.conditions_of(spec, plan, bundle.conditioner, words.embeddings)
     shared = records.shared_facts(spec, plan, chunks, words.embeddings) | records.picture_facts(plan, picture)
     size = drawing.micro_batch_size(spec, plan)

@@ -33,6 +33,7 @@ def encode(
     negative: Annotated[
         str, typer.Option("--negative", "-N", help="What guidance above 1 keeps away from in the inversion.")
     ] = CodecSpec.negative,
+    lora: options.Lora = CodecSpec.lora,  # type: ignore[assignment]
     steps: Annotated[
         int | None,
         typer.Option("--steps", "-s", help="Steps of the inversion, 1 to 1000. Default: the model's own, else 25."),
@@ -60,6 +61,7 @@ def encode(
         sample=sample,
         invert=invert,
         negative=negative,
+        lora=tuple(lora),
         steps=steps,
         guidance=guidance,
         seed=seed,

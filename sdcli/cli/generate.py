@@ -105,6 +105,7 @@ def generate(
     height: Height = GenerateSpec.height,
     batch_size: options.DrawingBatchSize = GenerateSpec.batch_size,
     deterministic: options.Deterministic = GenerateSpec.deterministic,
+    lora: options.Lora = GenerateSpec.lora,  # type: ignore[assignment]
     embedding: options.Embedding = GenerateSpec.embedding,  # type: ignore[assignment]
     replace: options.Replace = GenerateSpec.replace,  # type: ignore[assignment]
     mix: options.Mix = GenerateSpec.mix,  # type: ignore[assignment]
@@ -132,7 +133,7 @@ def generate(
     given = locals()
     given["prompt"] = prompt_from_stdin() if prompt == "-" else prompt
     given["output"] = given.pop("out")
-    given |= {"embedding": tuple(embedding), "replace": tuple(replace), "mix": tuple(mix)}
+    given |= {"lora": tuple(lora), "embedding": tuple(embedding), "replace": tuple(replace), "mix": tuple(mix)}
     spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.NO_SETTINGS, "dry_run")})
     from sdcli.plan import plan  # deferred: 0.02 s that --help does not need
 

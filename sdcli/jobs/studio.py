@@ -120,11 +120,12 @@ class Studio:
         plan = job.settings.plan
         if self._bundle is None or self._variant != _variant(job.settings.plan):
             words = drawing.read_words(plan)
+            adapters = drawing.read_adapters(plan.loras, plan.model.folder)
             if self._plain is None or self._folder != plan.model.folder:
                 self._bundle = self._plain = None  # before the next is there: memory is for one
                 self._plain = load_bundle(plan.model.folder, device=self._device, dtype=self._dtype)
                 self._folder = plan.model.folder
-            self._words, self._bundle = words, drawing.equipped(self._plain, words)
+            self._words, self._bundle = words, drawing.equipped(self._plain, words, adapters)
             self._variant = _variant(job.settings.plan)
             self._forget()
         return self._bundle
@@ -166,5 +167,5 @@ class Studio:
 
 
 def _variant(plan: Plan) -> object:
-    """What tells a model, with the words that it is given, from another."""
-    return plan.model.folder, plan.embeddings, plan.swaps
+    """What tells a model, with the adapters and words that it is given, from another."""
+    return plan.model.folder, plan.loras, plan.embeddings, plan.swaps

@@ -136,6 +136,7 @@ def test_launched_processes_cut_each_share_once_more(folder: Folder) -> None:
         ({**CAT, "model": "nobody/nothing"}, "nobody/nothing"),
         ({**CAT, "latents": "missing.safetensors"}, "missing.safetensors"),
         ({**CAT, "embedding": "missing.pt"}, "missing.pt"),
+        ({**CAT, "lora": "missing.pt"}, "missing.pt"),
         ({**CAT, "mix": "x"}, "mix x"),
     ],
 )
