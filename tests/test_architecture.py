@@ -102,7 +102,7 @@ PIPELINE_LEAVES = {
 LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
-    *("lora_files", "pipeline.lora_keys", "pipeline.lora_names", "pipeline.lora_shapes"),
+    *("lora_files", "pipeline.adapter_facts", "pipeline.lora_keys", "pipeline.lora_names", "pipeline.lora_shapes"),
     *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
 )
