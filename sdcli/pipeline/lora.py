@@ -95,15 +95,17 @@ def with_adapters(module: Module, part: str, adapters: Sequence[Adapter]) -> Mod
     copied = copy.deepcopy(module, memo=shared)
     for layer, both in todo.items():
         weight = module.get_parameter(f"{layer}.weight")
-        total = weight.detach().float()
+        plain = total = weight.detach().float()
         for adapter, change in both:
-            total = total + adapter.scale * delta(change, adapter.tensors, weight.detach().float())
-        value = total.to(weight.dtype)
-        if not value.isfinite().all():
+            total = total + adapter.scale * delta(change, adapter.tensors, plain)
+        (low, high), most = total.aminmax(), torch.finfo(weight.dtype).max
+        if not (-most <= low and high <= most):  # of NaN neither is true
             names = ", ".join(str(adapter.path) for adapter, _ in both)
             what = f"{names}: {layer} is not finite in {weight.dtype} once it is merged"
             raise NumericalError(what, "use a smaller scale, or --dtype float32")
-        copied.get_submodule(layer).register_parameter("weight", nn.Parameter(value, requires_grad=False))
+        copied.get_submodule(layer).register_parameter(
+            "weight", nn.Parameter(total.to(weight.dtype), requires_grad=False)
+        )
     return copied
 
 
