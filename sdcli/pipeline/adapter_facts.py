@@ -115,7 +115,7 @@ def _alphas(path: Path) -> Counter[float]:
         begin = 8 + int.from_bytes(stream.read(8), "little")
         for key, one in header.items():
             form, place = NUMBERS.get(str(one.get("dtype"))), one["data_offsets"][0]
-            if key.endswith(".alpha") and form is not None and type(place) is int and place >= 0:
+            if key.endswith(".alpha") and form is not None and type(place) is int and 0 <= place < MAX_BYTES:
                 stream.seek(begin + place)
                 data = stream.read(struct.calcsize(form))
                 if len(data) == struct.calcsize(form):
