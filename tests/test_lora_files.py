@@ -74,6 +74,18 @@ def test_a_file_for_another_model_is_refused_by_its_header(sd1: Path, classed: P
         check_fit([file], sd1)
 
 
+@pytest.mark.parametrize("name", ["down_blocks." + "9" * 5000 + ".resnets.0.conv1.weight", "a.weight"])
+def test_headers_of_a_malformed_model_are_told_or_left_to_its_reader(sd1: Path, tmp_path: Path, name: str) -> None:
+    file = LoraFile(models.write_lora(tmp_path / "a.safetensors", sd1))
+    folder = models.copy(sd1, tmp_path / "model")
+    models.edit_weights(folder / "unet", lambda weights: {**weights, name: torch.ones(2, 2)})
+    check_fit([file], folder)
+    unet = models.weight_file(folder / "unet")
+    unet.write_bytes(unet.read_bytes().replace(b'"shape":[2,2]', b'"shape":"2,2"'))
+    with pytest.raises(InputError, match=r"has the shape '2,2'"):
+        check_fit([file], folder)
+
+
 def test_a_pickle_is_not_read_before_it_is_needed(sd1: Path, tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(b"anything")
     check_fit([LoraFile(tmp_path / "a.pt")], sd1)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdcli.errors import InputError
 from sdcli.files import open_regular, reason
-from sdcli.layout import safetensors_header, safetensors_metadata
-from sdcli.pipeline.lora_names import ADAPTED_PARTS, TEXT_PREFIX, Layers, Shape, known_names
+from sdcli.layout import safetensors_metadata
+from sdcli.pipeline.lora_names import ADAPTED_PARTS, TEXT_PREFIX, Layers, Shape, header_shapes, known_names
 from sdcli.pipeline.lora_shapes import Change, check_shapes
 
 MAX_BYTES = 4 << 30
@@ -109,13 +108,7 @@ def read_header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
         length = int.from_bytes(stream.read(8), "little")
     if length > MAX_HEADER_BYTES:
         raise InputError(f"{path}: has a header of {length:,} bytes", f"at most {MAX_HEADER_BYTES:,} are read")
-    shapes = {}
-    for key, one in safetensors_header(path).items():
-        shape = one.get("shape") if isinstance(one, dict) else None
-        if not isinstance(shape, list) or not all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
-            raise InputError(f"{path}: {key[:100]} has the shape {reprlib.repr(shape)}", "get the file again")
-        shapes[key] = tuple(shape)
-    return shapes, safetensors_metadata(path)
+    return header_shapes(path), safetensors_metadata(path)
 
 
 def ending_of(key: str) -> str:

@@ -7,9 +7,11 @@ from the model's own layers and looked up.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 
+from sdcli.errors import InputError
 from sdcli.layout import safetensors_header, weight_files
 
 Shape = tuple[int, ...]
@@ -19,9 +21,9 @@ Layer = tuple[str, str]  # part, layer
 ADAPTED_PARTS = ("unet", "text_encoder")
 TEXT_PREFIX = "text_model."
 # Blocks of a UNet in diffusers' naming; what follows them in a name is a layer's own.
-IN_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(resnets|attentions)\.(\d+)\.(.+)")
-IN_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)")
-RESAMPLER = re.compile(r"(down|up)_blocks\.(\d+)\.(?:down|up)samplers\.0\.conv")
+IN_BLOCK = re.compile(r"(down|up)_blocks\.(\d{1,3})\.(resnets|attentions)\.(\d{1,3})\.(.+)")
+IN_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d{1,3})\.(.+)")
+RESAMPLER = re.compile(r"(down|up)_blocks\.(\d{1,3})\.(?:down|up)samplers\.0\.conv")
 # The same in the original naming of Stable Diffusion (Rombach et al., `ldm/modules/diffusionmodules/openaimodel.py`).
 IN_RESNET = {
     "conv1": "in_layers.2",
@@ -42,9 +44,20 @@ def model_layers(folder: Path) -> dict[str, dict[str, Shape]]:
     found = {}
     for part in ADAPTED_PARTS:
         if (folder / part).is_dir():
-            headers = [safetensors_header(path) for path in weight_files(folder, part)]
-            found[part] = layers_of({key: tuple(one["shape"]) for header in headers for key, one in header.items()})
+            shapes = [header_shapes(path) for path in weight_files(folder, part)]
+            found[part] = layers_of({key: shape for one in shapes for key, shape in one.items()})
     return found
+
+
+def header_shapes(path: Path) -> dict[str, Shape]:
+    """The shapes of a safetensors file by their keys. Raises InputError for a malformed one."""
+    shapes = {}
+    for key, one in safetensors_header(path).items():
+        shape = one.get("shape") if isinstance(one, dict) else None
+        if not isinstance(shape, list) or not all(type(side) is int and 0 <= side < 1 << 31 for side in shape):
+            raise InputError(f"{path}: {key[:100]} has the shape {reprlib.repr(shape)}", "get the file again")
+        shapes[key] = tuple(shape)
+    return shapes
 
 
 def layers_of(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
