@@ -112,7 +112,7 @@ def test_a_header_spoiled_anywhere_is_told_or_refused(tmp_path: Path) -> None:
     facts(path, pair(f"lora_unet_{TO_K}"), {"lora_adapter_metadata": '{"unet.lora_alpha": 8}'})
     whole, chance, refused = path.read_bytes(), random.Random(7), 0
     end = 8 + int.from_bytes(whole[:8], "little")
-    for _ in range(1000):
+    for _ in range(400):
         data = bytearray(whole)
         for _ in range(chance.choice((1, 1, 2, 8))):
             data[chance.randrange(8, end)] = chance.choice(b'0123456789"{}[],:-.eatn') if chance.random() < 0.7 else 200
@@ -121,4 +121,4 @@ def test_a_header_spoiled_anywhere_is_told_or_refused(tmp_path: Path) -> None:
             describe(path)
         except InputError:
             refused += 1
-    assert 300 < refused < 1000
+    assert 100 < refused < 400
