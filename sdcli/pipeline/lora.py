@@ -1,6 +1,6 @@
 """LoRA files -> what they add to a model's weights, and a model with it added.
 
-A merged model costs what the plain one does: nothing stands beside its layers, and peft is not imported.
+A merged model costs what the plain one does: nothing stands beside its layers, and nothing of peft is needed.
 """
 
 from __future__ import annotations
