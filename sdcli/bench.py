@@ -19,10 +19,12 @@ from sdcli.lab.row import Laboratory, is_compared, measured, row_of, warmed
 from sdcli.lab.row import Progress as Progress  # one of the events
 from sdcli.lab.specs import BenchSpec
 from sdcli.lab.table import COLUMNS, DONE, csv_bytes, figure
+from sdcli.lora_files import lora_facts
 from sdcli.pipeline import frechet, solution, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.contexts import contexts, lengths
 from sdcli.pipeline.device import pick_device, pick_dtype
+from sdcli.pipeline.lora import merged
 from sdcli.pipeline.measures import RunningGaussian
 from sdcli.pipeline.noise import alpha_bars
 from sdcli.pipeline.reference import NoiseLevels
@@ -159,7 +161,9 @@ def _laboratory(
         network = frechet.extractor(spec.features, device)
         for done in frechet.look_at_files(network, data, (plan.base.width, plan.base.height), seen):
             yield Progress("looking at the data", done, len(data))
-    bundle = load_bundle(plan.base.model.folder, device=device, dtype=dtype)
+    folder = plan.base.model.folder
+    adapters = drawing.read_adapters(plan.base.loras, folder)
+    bundle = merged(load_bundle(folder, device=device, dtype=dtype), adapters)
     batches = _batches(spec, plan, bundle)
     reference = None
     if any(not cell.scheduler.is_stochastic for cell in todo):
@@ -246,6 +250,7 @@ def _identity(
         "scheduler_config": plan.config,
         "subjects": list(plan.subjects),
         "negative": spec.negative,
+        **({"loras": lora_facts(plan.base.loras)} if plan.base.loras else {}),
         "seed": spec.seed,
         "seeds": spec.seeds,
         "guidance": plan.base.guidance,

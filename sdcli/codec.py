@@ -14,9 +14,11 @@ from torch import Tensor
 
 from sdcli import latent_files, schedulers, store
 from sdcli.conditioning import Label, inverted_label
+from sdcli.drawing import read_adapters
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.files import is_folder, open_regular, place
 from sdcli.layout import classes, read_json
+from sdcli.lora_files import LoraFile, check_fit, lora_facts, lora_file
 from sdcli.naming import check_quality, check_targets, is_output_folder, picture_format
 from sdcli.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
 from sdcli.pipeline import images, prompt, sampling, text, vae, vocabulary
@@ -25,6 +27,7 @@ from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.inversion import invert
+from sdcli.pipeline.lora import merged_conditioner, with_adapters
 from sdcli.pipeline.metadata import picture_bytes
 from sdcli.plan import DEFAULT_STEPS, check_no_wildcards, check_text, own_settings
 from sdcli.specs import CodecSpec, parse_size
@@ -59,6 +62,7 @@ class _Inversion:
     scheduler_config: dict[str, Any]
     steps: int
     label: Label | None
+    loras: tuple[LoraFile, ...]
 
 
 def encode(spec: CodecSpec) -> Iterator[Progress | CodecRecord]:
@@ -142,14 +146,16 @@ def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
         check_text(words)
         check_no_wildcards(words, option)
         prompt.check(words)
+    loras = tuple(lora_file(text) for text in spec.lora)
     label = inverted_label(spec, classes(model.folder))
     check_clip_skip(model.folder, spec.clip_skip)
     config = read_json(model.folder / "scheduler" / "scheduler_config.json")
     parts_shape(model.folder, config)
+    check_fit(loras, model.folder)
     steps = spec.steps if spec.steps is not None else int(own_settings(model).get("steps", DEFAULT_STEPS))
     scheduler = schedulers.find("ddim")
     schedulers.check_steps(scheduler, steps, config)
-    return _Inversion(scheduler, config, steps, label)
+    return _Inversion(scheduler, config, steps, label, loras)
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,8 @@ class _Network:
 def _load_network(spec: CodecSpec, inversion: _Inversion, model: store.Model) -> _Network:
     device = pick_device(spec.device)
     dtype = pick_dtype(spec.dtype, device)
-    conditioner = load_conditioner(model.folder, device=device, dtype=dtype)
+    adapters = read_adapters(inversion.loras, model.folder)
+    conditioner = merged_conditioner(load_conditioner(model.folder, device=device, dtype=dtype), adapters)
     if isinstance(conditioner, ClassEmbedder):
         shown: Condition = inversion.label.index if inversion.label is not None else conditioner.null
         away: Condition = conditioner.null
@@ -173,7 +180,7 @@ def _load_network(spec: CodecSpec, inversion: _Inversion, model: store.Model) ->
         shown, away = spec.invert or "", spec.negative
         vocabulary.warn_of_cut(text.read(conditioner, shown), "prompt of --invert")
     context, negative = contexts(conditioner, [shown], away if spec.guidance > 1 else None)
-    unet = load_unet(model.folder, device=device, dtype=dtype)
+    unet = with_adapters(load_unet(model.folder, device=device, dtype=dtype), "unet", adapters)
     return _Network(unet, context, negative)
 
 
@@ -185,11 +192,13 @@ def _invert(latents: Tensor, spec: CodecSpec, inversion: _Inversion, network: _N
 
 
 def _inversion_facts(spec: CodecSpec, inversion: _Inversion) -> dict[str, Any]:
-    shown = {"prompt": spec.invert} if inversion.label is None else {"class": inversion.label.name}
+    shown: dict[str, Any] = {"prompt": spec.invert} if inversion.label is None else {"class": inversion.label.name}
     if spec.guidance > 1 and inversion.label is None:
         shown["negative"] = spec.negative
     how: dict[str, Any] = {"clip_skip": spec.clip_skip} if spec.clip_skip else {}
     how |= {"mode": "invert", "scheduler": inversion.scheduler.name, "steps": inversion.steps}
+    if inversion.loras:
+        shown["loras"] = lora_facts(inversion.loras)
     return {**how, "guidance": spec.guidance, **shown}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from sdcli import latent_files, schedulers
 from sdcli.errors import SdcliWarning
+from sdcli.lora_files import LoraFile
 from sdcli.parts import text_width, vae_factor
 from sdcli.pipeline import init, sampling, text, vae, vocabulary
 from sdcli.pipeline.adapters import Embedding, read_embedding
 from sdcli.pipeline.bundle import ModelBundle, TextEncoder
 from sdcli.pipeline.contexts import Condition, contexts
+from sdcli.pipeline.lora import Adapter, merged, read_adapter
+from sdcli.pipeline.lora_names import model_layers
 from sdcli.pipeline.start import Start, start_at
 from sdcli.pipeline.vocabulary import Swap
 from sdcli.plan import Plan
@@ -45,8 +49,18 @@ def read_words(plan: Plan) -> Words:
     return Words(tuple(embeddings), _swaps(plan, embeddings), plan.clip_skip)
 
 
-def equipped(bundle: ModelBundle, words: Words) -> ModelBundle:
-    """A model that knows the words, too; the one given stays as it is."""
+def read_adapters(files: Sequence[LoraFile], folder: Path) -> tuple[Adapter, ...]:
+    """Read LoRA files for the model of a folder. Raises InputError for one that does not fit it."""
+    if not files:
+        return ()
+    layers = model_layers(folder)
+    return tuple(read_adapter(one.path, layers, one.scale) for one in files)
+
+
+def equipped(bundle: ModelBundle, words: Words, adapters: Sequence[Adapter] = ()) -> ModelBundle:
+    """A model with the adapters in its weights that knows the words, too; the one given stays as it is."""
+    if adapters:
+        bundle = merged(bundle, adapters)
     if isinstance(bundle.conditioner, TextEncoder) and words.embeddings:
         bundle = replace(bundle, conditioner=text.with_embeddings(bundle.conditioner, words.embeddings))
     if isinstance(bundle.conditioner, TextEncoder) and words.swaps:

@@ -62,10 +62,10 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     for folder in {path.parent for path in (*plan.targets, *plan.latent_targets)} | plan.beside.folders:
         remove_dead_parts(folder)
     device = pick_device(spec.device)
-    words = drawing.read_words(plan)
+    words, adapters = drawing.read_words(plan), drawing.read_adapters(plan.loras, plan.model.folder)
     picture = drawing.read_picture(plan)
     plain = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
-    bundle = drawing.equipped(plain, words)
+    bundle = drawing.equipped(plain, words, adapters)
     reader = Reader(bundle.conditioner, words.embeddings)
     shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)
     steps = extras.Steps(plan, bundle.vae, spec.if_exists) if spec.save_steps is not None else None

@@ -8,6 +8,7 @@ tensor is read or written.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,8 @@ def file_bytes(latents: Tensor, facts: Mapping[str, Any]) -> bytes:
     """A latent file of one picture's latents (1, C, h, w); facts that are None are left out."""
     from safetensors.torch import save
 
-    metadata = {key: str(value) for key, value in facts.items() if value is not None}
+    texts = {key: json.dumps(value) if isinstance(value, list) else str(value) for key, value in facts.items()}
+    metadata = {key: text for key, text in texts.items() if facts[key] is not None}
     return with_sorted_header(save({KEY: latents.contiguous()}, metadata))
 
 

@@ -16,6 +16,7 @@ from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.initial import InitialPicture, initial_picture, size_of_latents, size_of_picture
+from sdcli.lora_files import LoraFile, check_fit, lora_file
 from sdcli.naming import latent_targets, targets
 from sdcli.parts import check_clip_skip, check_multiple, parts_shape
 from sdcli.pipeline import prompt, wildcards
@@ -60,6 +61,7 @@ class Plan:
     seeds: tuple[int, ...]
     prompts: tuple[Prompts, ...]  # of each image, wildcards drawn by its seed
     targets: tuple[Path, ...]  # where each image goes; `-` is stdout
+    loras: tuple[LoraFile, ...] = ()
     embeddings: tuple[EmbeddingFile, ...] = ()
     swaps: tuple[WordSwap, ...] = ()
     clip_skip: int = 0
@@ -104,6 +106,8 @@ class Plan:
             **self._drawn(),
             "outputs": [str(path) for path in self.targets],
         }
+        if self.loras:
+            rows["loras"] = [one.describe() for one in self.loras]
         if self.embeddings:
             rows["embeddings"] = [{"file": str(one.path), "token": one.token} for one in self.embeddings]
         if self.swaps:
@@ -141,6 +145,7 @@ def plan(spec: GenerateSpec) -> Plan:
     if spec.scheduler is not None:
         _chosen(spec.scheduler, spec)  # a wrong name is told before a wrong model
     embeddings = tuple(embedding_file(text) for text in spec.embedding)
+    loras = tuple(lora_file(text) for text in spec.lora)
     model = store.resolve(spec.model, offline=spec.offline)
     classes = layout.classes(model.folder)
     label = asked_label(spec, classes)
@@ -158,6 +163,7 @@ def plan(spec: GenerateSpec) -> Plan:
         what = "--guidance-interval and --guidance-rescale change nothing at --guidance 1"
         raise UsageError(what, "leave them out, or guide by more")
     width, height = _size(spec, model, own, config)
+    check_fit(loras, model.folder)
     initial = initial_picture(spec, model.folder, scheduler, steps)
     seed = spec.seed if spec.seed is not None else secrets.randbits(DRAWN_SEED_BITS)
     seeds = tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count))
@@ -182,6 +188,7 @@ def plan(spec: GenerateSpec) -> Plan:
         seeds=seeds,
         prompts=prompts,
         targets=targets(spec, seeds, subjects, named),
+        loras=loras,
         embeddings=embeddings,
         swaps=swaps,
         clip_skip=spec.clip_skip,

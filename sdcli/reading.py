@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import Plan
 
+LORA_TAG = re.compile(r"<(lora|lyco):[^<>]+>")
+MAX_TAG = 60  # characters that are told
 MOST_KEPT = 2048  # prompts, and contexts: of Stable Diffusion 1.5's, 0.24 MB each
 
 
@@ -77,6 +80,7 @@ class Reader:
             vocabulary.warn_of_cut(away, "negative prompt")
         else:
             vocabulary.warn_of_unheard(prompts.negative)
+        _warn_of_tags(prompts)
         self._warn_of_unnamed(conditioner, prompts, plan)
         count = max(len(one.chunks) for one in (chunks, away) if one is not None)
         return Reading(prompts.prompt, negative, chunks, away, count)
@@ -105,6 +109,14 @@ class Reader:
             if not any(text.names(reader, words, embedding.token) for reader, words in read):
                 note = f"--embedding {file.path}: no prompt names its token {embedding.token}, so it changes nothing"
                 warnings.warn(note, SdcliWarning, stacklevel=2)
+
+
+def _warn_of_tags(prompts: Prompts) -> None:
+    """Warn of A1111's way to name a LoRA: it says no file, and to the text encoder it is words like any others."""
+    for words in (prompts.prompt, prompts.negative):
+        if (tag := LORA_TAG.search(words)) is not None:
+            note = f"{tag[0][:MAX_TAG]} in the prompt is read as words: name the file with --lora FILE:SCALE"
+            warnings.warn(note, SdcliWarning, stacklevel=2)
 
 
 def _make_room(kept: dict[object, Reading] | dict[object, Tensor]) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, latent_files, store
 from sdcli.files import sha256
+from sdcli.lora_files import lora_facts
 from sdcli.pipeline import init
 from sdcli.pipeline.adapters import MAX_BYTES, Embedding
 from sdcli.pipeline.prompt import Chunks
@@ -45,6 +46,8 @@ def shared_facts(spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]
     facts |= {key: list(given) for key, given in (("replace", spec.replace), ("mix", spec.mix)) if given}
     if plan.clip_skip:
         facts["clip_skip"] = plan.clip_skip
+    if plan.loras:
+        facts["loras"] = lora_facts(plan.loras)
     if embeddings:
         facts["embeddings"] = [
             {"file": _name(file.path), "token": embedding.token, "sha256": sha256(file.path, max_bytes=MAX_BYTES)}

@@ -46,6 +46,7 @@ class GenerateSpec:
     height: int | None = None
     batch_size: int | None = None
     deterministic: bool = False
+    lora: tuple[str, ...] = ()  # FILE or FILE:SCALE
     embedding: tuple[str, ...] = ()  # FILE or FILE:TOKEN
     replace: tuple[str, ...] = ()  # WORD=OTHER
     mix: tuple[str, ...] = ()  # WORD=WEIGHT,OTHER=WEIGHT,...
@@ -159,6 +160,7 @@ class CodecSpec:
     invert: str | None = None  # what the picture shows, in a prompt or the name of a class
     negative: str = ""
     clip_skip: int = 0  # as in GenerateSpec
+    lora: tuple[str, ...] = ()  # of the model that inverts, as in GenerateSpec
     steps: int | None = None  # of the inversion; None: the model's own, else the tool's default
     guidance: float = 1.0
     seed: int = 0
@@ -181,7 +183,7 @@ class CodecSpec:
         at_least("clip_skip", self.clip_skip, 0)
         if self.sample and self.invert is not None:
             raise UsageError("--sample and --invert exclude each other", "an inversion starts from the mean")
-        for name in ("negative", "clip_skip", "steps", "guidance"):
+        for name in ("negative", "clip_skip", "lora", "steps", "guidance"):
             if self.invert is None and getattr(self, name) != getattr(CodecSpec, name):
                 raise UsageError(f"{option(name)} without --invert: nothing is denoised", "leave it out")
         if self.seed != CodecSpec.seed and not self.sample:

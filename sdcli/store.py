@@ -99,6 +99,14 @@ def model_hash(model: Model) -> str:
     return digest.hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of one file, cached as those of `model_hash`. Raises InputError."""
+    cache = _HashCache()
+    found = cache.of(path)
+    cache.save()
+    return found
+
+
 def cache_folder() -> Path:
     """Where sdcli keeps what it can make again: SDCLI_CACHE, else XDG's cache folder."""
     chosen = os.environ.get("SDCLI_CACHE")
@@ -194,7 +202,10 @@ class _HashCache:
             self.rows = {}
 
     def of(self, path: Path) -> str:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: {reason(error)}", "name a file that can be read") from error
         key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
         found = self.rows.get(key)
         if isinstance(found, str):

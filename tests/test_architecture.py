@@ -17,8 +17,8 @@ ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
-FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "beside", "drawing", "reading", "records", "extras"}
-FOUNDATION |= {"jobs", "lab", "pages"}
+FOUNDATION |= {"conditioning", "initial", "latent_files", "lora_files", "naming", "beside"}
+FOUNDATION |= {"drawing", "reading", "records", "extras", "jobs", "lab", "pages"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs"}
 # What a room may import; every top-level module that is not named here tells a story.
@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schedulers": GROUND | {"scheduler_config", "scheduler_steps", "scheduler_table"},
     "conditioning": GROUND | {"specs"},
     "latent_files": GROUND,
+    "lora_files": GROUND | {"store", "sdcli.pipeline.lora_keys", "sdcli.pipeline.lora_names"},
     "naming": GROUND | {"specs", "latent_files"},
     "beside": GROUND | {"specs", "naming"},
     "parts": GROUND | {"scheduler_config"},
@@ -44,20 +45,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Of the pipeline leaves without torch: what is wrong in a prompt is found before anything heavy is imported.
     "plan": GROUND
     | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming", "parts", "initial"}
-    | {"beside", "sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"},
+    | {"beside", "lora_files", "sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"},
     "ledger": GROUND,
     "jobs.lines": GROUND | {"specs"},
     "jobs.tally": GROUND,
     "jobs.plan": GROUND
-    | {"specs", "store", "schedulers", "conditioning", "latent_files", "naming", "plan"}
+    | {"specs", "store", "schedulers", "conditioning", "latent_files", "lora_files", "naming", "plan"}
     | {"sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.wildcards"},
     "jobs.ledger": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.album": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.stdin": GROUND | {"sdcli.jobs.lines"},
     # The two halves of the story of batch, which stand on generate's parts as it does.
-    "drawing": GROUND | {"specs", "plan", "parts", "schedulers", "latent_files", "pipeline"},
+    "drawing": GROUND | {"specs", "plan", "parts", "schedulers", "latent_files", "lora_files", "pipeline"},
     "reading": GROUND | {"plan", "pipeline"},
-    "records": GROUND | {"specs", "plan", "reading", "store", "latent_files", "pipeline"},
+    "records": GROUND | {"specs", "plan", "reading", "store", "latent_files", "lora_files", "pipeline"},
     "extras": GROUND | {"specs", "plan", "naming", "beside", "pipeline"},
     "jobs.finish": GROUND | {"generate", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
     "jobs.studio": GROUND
@@ -99,6 +100,7 @@ PIPELINE_LEAVES = {
 LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
+    *("lora_files", "pipeline.adapter_facts", "pipeline.lora_keys", "pipeline.lora_names", "pipeline.lora_shapes"),
     *("initial", "beside", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.album", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
 )
@@ -175,6 +177,12 @@ def violations(module: str, source: str, modules: set[str]) -> list[str]:
 def test_imports_go_downward_only() -> None:
     texts = sources()
     assert [wrong for module, text in texts.items() for wrong in violations(module, text, set(texts))] == []
+
+
+def test_the_trainer_of_adapters_alone_imports_peft() -> None:
+    texts = sources()
+    using = [name for name, text in texts.items() if any(i.target == "peft" for i in imports(text, set(texts)))]
+    assert using == ["sdcli.training.lora"]
 
 
 def test_no_two_modules_import_each_other() -> None:

@@ -125,6 +125,21 @@ def test_each_picture_is_that_of_generate_and_says_so(folder: Folder) -> None:
     folder.check_whole(len(jobs))
 
 
+def test_jobs_with_and_without_loras_of_several_scales_are_those_of_generate(folder: Folder, sd1: Path) -> None:
+    file = models.write_lora(folder.path / "a.safetensors", sd1)
+    loras = [[f"{file}:0.5"], [], [str(file)], [f"{file}:-0.25", str(file)], [], [f"{file}:0"]]
+    jobs = [{"prompt": "a cat", "seed": 7, "id": i, "lora": lora} for i, lora in enumerate(loras)]
+    folder.made([*jobs, {"prompt": "a cat", "seed": 7, "id": 6}], deterministic=True)
+    pictures = [pixels(folder.out / f"{i}.png") for i in range(7)]
+    for i, lora in enumerate(loras):
+        alone = by_generate(folder, {"prompt": "a cat", "seed": 7}, lora=tuple(lora), steps=2, deterministic=True)
+        assert np.array_equal(pictures[i], alone)
+    assert all(np.array_equal(pictures[1], pictures[i]) for i in (4, 5, 6))  # bit by bit, whatever was drawn between
+    assert len({one.tobytes() for one in pictures}) == 4
+    assert "loras" not in (read_record(folder.out / "1.png") or {})
+    assert [one["scale"] for one in (read_record(folder.out / "3.png") or {})["loras"]] == [-0.25, 1.0]
+
+
 @pytest.mark.parametrize("scheduler", ["dpm", "euler-a"])
 def test_deterministic_pictures_are_bit_equal_in_any_company_and_those_of_generate(
     folder: Folder, scheduler: str

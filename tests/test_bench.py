@@ -145,6 +145,16 @@ def test_a_reference_that_was_left_in_the_folder_is_not_that_of_other_settings(s
     assert left["latent_rmse"] == pytest.approx(fresh["latent_rmse"], rel=1e-6)
 
 
+def test_a_lora_is_measured_as_the_model_it_makes(shell: Shell, sd1: Path, tmp_path: Path) -> None:
+    lora = models.write_lora(tmp_path / "lora.safetensors", sd1, gain=0.5)
+    how: dict[str, Any] = {"schedulers": "ddim", "steps": "2", "reference_steps": 4}
+    (plain,), (changed,) = rows_of(sd1, tmp_path / "a", **how), rows_of(sd1, tmp_path / "b", lora=(str(lora),), **how)
+    assert plain["latent_rmse"] != pytest.approx(changed["latent_rmse"], rel=1e-3)
+    command = ("bench", "--model", sd1, "--schedulers", "ddim", "--steps", "2", "--prompt", "a cat", *QUICK)
+    ended = shell(*command, "--run", tmp_path / "a", "--lora", lora)
+    assert ended.code == ExitCode.INPUT and "loras was" in ended.stderr
+
+
 def test_models_of_classes_and_without_any_are_compared_too(
     classed: Path, unconditional: Path, learned: Path, tmp_path: Path
 ) -> None:

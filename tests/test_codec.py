@@ -455,6 +455,16 @@ def test_noise_of_an_inversion_with_layers_left_out_is_to_be_drawn_from_with_the
             plan(replace(asked, latents=path, clip_skip=skip))
 
 
+def test_an_inversion_with_a_lora_is_of_the_model_that_it_makes(sd1: Path, photo: Path, tmp_path: Path) -> None:
+    lora = models.write_lora(tmp_path / "lora.safetensors", sd1, gain=0.5)
+    how: list[dict[str, Any]] = [{}, {"lora": (str(lora),)}, {"lora": (f"{lora}:0",)}]
+    made = [encoded(sd1, photo, tmp_path / f"{i}.safetensors", invert="a dog", steps=3, **h) for i, h in enumerate(how)]
+    plain, changed, unchanged = (tensor(one.path) for one in made)
+    assert torch.equal(plain, unchanged) and not torch.allclose(plain, changed, atol=0.01)
+    (said,) = json.loads(metadata(made[1].path)["loras"])
+    assert (said["file"], said["scale"]) == ("lora.safetensors", 1.0)
+
+
 def test_the_steps_are_the_models_own_where_none_are_asked_for(model: Path, photo: Path, tmp_path: Path) -> None:
     (model / "sdcli.json").write_text('{"steps": 4}')
     assert encoded(model, photo, tmp_path / "a.safetensors", invert="a dog").facts["steps"] == 4
@@ -512,6 +522,7 @@ def test_what_a_model_cannot_invert_is_refused(
         ({"guidance": 2.0}, "--guidance without --invert"),
         ({"negative": "x"}, "--negative without --invert"),
         ({"clip_skip": 1}, "--clip-skip without --invert"),
+        ({"lora": ("x",)}, "--lora without --invert"),
         ({"invert": "a dog", "negative": "x"}, "--negative at --guidance 1: guidance is off"),
         ({"invert": "a dog", "seed": 4}, "--seed 4 without --sample: nothing is drawn"),
         ({"seed": 4}, "--seed 4 without --sample: nothing is drawn; leave it out, or add --sample"),

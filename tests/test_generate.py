@@ -685,6 +685,49 @@ def test_an_embedding_is_refused_before_the_weights_are_read(sd1: Path, tmp_path
         drawn_by(spec)
 
 
+# LoRA.
+
+
+def test_a_lora_draws_what_it_draws_in_diffusers(sd1: Path, tmp_path: Path) -> None:
+    file = models.write_lora(tmp_path / "a.safetensors", sd1, gain=0.5)
+    pipe = models.pipeline(sd1)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(scheduler_config(sd1))
+    pipe.load_lora_weights(str(tmp_path), weight_name=file.name, adapter_name="a")
+    pipe.set_adapters("a", 0.5)
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    words = {"prompt": "a picture of a puppy", "negative_prompt": "blurry"}
+    expected = pipe(**words, num_inference_steps=3, guidance_scale=7.5, generator=generator).images[0]
+    (record,) = drawn_by(asked(sd1, tmp_path / "out", lora=(f"{file}:0.5",)))
+    (plain,) = drawn_by(asked(sd1, tmp_path / "plain"))
+    assert largest(read(record.path) - np.asarray(expected, dtype=np.int16)) <= 1
+    assert largest(read(record.path) - read(plain.path)) > 10
+    assert [(one["file"], one["scale"]) for one in record.facts["loras"]] == [("a.safetensors", 0.5)]
+    assert "loras" not in plain.facts
+
+
+def test_a_lora_that_a_prompt_names_is_a_warning(sd1: Path, tmp_path: Path) -> None:
+    with pytest.warns(SdcliWarning, match=r"^<lora:x:0\.8> in the prompt is read as words: name the file with --lora"):
+        drawn_by(asked(sd1, tmp_path / "out", prompt="a cat <lora:x:0.8>"))
+
+
+def test_a_model_of_classes_takes_a_lora_of_its_unet(classed: Path, tmp_path: Path) -> None:
+    file = models.write_lora(tmp_path / "a.safetensors", classed)
+    how = {"prompt": "", "negative": "", "class_name": "cat"}
+    (record,) = drawn_by(asked(classed, tmp_path / "out", **how, lora=(str(file),)))
+    (plain,) = drawn_by(asked(classed, tmp_path / "plain", **how))
+    assert largest(read(record.path) - read(plain.path)) > 10
+
+
+def test_a_pickled_lora_is_refused_before_the_weights_are_read(sd1: Path, tmp_path: Path) -> None:
+    folder = models.copy(sd1, tmp_path / "model")
+    unet = models.weight_file(folder / "unet")
+    data = unet.read_bytes()
+    unet.write_bytes(data[:-4] + b"\xff\xff\xff\xff")  # NaN, which would be told
+    torch.save({"lora_unet_strange.alpha": torch.tensor(1.0)}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match="1 of 1 tensors belong to no layer of the model"):
+        drawn_by(asked(folder, tmp_path / "out", lora=(str(tmp_path / "a.pt"),)))
+
+
 # Latents, out.
 
 

@@ -17,6 +17,7 @@ from sdcli.cli.app import COMMANDS, run
 from sdcli.errors import ExitCode
 from sdcli.parts import text_width
 from sdcli.pipeline.adapters import Embedding, write_embedding
+from tests.models import write_lora
 
 README = Path(__file__).parents[1] / "README.md"
 NEEDS_THE_HUB = "stable-diffusion-v1-5"
@@ -84,6 +85,8 @@ def _draw_inputs(folder: Path) -> None:
     Image.new("RGB", (96, 64), "orange").save(folder / "photo.png")
     Image.linear_gradient("L").resize((96, 64)).save(folder / "mask.png")
     _write_jobs(folder)
+    for name in ("blue", "ink"):
+        write_lora(folder / f"{name}.safetensors", store.BUILTIN_FOLDER, gain=0.001)
     width = text_width(store.BUILTIN_FOLDER)
     write_embedding(folder, Embedding("my-style", torch.randn(2, width, generator=torch.Generator().manual_seed(0))))
 

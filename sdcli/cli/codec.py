@@ -34,6 +34,7 @@ def encode(
         str, typer.Option("--negative", "-N", help="What guidance above 1 keeps away from in the inversion.")
     ] = CodecSpec.negative,
     clip_skip: options.ClipSkip = CodecSpec.clip_skip,
+    lora: options.Lora = CodecSpec.lora,  # type: ignore[assignment]
     steps: Annotated[
         int | None,
         typer.Option("--steps", "-s", help="Steps of the inversion, 1 to 1000. Default: the model's own, else 25."),
@@ -62,6 +63,7 @@ def encode(
         invert=invert,
         negative=negative,
         clip_skip=clip_skip,
+        lora=tuple(lora),
         steps=steps,
         guidance=guidance,
         seed=seed,

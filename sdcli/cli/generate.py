@@ -107,6 +107,7 @@ def generate(
     height: Height = GenerateSpec.height,
     batch_size: options.DrawingBatchSize = GenerateSpec.batch_size,
     deterministic: options.Deterministic = GenerateSpec.deterministic,
+    lora: options.Lora = GenerateSpec.lora,  # type: ignore[assignment]
     embedding: options.Embedding = GenerateSpec.embedding,  # type: ignore[assignment]
     replace: options.Replace = GenerateSpec.replace,  # type: ignore[assignment]
     mix: options.Mix = GenerateSpec.mix,  # type: ignore[assignment]
@@ -135,7 +136,7 @@ def generate(
     given = locals()
     given["prompt"] = prompt_from_stdin() if prompt == "-" else prompt
     given["output"] = given.pop("out")
-    given |= {"embedding": tuple(embedding), "replace": tuple(replace), "mix": tuple(mix)}
+    given |= {"lora": tuple(lora), "embedding": tuple(embedding), "replace": tuple(replace), "mix": tuple(mix)}
     spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.NO_SETTINGS, "dry_run")})
     if json and str(out) == "-" and not dry_run:
         raise UsageError("--json with --output -: stdout takes the picture", "leave out --json, or name a file")

@@ -116,6 +116,14 @@ Deterministic = Annotated[
         help="Draw each image alone: bit-equal on one machine, whatever --batch-size and neighbours.",
     ),
 ]
+Lora = Annotated[
+    list[str],  # what Typer takes for repeatable
+    typer.Option(
+        "--lora",
+        metavar="FILE[:SCALE]",
+        help="Add a LoRA, LoHa or LoKr file to the model, SCALE times, -100 to 100. Default: 1. Repeatable.",
+    ),
+]
 Embedding = Annotated[
     list[str],  # what Typer takes for repeatable
     typer.Option(

@@ -22,6 +22,7 @@ from sdcli.files import check_writable, open_regular, sha256
 from sdcli.jobs import lines
 from sdcli.jobs.lines import Line
 from sdcli.jobs.tally import Tally, key_of
+from sdcli.lora_files import content
 from sdcli.naming import check_gallery, slug
 from sdcli.pipeline import wildcards
 from sdcli.pipeline.wildcards import Prompts, Template
@@ -36,7 +37,9 @@ SLUG_LENGTH = 40
 JOB_SEED_BITS = 32  # short enough to be typed again
 # What differs among jobs that are drawn together.
 OF_A_JOB = frozenset({"prompt", "negative", "seed", "count"})
-RESOLVED = frozenset({"model", "steps", "scheduler", "guidance", "size", "width", "height", "class_name", "embedding"})
+RESOLVED = frozenset(
+    {"model", "steps", "scheduler", "guidance", "size", "width", "height", "class_name", "lora", "embedding"}
+)
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,7 @@ def _settings(asked: GenerateSpec) -> Settings:
         "guidance": decided.guidance,
         "size": [decided.width, decided.height],
         "label": dataclasses.asdict(decided.label) if decided.label is not None else None,
+        **({"lora": [content(one) for one in decided.loras]} if decided.loras else {}),
         "embedding": [[_content(one.path), one.token] for one in map(embedding_file, asked.embedding)],
     }
     for one in dataclasses.fields(GenerateSpec):

@@ -99,11 +99,12 @@ class Studio:
         plan = job.settings.plan
         if self._bundle is None or self._reader is None or self._variant != _variant(plan):
             words = drawing.read_words(plan)
+            adapters = drawing.read_adapters(plan.loras, plan.model.folder)
             if self._plain is None or self._folder != plan.model.folder:
                 self._bundle = self._plain = self._reader = None  # before the next is there: memory is for one
                 self._plain = load_bundle(plan.model.folder, device=self._device, dtype=self._dtype)
                 self._folder = plan.model.folder
-            self._words, self._bundle = words, drawing.equipped(self._plain, words)
+            self._words, self._bundle = words, drawing.equipped(self._plain, words, adapters)
             self._reader = Reader(self._bundle.conditioner, words.embeddings)
             self._variant = _variant(plan)
             self._facts.clear()
@@ -124,5 +125,5 @@ class Studio:
 
 
 def _variant(plan: Plan) -> object:
-    """What tells a model, with the words that it is given, from another."""
-    return plan.model.folder, plan.embeddings, plan.swaps, plan.clip_skip
+    """What tells a model, with the adapters and words that it is given, from another."""
+    return plan.model.folder, plan.loras, plan.embeddings, plan.swaps, plan.clip_skip

@@ -127,6 +127,7 @@ class BenchSpec:
     prompt: tuple[str, ...] = ()  # none: some of the embedded model's vocabulary
     class_name: tuple[str, ...] = ()  # of a model of classes, in place of prompts; none: its first ones
     negative: str = ""
+    lora: tuple[str, ...] = ()  # as in GenerateSpec
     guidance: float | None = None
     seed: int = 0
     seeds: int = 1  # pictures of each prompt

@@ -4,16 +4,20 @@
 |-----------|-----------------------|-----------------------------------------------------------------------------|
 | diffusers | .safetensors or .bin  | the vectors under the token                                                 |
 | A1111     | .pt                   | `string_to_param` (the vectors under `*`), `string_to_token`, `name`, `step` |
+| A1111     | .png                  | the same as JSON in base64, as text `sd-ti-embedding`                       |
 | kohya     | .safetensors          | the vectors under `emb_params`; the token is the name of the file           |
 """
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,19 +26,17 @@ from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError
 from sdcli.files import atomic_write, open_regular, read_bytes, reason
+from sdcli.pipeline.adapter_facts import EMBEDDING_WIDTHS
+from sdcli.pipeline.containers import PNG_HEAD, look_inside
+from sdcli.pipeline.lora_keys import ending_of
 from sdcli.pipeline.pickles import Value, read_pickle
 
 MAX_BYTES = 16 << 20
 MAX_VECTORS = 75  # as many as a prompt has room for
 MAX_TOKEN_LENGTH = 100  # characters
 MAX_STEM_BYTES = 200
+PNG_KEYWORD, PNG_TENSOR = "sd-ti-embedding", "TORCHTENSOR"
 STAR_ID = 265  # CLIP's id of "*", which A1111 writes as the token that was trained
-FAMILIES = {
-    192: "the embedded model",
-    768: "Stable Diffusion 1.x",
-    1024: "Stable Diffusion 2.x",
-    1280: "the second text encoder of Stable Diffusion XL",
-}
 SDXL_KEYS = frozenset({"clip_l", "clip_g"})
 
 
@@ -93,6 +95,8 @@ def check_token(token: str, where: str) -> None:
 def _contents(path: Path) -> Mapping[str | int, Value]:
     with open_regular(path, max_bytes=MAX_BYTES) as stream:
         start = stream.read(9)
+    if start.startswith(PNG_HEAD):
+        return _from_picture(path)
     if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
         try:
             return dict[str | int, Value](load(read_bytes(path, max_bytes=MAX_BYTES)).items())
@@ -104,6 +108,28 @@ def _contents(path: Path) -> Mapping[str | int, Value]:
     return value
 
 
+def _from_picture(path: Path) -> Mapping[str | int, Value]:
+    """What A1111 wrote into the text of a picture: its file as JSON, every tensor a dict of nested lists.
+
+    Source: AUTOMATIC1111/stable-diffusion-webui, modules/textual_inversion/image_embedding.py.
+    """
+    text = look_inside(read_bytes(path, max_bytes=MAX_BYTES), path).texts.get(PNG_KEYWORD)
+    if text is None:
+        what = f"{path}: has no embedding in its text; one that is hidden in the pixels is not read"
+        raise InputError(what, "use the .pt or .safetensors file of the same embedding")
+    try:
+        value = json.loads(base64.b64decode(text, validate=True), object_hook=_tensor_or_dict)
+    except (ValueError, TypeError, RuntimeError, OverflowError, RecursionError) as error:
+        raise InputError(f"{path}: its {PNG_KEYWORD} cannot be read ({reason(error)})", "get the file again") from error
+    if not isinstance(value, dict):
+        raise _no_embedding(path, f"a {type(value).__name__}")
+    return value
+
+
+def _tensor_or_dict(found: dict[str, Any]) -> Any:
+    return torch.tensor(found[PNG_TENSOR], dtype=torch.float32) if PNG_TENSOR in found else found
+
+
 def _token_and_vectors(path: Path, contents: Mapping[str | int, Value]) -> tuple[str, Value]:
     """The token a file names, and what stands where its dialect has the vectors."""
     if contents.keys() & SDXL_KEYS:
@@ -113,6 +139,8 @@ def _token_and_vectors(path: Path, contents: Mapping[str | int, Value]) -> tuple
         return _a1111(path, contents)
     if "emb_params" in contents:
         return path.stem, contents["emb_params"]
+    if any(ending_of(str(key)) for key in contents):
+        raise InputError(f"{path}: is a LoRA file", "give it to --lora")
     if len(contents) != 1:
         raise _no_embedding(path, f"{len(contents)} entries ({', '.join(sorted(map(str, contents))[:3])}, ...)")
     ((token, vectors),) = contents.items()
@@ -147,7 +175,7 @@ def _checked(path: Path, value: Value, width: int) -> Tensor:
 
 
 def _family(width: int) -> str:
-    return f" ({FAMILIES[width]})" if width in FAMILIES else ""
+    return f" ({EMBEDDING_WIDTHS[width]})" if width in EMBEDDING_WIDTHS else ""
 
 
 def _no_embedding(path: Path, found: str) -> InputError:

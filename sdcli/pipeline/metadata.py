@@ -156,6 +156,8 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
         "RNG": "CPU",
         **({"Eta": f"{record['eta']:g}"} if "eta" in record else {}),
     }
+    if record.get("loras"):
+        pairs["Lora hashes"] = ", ".join(f"{_a1111_name(one)}: {one['a1111_hash']}" for one in record["loras"])
     if record.get("embeddings"):
         pairs["TI hashes"] = ", ".join(f"{one['token']}: {one['sha256'][:12]}" for one in record["embeddings"])
     for key in ("replace", "mix"):
@@ -168,11 +170,22 @@ def a1111_parameters(record: Mapping[str, Any]) -> str:
         if record.get(key):
             pairs[name] = record[key]["sha256"][:10]
     pairs["Version"] = f"sdcli {record['sdcli']}"
-    lines = [record["prompt"]] if record["prompt"] else []
+    tags = [f"<lora:{_a1111_name(one)}:{_plain(one['scale'])}>" for one in record.get("loras", ())]
+    lines = [" ".join(text for text in (record["prompt"], *tags) if text)] if record["prompt"] or tags else []
     if record["negative"]:
         lines.append(f"Negative prompt: {record['negative']}")
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))
     return "\n".join(lines)
+
+
+def _a1111_name(one: Mapping[str, Any]) -> str:
+    """A LoRA as A1111 names it: the file without its suffix; what would end a name there is left out."""
+    return re.sub(r"[:,<>]", "", Path(one["file"]).stem) or "lora"
+
+
+def _plain(number: float) -> str:
+    """A number in as few digits as tell it from all others, whole ones without a point."""
+    return repr(number).removesuffix(".0")
 
 
 def _quoted(value: str) -> str:

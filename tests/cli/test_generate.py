@@ -596,8 +596,9 @@ def test_words_are_no_options_of_a_class_model(shell: Shell, classed: Path) -> N
     assert "--replace and --mix: this model reads no prompts" in outcome.stderr
 
 
-def test_a_dry_run_in_a_fresh_interpreter_imports_no_torch(sd1: Path) -> None:
-    """With a file of vectors, which is not read, not even the tokenizer."""
+def test_a_dry_run_in_a_fresh_interpreter_imports_no_torch(sd1: Path, tmp_path: Path) -> None:
+    """With a file of vectors, which is not read, not even the tokenizer, and a LoRA, of which the header is."""
+    lora = models.write_lora(tmp_path / "a.safetensors", sd1)
     code = "import sys; from sdcli.cli.app import run; code = run(sys.argv[1:]);"
     code += "heavy = {'torch', 'numpy', 'PIL', 'diffusers', 'transformers', 'accelerate'} & sys.modules.keys();"
     code += "sys.exit(f'imported {heavy}' if heavy else code)"
@@ -611,10 +612,13 @@ def test_a_dry_run_in_a_fresh_interpreter_imports_no_torch(sd1: Path) -> None:
         str(sd1),
         "--embedding",
         __file__,
+        "--lora",
+        f"{lora}:0.5",
         "--dry-run",
     ]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
+    assert f'loras: [{{"file": "{lora}", "scale": 0.5}}]' in ended.stdout
 
 
 # How it ends.

@@ -179,6 +179,7 @@ def test_launched_processes_cut_each_share_once_more(folder: Folder) -> None:
         ({**CAT, "model": "nobody/nothing"}, "nobody/nothing"),
         ({**CAT, "latents": "missing.safetensors"}, "missing.safetensors"),
         ({**CAT, "embedding": "missing.pt"}, "missing.pt"),
+        ({**CAT, "lora": "missing.pt"}, "missing.pt"),
         ({**CAT, "mix": "x"}, "mix x"),
         ({**CAT, "clip-skip": 2}, "clip-skip 2: this model's text encoder has 2 layers"),
         ({**CAT, "clip_skip": -1}, "clip-skip -1: out of range"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import math
 import random
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from PIL import Image, PngImagePlugin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -73,6 +76,42 @@ def test_every_shape_of_a_dialect_has_a_token(contents: dict[Any, Any], token: s
     found, value = adapters._token_and_vectors(Path("folder/file.pt"), contents)
     assert found == token
     assert torch.equal(value, vectors())
+
+
+def picture(path: Path, **texts: str) -> Path:
+    chunks = PngImagePlugin.PngInfo()
+    for key, text in texts.items():
+        chunks.add_text(key.replace("_", "-"), text, zip=len(text) > 1000)
+    Image.new("RGB", (8, 8)).save(path, pnginfo=chunks)
+    return path
+
+
+def test_an_embedding_stands_in_the_text_of_a_picture(tmp_path: Path) -> None:
+    contents = {"string_to_token": {"*": 265}, "name": "my cat", "step": 5, "sd_checkpoint": None}
+    contents |= {"string_to_param": {"*": {"TORCHTENSOR": vectors(3).tolist()}}}
+    text = base64.b64encode(json.dumps(contents).encode()).decode()
+    found = read(picture(tmp_path / "a.png", sd_ti_embedding=text))
+    assert found.token == "my cat" and torch.equal(found.vectors, vectors(3))
+
+
+@pytest.mark.parametrize(
+    ("texts", "said"),
+    [
+        ({}, "has no embedding in its text; one that is hidden in the pixels is not read; use the .pt"),
+        ({"sd_ti_embedding": "!!"}, "its sd-ti-embedding cannot be read"),
+        ({"sd_ti_embedding": base64.b64encode(b"{").decode()}, "its sd-ti-embedding cannot be read"),
+        ({"sd_ti_embedding": base64.b64encode(b"[" * 100_000).decode()}, "its sd-ti-embedding cannot be read"),
+        ({"sd_ti_embedding": base64.b64encode(b"[]").decode()}, "it holds a list"),
+        ({"sd_ti_embedding": base64.b64encode(b'{"TORCHTENSOR": [[1], [1, 2]]}').decode()}, "cannot be read"),
+        ({"sd_ti_embedding": base64.b64encode(b'{"TORCHTENSOR": ["x"]}').decode()}, "cannot be read"),
+        ({"sd_ti_embedding": base64.b64encode(b'{"TORCHTENSOR": [1, 2]}').decode()}, "it holds a Tensor"),
+        ({"sd_ti_embedding": base64.b64encode(b'{"string_to_param": {"*": 3}}').decode()}, "it holds int in place of"),
+    ],
+)
+def test_other_pictures_are_refused(tmp_path: Path, texts: dict[str, str], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(picture(tmp_path / "a.png", **texts))
+    assert said in str(caught.value)
 
 
 def test_the_content_tells_the_dialect_whatever_the_suffix(tmp_path: Path) -> None:
@@ -195,6 +234,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         ({"cat": torch.ones(1, 2, 768)}, InputError, "it holds torch.float32 (1, 2, 768) in place of"),
         ({"cat": torch.tensor(1.0)}, InputError, "it holds torch.float32 () in place of"),
         ({"a.lora_up": vectors(), "a.lora_down": vectors()}, InputError, "it holds 2 entries (a.lora_down, a.lora_"),
+        ({"a.lora_up.weight": vectors(), "a.alpha": vectors()}, InputError, "is a LoRA file; give it to --lora"),
         ({}, InputError, "it holds 0 entries"),
         ({"a\nb": vectors(width=768)}, InputError, r"no prompt can name the token 'a\nb'"),
         ({"": vectors(width=768)}, InputError, "no prompt can name the token ''"),

@@ -152,6 +152,17 @@ def test_embeddings_stand_in_the_parameters_as_a1111_writes_them() -> None:
     assert pairs["Version"] == "sdcli 0.1.0"
 
 
+def test_loras_stand_in_the_parameters_as_a1111_writes_them() -> None:
+    loras = [
+        {"file": "my lora.v2.safetensors", "sha256": "", "scale": 0.75, "a1111_hash": "abcdef012345"},
+        {"file": "a:<b>,c.pt", "sha256": "", "scale": -1.0, "a1111_hash": "012345abcdef"},
+    ]
+    written = a1111_parameters(RECORD | {"loras": loras, "prompt": "a cat"})
+    assert written.startswith("a cat <lora:my lora.v2:0.75> <lora:abc:-1>\n")
+    assert parse(written)[2]["Lora hashes"] == "my lora.v2: abcdef012345, abc: 012345abcdef"
+    assert a1111_parameters(RECORD | {"loras": loras[:1], "prompt": ""}).startswith("<lora:my lora.v2:0.75>\n")
+
+
 def test_every_scheduler_has_the_name_that_galleries_know() -> None:
     assert A1111_SAMPLERS.keys() == {scheduler.name for scheduler in BUILT_IN}
 

@@ -11,7 +11,10 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sdcli.pipeline.bundle import load_bundle
+from sdcli.pipeline.bundle import TextEncoder, load_bundle
+from sdcli.pipeline.lora import merged as merged_bundle
+from sdcli.pipeline.lora import read_adapter
+from sdcli.pipeline.lora_names import model_layers
 from sdcli.training import lora
 from tests.forks import Forks
 from tests.runs import final_files, metrics, newest_checkpoint
@@ -85,6 +88,35 @@ def test_plain_diffusers_draws_with_either_dialect_as_with_the_adapters_merged_b
     ids = pipe.tokenizer(["a disc"], padding="max_length", return_tensors="pt").input_ids
     before = load_bundle(unet_run / "export", device=CPU, dtype=torch.float32).conditioner
     assert not torch.allclose(pipe.text_encoder(ids)[0], before.model(input_ids=ids)[0], atol=1e-5)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("file", [lora.DIFFUSERS_FILE, lora.KOHYA_FILE])
+def test_either_dialect_read_again_is_the_model_that_was_trained(lora_run: Path, unet_run: Path, file: str) -> None:
+    plain = load_bundle(unet_run / "export", device=CPU, dtype=torch.float32)
+    changed = merged_bundle(plain, [read_adapter(lora_run / "export" / file, model_layers(unet_run / "export"))])
+    trained = load_bundle(unet_run / "export", device=CPU, dtype=torch.float32)
+    assert isinstance(trained.conditioner, TextEncoder) and isinstance(changed.conditioner, TextEncoder)
+    weights = load_file(newest_checkpoint(lora_run) / "model.safetensors")
+    parts = (
+        ("unet", trained.unet, lora.UNET_TARGETS),
+        ("condition.model", trained.conditioner.model, lora.TEXT_TARGETS),
+    )
+    for name, module, targets in parts:
+        lora.adapt(module, targets, rank=3, alpha=1.5, seed=0)
+        own = {key.removeprefix(f"{name}."): one for key, one in weights.items() if key.startswith(f"{name}.")}
+        assert own.keys() <= module.state_dict().keys()
+        module.load_state_dict(own, strict=False)
+    generator = torch.Generator().manual_seed(0)
+    x, context = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 77, 32, generator=generator)
+    ids = torch.arange(77)[None] * 50
+    with torch.no_grad():
+        answers = [
+            (one.unet(x, torch.tensor([500]), context).sample, one.conditioner.model(input_ids=ids)[0])  # type: ignore[union-attr]
+            for one in (changed, trained, plain)
+        ]
+    for found, expected, before in zip(*answers, strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        assert not torch.allclose(found, before, atol=1e-4)
 
 
 def test_a_lora_run_in_parts_ends_as_a_straight_one(

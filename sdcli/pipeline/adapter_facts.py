@@ -1,0 +1,137 @@
+"""What a LoRA or textual-inversion file is, from its header alone, without the model it is for. No torch."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdcli.files import open_regular
+from sdcli.layout import safetensors_header
+from sdcli.pipeline.lora_keys import (
+    MAX_BYTES,
+    METADATA_KEY,
+    ROLES,
+    ending_of,
+    family_of,
+    is_safetensors,
+    read_header,
+    said_base,
+)
+from sdcli.pipeline.lora_names import Shape
+
+EMBEDDING_WIDTHS = {
+    192: "the embedded model",
+    768: "Stable Diffusion 1.x",
+    1024: "Stable Diffusion 2.x",
+    1280: "the second text encoder of Stable Diffusion XL",
+}
+FORMS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
+# How a key begins -> the part of the model, and who names it so; what begins otherwise is the UNet's.
+PREFIXES = {
+    "lora_unet_input_blocks_": ("unet", "kohya, in the original naming"),
+    "lora_unet_output_blocks_": ("unet", "kohya, in the original naming"),
+    "lora_unet_": ("unet", "kohya"),
+    "lora_te2_": ("text_encoder_2", "kohya"),
+    "lora_te": ("text_encoder", "kohya"),
+    "lycoris_": ("unet", "LyCORIS"),
+    "text_encoder_2.": ("text_encoder_2", "diffusers"),
+    "text_encoder.": ("text_encoder", "diffusers"),
+    "": ("unet", "diffusers"),
+}
+TITLES = ("modelspec.title", "ss_output_name")
+NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e"}  # as struct reads them
+MAX_TEXT = 200  # characters of what a file says
+
+
+def describe(path: Path) -> dict[str, Any] | None:
+    """The facts of a LoRA or textual-inversion file as plain values; None for a file that is neither, or is pickled.
+
+    For a LoRA: dialects, forms, ranks and alphas with the number of layers that have each, layers by part, family, and
+    what it says of itself. Raises InputError for a malformed header.
+    """
+    if not is_safetensors(path):
+        return None
+    shapes, metadata = read_header(path)
+    if any(map(ending_of, shapes)):
+        return _lora(path, shapes, metadata)
+    return _embedding(shapes)
+
+
+def _lora(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> dict[str, Any]:
+    layers: dict[str, tuple[str, str]] = {}
+    forms, ranks = Counter[str](), Counter[int]()
+    has_dora = False
+    for key, shape in shapes.items():
+        form, role = ROLES.get(ending := ending_of(key), ("", ""))
+        prefix = next(one for one in PREFIXES if key.startswith(one))
+        if form:
+            layers[key.removesuffix(ending)] = PREFIXES[prefix]
+        if role in ("down", "w1_b", "w2_b") and shape and not (form == "loha" and role == "w2_b"):
+            forms[FORMS[form]] += 1
+            ranks[shape[0]] += 1
+        has_dora = has_dora or role in ("dora", "magnitude")
+    facts: dict[str, Any] = {
+        "kind": "LoRA",
+        "dialects": sorted({dialect for _, dialect in layers.values()}),
+        "forms": sorted(forms) + (["DoRA"] if has_dora else []),
+        "ranks": _counted(ranks),
+        "alphas": _counted(_alphas(path) or _said_alphas(metadata)),
+        "layers": dict(Counter(part for part, _ in layers.values())),
+        "tensors": len(shapes),
+        "family": family_of(shapes),
+        "base_model": said_base(metadata),
+        "title": next((metadata[name] for name in TITLES if metadata.get(name)), None),
+        "trigger": metadata.get("modelspec.trigger_phrase"),
+        "trained_by": metadata.get("ss_network_module"),
+    }
+    return {key: value[:MAX_TEXT] if isinstance(value, str) else value for key, value in facts.items()}
+
+
+def _embedding(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+    is_pair = set(shapes) == {"clip_l", "clip_g"}
+    if len(shapes) != 1 and not is_pair:
+        return None
+    key = "clip_l" if is_pair else next(iter(shapes))
+    shape = shapes[key]
+    if len(shape) not in (1, 2):
+        return None
+    facts: dict[str, Any] = {"kind": "textual inversion", "dialects": ["diffusers"]}
+    facts |= {"vectors": shape[0] if len(shape) == 2 else 1, "width": shape[-1]}
+    if is_pair:
+        return facts | {"dialects": ["a pair for two text encoders"], "family": "Stable Diffusion XL"}
+    facts["family"] = EMBEDDING_WIDTHS.get(shape[-1])
+    return facts | ({"dialects": ["kohya"]} if key == "emb_params" else {"token": key[:MAX_TEXT]})
+
+
+def _alphas(path: Path) -> Counter[float]:
+    """The numbers that stand as alphas in a file; those of other types than IEEE's are left out."""
+    found = Counter[float]()
+    header = safetensors_header(path)
+    with open_regular(path, max_bytes=MAX_BYTES) as stream:
+        begin = 8 + int.from_bytes(stream.read(8), "little")
+        for key, one in header.items():
+            form, place = NUMBERS.get(str(one.get("dtype"))), one["data_offsets"][0]
+            if key.endswith(".alpha") and form is not None and type(place) is int and 0 <= place < MAX_BYTES:
+                stream.seek(begin + place)
+                data = stream.read(struct.calcsize(form))
+                if len(data) == struct.calcsize(form):
+                    found[struct.unpack(form, data)[0]] += 1
+    return found
+
+
+def _said_alphas(metadata: Mapping[str, str]) -> Counter[float]:
+    """The alphas that diffusers' metadata give parts of the model; none where they cannot be read."""
+    try:
+        said = json.loads(metadata.get(METADATA_KEY, "{}"))
+        return Counter(float(value) for key, value in said.items() if key.endswith("lora_alpha") and value is not None)
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return Counter()
+
+
+def _counted(found: Mapping[Any, int]) -> dict[str, int]:
+    """Values as JSON has them for keys, the commonest first."""
+    return {f"{value:g}": count for value, count in sorted(found.items(), key=lambda one: -one[1])}
