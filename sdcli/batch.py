@@ -100,6 +100,8 @@ class _Work:
             if repeats or self._is_stream:  # who waits for a record before writing the next line is not kept waiting
                 yield from self._counted(finisher.drained())
                 yield from self._counted(map(self._repeated, repeats))
+            if self._is_stream:  # what is sent once more later on is looked for anew
+                self._claimed = Tally() if window else self._claimed
             yield from self._ended_early(finisher)
         yield from self._counted(finisher.drained())
         yield Summary(**self._counts)
@@ -109,13 +111,13 @@ class _Work:
 
     def _made(self, studio: Studio, todo: list[Job], finisher: Finisher) -> Iterator[Event]:
         for some in studio.micro_batches(todo):
+            yield from self._ended_early(finisher)
             for half in [some] if isinstance(some, Failed) else studio.draw(some):
                 if isinstance(half, Failed):
                     yield from self._counted([half])
                 elif half is not None:
                     finisher.put(half)
                 yield from self._counted(finisher.ready())
-            yield from self._ended_early(finisher)
 
     def _ended_early(self, finisher: Finisher) -> Iterator[Event]:
         """After a signal, or too many failures: finish what is in flight, then raise why."""
@@ -142,10 +144,10 @@ class _Work:
 
     def _there(self, job: Job) -> Outcome | None:
         """What is to be said of a job whose file is there; None where the image is to be made."""
-        if not exists(job.target):
+        if not os.path.lexists(job.target):
             return None
         path = {"path": str(job.target)}
-        if self._ledger.has(job.key, job.target.name):
+        if self._ledger.has(job.key, job.target.name) and exists(job.target):
             record = (read_record(job.target) or job.names()) if self._is_stream else {}
             return Finished(job, {**path, **record, "skipped": True}, "done")
         record = read_record(job.target) or {}

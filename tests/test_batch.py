@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,12 @@ from transformers import CLIPTextModel
 from sdcli import batch, generate
 from sdcli.batch import Failed, Summary
 from sdcli.errors import ExitCode, InputError, OutputError, PartialError, SdcliWarning, Stopped, UsageError
+from sdcli.files import sha256
 from sdcli.jobs import finish
 from sdcli.jobs.finish import Finished
+from sdcli.jobs.lines import MAX_LINE_BYTES
 from sdcli.jobs.plan import plan_batch
+from sdcli.jobs.stdin import BLOCK_BYTES
 from sdcli.pipeline.bundle import load_bundle
 from sdcli.pipeline.contexts import contexts
 from sdcli.pipeline.metadata import read_record
@@ -63,6 +68,15 @@ class Folder:
     def run(self, jobs: Iterable[dict[str, Any]], **options: Any) -> list[Any]:
         return events(self.spec(jobs, **options))
 
+    def run_on(self, jobs: list[dict[str, Any]], change: Callable[[], object]) -> list[Any]:
+        """Run jobs of which the first is done, with something that happens when all are looked at and none is drawn."""
+        self.run(jobs[:1])
+        spec = self.spec(jobs)
+        told = batch.run(spec, plan_batch(spec), [])
+        assert isinstance(next(told), batch.Progress)  # of the one that is done
+        change()
+        return heard(told)
+
     def made(self, jobs: Iterable[dict[str, Any]], **options: Any) -> list[Finished]:
         return [event for event in self.run(jobs, **options) if isinstance(event, Finished)]
 
@@ -89,14 +103,21 @@ def folder(tmp_path: Path, sd1: Path) -> Folder:
 
 def events(spec: BatchSpec, stop: Sequence[int] = ()) -> list[Any]:
     """All that a run tells; what it raises at the end of a batch with failures is the last."""
+    return heard(batch.run(spec, plan_batch(spec), stop))
+
+
+def heard(told: Iterator[Any]) -> list[Any]:
     found: list[Any] = []
-    told = batch.run(spec, plan_batch(spec), stop)
     try:
         while (event := next(told, None)) is not None:
             found.append(event)
     except (PartialError, Stopped) as error:
         found.append(error)
     return found
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
 
 
 def pixels(path: Path) -> NDArray[np.int16]:
@@ -375,6 +396,83 @@ def test_a_job_that_fails_leaves_the_others_alone_and_is_tried_again(folder: Fol
     assert sum(isinstance(event, Failed) for event in told) == 1
 
 
+def test_a_picture_file_that_turns_out_bad_while_drawing_fails_its_own_jobs_alone(folder: Folder) -> None:
+    photo = folder.path / "photo.png"
+    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(photo)
+    jobs = [{"prompt": "a cat", "init_image": str(photo), "strength": 1, "seed": i} for i in range(3)]
+    found = folder.run_on([{"prompt": "a dog"}, *jobs, {"prompt": "a dog", "steps": 3}], lambda: cut(photo))
+    assert Summary(1, 0, 1, 3) in found and isinstance(found[-1], PartialError)
+    failed = [event for event in found if isinstance(event, Failed)]
+    assert {(event.line, event.error.exit_code) for event in failed} == {(i, ExitCode.INPUT) for i in (2, 3, 4)}
+
+
+def test_a_file_that_is_replaced_while_the_batch_runs_is_not_drawn_from_under_the_hash_of_the_other(
+    folder: Folder,
+) -> None:
+    size, photo = (models.SIZE, models.SIZE), folder.path / "photo.png"
+    Image.new("RGB", size, "red").save(photo)
+    job = {"prompt": "a cat", "init_image": str(photo), "strength": 1}
+    found = folder.run_on([{"prompt": "a dog"}, job], lambda: Image.new("RGB", size, "blue").save(photo))
+    (failed,) = (event for event in found if isinstance(event, Failed))
+    assert "was changed while the batch ran" in str(failed.error)
+    assert len(folder.pictures()) == 1
+    assert [event.how for event in folder.made([job])] == ["made"]
+
+
+def test_memory_that_runs_out_while_decoding_costs_only_the_image_that_is_too_large(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > 1 or latents.shape[-1] > 16:
+            raise MemoryError
+        return decoded(vae, latents)
+
+    decoded = finish.vae.decode_finite
+    monkeypatch.setattr(finish.vae, "decode_finite", small)
+    told = folder.run([*[{"prompt": "a cat", "seed": i} for i in range(3)], {"prompt": "a dog", "size": "64x64"}])
+    assert Summary(3, 0, 0, 1) in told
+    (failed,) = (event for event in told if isinstance(event, Failed))
+    assert (failed.line, failed.error.exit_code) == (4, ExitCode.RESOURCES)
+
+
+def test_an_output_folder_that_is_removed_in_the_middle_ends_the_batch(folder: Folder) -> None:
+    jobs = [{"prompt": "a cat", "seed": i} for i in range(6)]
+    with pytest.raises(OutputError, match="was removed or replaced while the batch ran"):
+        folder.run_on(jobs, lambda: shutil.rmtree(folder.out))
+    assert Summary(6, 0, 0, 0) in folder.run(jobs)
+    folder.check_whole(6)
+
+
+def test_a_link_that_leads_nowhere_is_another_picture(folder: Folder) -> None:
+    folder.out.mkdir()
+    (folder.out / "x.png").symlink_to(folder.path / "nowhere.png")
+    jobs = [{"prompt": "a cat", "id": "x"}, {"prompt": "a cat", "id": "y"}]
+    assert Summary(1, 0, 0, 1) in folder.run(jobs)
+    assert not (folder.path / "nowhere.png").exists()
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_picture_that_says_nothing_of_itself_is_known_by_its_record_even_if_the_process_ends_at_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def ending(*paths: Path) -> None:
+        if is_there:
+            link(*paths)
+        raise Ended
+
+    link = os.link
+    monkeypatch.setattr(os, "link", ending)
+    with pytest.raises(Ended):
+        folder.run([{"prompt": "a cat", "id": "x"}], no_metadata=True)
+    monkeypatch.undo()
+    assert len(folder.pictures()) == is_there
+    assert Summary(not is_there, 0, is_there, 0) in folder.run([{"prompt": "a cat", "id": "x"}], no_metadata=True)
+    assert read_record(folder.out / "x.png") is None
+
+
 def test_a_picture_that_another_process_made_meanwhile_is_no_failure_unless_it_is_another(folder: Folder) -> None:
     (made,) = folder.made([{"prompt": "a cat", "id": "x"}])
     error = OutputError("exists")
@@ -472,6 +570,39 @@ def test_of_stdin_a_job_done_before_is_answered_with_its_record(folder: Folder, 
     for _ in range(2):
         pipe.write({"prompt": "a dog", "id": "y"})
     assert [next(told).how for _ in range(2)] == ["made", "done"]
+    told.close()
+
+
+def test_of_stdin_a_picture_that_was_removed_is_made_again(folder: Folder, pipe: Pipe) -> None:
+    told = stream(folder)
+    for _ in range(2):
+        pipe.write({"prompt": "a cat", "id": "x"})
+        event = next(told)
+        assert event.how == "made"
+        event.job.target.unlink()
+    told.close()
+
+
+def test_of_stdin_a_file_that_was_written_anew_is_read_anew(folder: Folder, pipe: Pipe) -> None:
+    photo, keys = folder.path / "photo.png", set()
+    told = stream(folder)
+    for colour in ("red", "blue"):
+        Image.new("RGB", (models.SIZE, models.SIZE), colour).save(photo)
+        pipe.write({"prompt": "a cat", "seed": 1, "init_image": str(photo), "strength": 0.5})
+        event = next(told)
+        assert (event.how, event.facts["init_image"]["sha256"]) == ("made", sha256(photo, max_bytes=1 << 20))
+        keys.add(event.job.key)
+    told.close()
+    assert len(keys) == 2
+
+
+def test_of_stdin_a_last_line_that_is_too_long_and_has_no_end_is_told(folder: Folder, pipe: Pipe) -> None:
+    told = stream(folder)
+    writer = Thread(target=lambda: (pipe.end.write(b"x" * (MAX_LINE_BYTES + BLOCK_BYTES)), pipe.end.close()))
+    writer.start()
+    event = next(told)
+    writer.join()
+    assert (event.line, "has over 1,048,576 bytes" in str(event.error)) == (1, True)
     told.close()
 
 

@@ -48,7 +48,7 @@ class Ledger:
     def check_in_place(self) -> None:
         """Raise OutputError when the file is no longer that of its name: nobody would find what is written to it."""
         with suppress(OSError):
-            if os.path.samestat(os.stat(self.path), os.fstat(self._descriptor)):
+            if os.path.samestat(self.path.stat(), os.fstat(self._descriptor)):
                 return
         what = f"{self.path}: was removed or replaced while the batch ran"
         raise OutputError(what, "the same command again makes what is missing")

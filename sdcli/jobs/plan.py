@@ -36,6 +36,9 @@ SLUG_LENGTH = 40
 JOB_SEED_BITS = 32  # short enough to be typed again
 # What differs among jobs that are drawn together.
 OF_A_JOB = frozenset({"prompt", "negative", "seed", "count"})
+PATHS = [
+    f.name for f in dataclasses.fields(GenerateSpec) if "Path" in str(f.type) and f.name not in BatchSpec.OF_THE_RUN
+]
 RESOLVED = frozenset({"model", "steps", "scheduler", "guidance", "size", "width", "height", "class_name", "embedding"})
 
 
@@ -46,6 +49,7 @@ class Settings:
     plan: Plan
     classes: tuple[str, ...] | None
     digest: str
+    contents: Mapping[str, str]  # the SHA-256 of the files that fields name
 
 
 @dataclass(frozen=True)
@@ -109,13 +113,7 @@ def plan_batch(spec: BatchSpec) -> Checked:
     for line in lines.read(spec.jobs):
         checked.lines += 1
         try:
-            found = 0
-            for job in resolver.jobs(line):
-                found += 1
-                if job.id is not None and names.add(key_of(job.target.name)):
-                    what = f"id: {job.id} gives {job.target.name}, as another job does"
-                    raise lines.located(spec.jobs, line.number, what, "give every job an id of its own")
-            checked.images += found
+            checked.images += sum(1 for _ in _named_apart(resolver, line, names, spec.jobs))
         except InputError as error:
             checked.add(error, line.number)
     if not checked.lines:
@@ -143,15 +141,32 @@ def good_jobs(spec: BatchSpec, share_of: tuple[int, int]) -> Iterator[Job]:
     resolver, names, index = Resolver(spec), Tally(), 0
     for line in lines.read(spec.jobs):
         try:
-            for job in resolver.jobs(line):
-                if job.id is not None and names.add(key_of(job.target.name)):
-                    raise lines.located(spec.jobs, line.number, f"id: {job.id} is another job's", "give each its own")
+            for job in _named_apart(resolver, line, names, spec.jobs):
                 if index % share_of[1] == share_of[0] - 1:
                     yield job
                 index += 1
         except InputError:
             if not spec.keep_going:
                 raise
+
+
+def _named_apart(resolver: Resolver, line: Line, names: Tally, source: Path) -> Iterator[Job]:
+    """The images of a line. Raises InputError, before the first, where one has the file name of another job's."""
+    for index, job in enumerate(resolver.jobs(line)):
+        if job.id is not None and not index:
+            own = [f"{_name(job.id, i)}{job.target.suffix}" for i in range(job.spec.count)]
+            taken = next((name for name in own if names.get(key_of(name))), None)
+            if taken is not None:
+                what = f"id: {job.id} gives {taken}, as another job does"
+                raise lines.located(source, line.number, what, "give every job an id of its own")
+            for name in own:
+                names.add(key_of(name))
+        yield job
+
+
+def _name(job_id: str, index: int) -> str:
+    """The file name, without its suffix, of a job's image, counted from 0."""
+    return f"{job_id}-{index + 1}" if index else job_id
 
 
 class Resolver:
@@ -190,8 +205,7 @@ class Resolver:
         seeds = [(first + index) % (MAX_SEED + 1) for index in range(asked.count)]
         drawn = [drawn_prompts(*templates, seed) for seed in seeds]  # all before the first: a line is good or bad
         for index, (seed, prompts) in enumerate(zip(seeds, drawn, strict=True)):
-            number = f"-{index + 1}" if index else ""
-            name = f"{line.id}{number}" if line.id is not None else None
+            name = _name(line.id, index) if line.id is not None else None
             key = key_of(json.dumps([said, seed, name]))
             if name is None:
                 label = settings.plan.label
@@ -201,8 +215,9 @@ class Resolver:
             yield Job(line.number, line.id, asked, settings, seed, prompts, key, target)
 
     def _settings_of(self, asked: GenerateSpec, line: Line) -> Settings:
-        """What a job shares with others, worked out once for all of them."""
-        name = tuple((key, value) for key, value in sorted(line.values.items()) if key not in OF_A_JOB)
+        """What a job shares with others, worked out once for all of them, and again when a file of theirs changes."""
+        said = tuple((key, value) for key, value in sorted(line.values.items()) if key not in OF_A_JOB)
+        name = (said, *map(_stamp, _files(asked)))
         found = self._settings.get(name)
         if found is None:
             found = self._settings[name] = _settings(asked)
@@ -256,11 +271,31 @@ def _settings(asked: GenerateSpec) -> Settings:
         "label": dataclasses.asdict(decided.label) if decided.label is not None else None,
         "embedding": [[_content(one.path), one.token] for one in map(embedding_file, asked.embedding)],
     }
+    contents: dict[str, str] = {}
     for one in dataclasses.fields(GenerateSpec):
         value = getattr(asked, one.name)
         if one.name not in BatchSpec.OF_THE_RUN | OF_A_JOB | RESOLVED and value != one.default:
-            facts[one.name] = _content(value) if isinstance(value, Path) else str(value)
-    return Settings(decided, layout.classes(decided.model.folder), key_of(json.dumps(facts, sort_keys=True)))
+            facts[one.name] = str(value)
+            if isinstance(value, Path):
+                facts[one.name] = contents[one.name] = _content(value)
+    digest = key_of(json.dumps(facts, sort_keys=True))
+    return Settings(decided, layout.classes(decided.model.folder), digest, contents)
+
+
+def _files(asked: GenerateSpec) -> Iterator[Path]:
+    """The files that a job names; of `FILE:TOKEN` either reading."""
+    yield from (path for name in PATHS if (path := getattr(asked, name)) is not None)
+    for text in asked.embedding:
+        yield from map(Path, (text, text.rpartition(":")[0]))
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What is another as soon as a file is written anew; the same for all that is none."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _content(path: Path) -> str:

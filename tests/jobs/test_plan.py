@@ -209,6 +209,13 @@ def test_two_jobs_of_one_file_name_are_refused(folder: Folder) -> None:
         folder.check([{**CAT, "id": "x-2"}, {**CAT, "id": "x", "count": 2}])
 
 
+def test_of_a_job_whose_second_picture_has_the_name_of_another_not_even_the_first_is_made(folder: Folder) -> None:
+    lines = [{**CAT, "id": "x-2"}, {**CAT, "id": "x", "count": 3}, {**CAT, "id": "x-3"}]
+    with pytest.warns(SdcliWarning, match="gives x-2.png"):
+        assert folder.check(lines, keep_going=True).images == 2
+    assert [job.target.name for job in folder.jobs(lines, keep_going=True)] == ["x-2.png", "x-3.png"]
+
+
 def test_keep_going_leaves_the_bad_lines_out(folder: Folder) -> None:
     lines = [CAT, {"promt": 1}, {"prompt": "a dog"}]
     with pytest.warns(SdcliWarning):
