@@ -146,6 +146,9 @@ class BatchSpec:
             raise UsageError(what, "use error, skip or overwrite")
         if str(self.defaults.output) == "-":
             raise UsageError("--output -: a batch writes files", "name a folder")
+        if set("{}") & set(str(self.defaults.output)):
+            what = f"--output {self.defaults.output}: a batch names its pictures itself"
+            raise UsageError(what, 'name a folder without braces, and give jobs an "id"')
         if self.dry_run and str(self.jobs) == "-":
             raise UsageError("--dry-run of stdin: its jobs are drawn as they come", "put them into a file")
 

@@ -48,8 +48,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs.lines": GROUND | {"specs"},
     "jobs.tally": GROUND,
     "jobs.plan": GROUND
-    | {"specs", "store", "schedulers", "conditioning", "latent_files", "naming", "plan"}
-    | {"sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.wildcards"},
+    | {"specs", "store", "schedulers", "conditioning", "initial", "latent_files", "naming", "plan"}
+    | {"sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.images", "sdcli.pipeline.wildcards"},
     "jobs.ledger": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.stdin": GROUND | {"sdcli.jobs.lines"},
     # The two halves of the story of batch, which stand on generate's parts as it does.

@@ -265,6 +265,15 @@ def test_other_formats_are_written_and_adopted_as_well(folder: Folder, form: str
     assert [event.how for event in folder.made(jobs, format=form)] == ["adopted"] * 2
 
 
+@pytest.mark.parametrize("form", ["png", "webp", "jpg"])
+def test_a_picture_that_is_cut_short_is_not_adopted(folder: Folder, form: str) -> None:
+    (made,) = folder.made([{"prompt": "a cat", "id": "x"}], format=form)
+    target = made.job.target
+    target.write_bytes(target.read_bytes()[:-40])
+    (folder.out / "ledger.jsonl").unlink()
+    assert Summary(0, 0, 0, 1) in folder.run([{"prompt": "a cat", "id": "x"}], format=form)
+
+
 def test_a_picture_of_something_else_is_not_touched_unless_asked(folder: Folder) -> None:
     folder.run([{"prompt": "a cat", "id": "x"}])
     before = folder.pictures()

@@ -19,6 +19,7 @@ from sdcli import latent_files, layout, store
 from sdcli.conditioning import asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import check_writable, open_regular, sha256
+from sdcli.initial import InitialPicture
 from sdcli.jobs import lines
 from sdcli.jobs.lines import Line
 from sdcli.jobs.tally import Tally, key_of
@@ -109,7 +110,7 @@ def plan_batch(spec: BatchSpec) -> Checked:
     checked = Checked(_plan_defaults(spec))
     if str(spec.jobs) == "-":
         return checked
-    resolver, names = Resolver(spec), Tally()
+    resolver, names = Resolver(spec, opens_pictures=True), Tally()
     for line in lines.read(spec.jobs):
         checked.lines += 1
         try:
@@ -172,8 +173,9 @@ def _name(job_id: str, index: int) -> str:
 class Resolver:
     """Makes images of lines; it remembers how many equal ones there were, for their seeds."""
 
-    def __init__(self, spec: BatchSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: BatchSpec, *, opens_pictures: bool = False) -> None:
+        """opens_pictures: whether a picture that cannot be decoded is found now, and not when it is drawn from."""
+        self._spec, self._opens_pictures = spec, opens_pictures
         self._own = _own(spec.defaults)
         self._settings: OrderedDict[tuple[Any, ...], Settings] = OrderedDict()
         self._equal = Tally()
@@ -220,7 +222,10 @@ class Resolver:
         name = (said, *map(_stamp, _files(asked)))
         found = self._settings.get(name)
         if found is None:
-            found = self._settings[name] = _settings(asked)
+            found = _settings(asked)
+            if self._opens_pictures and found.plan.initial is not None:
+                _check_pictures(found.plan.initial)
+            self._settings[name] = found
             if len(self._settings) > MOST_SETTINGS:
                 self._settings.popitem(last=False)
         return found
@@ -280,6 +285,17 @@ def _settings(asked: GenerateSpec) -> Settings:
                 facts[one.name] = contents[one.name] = _content(value)
     digest = key_of(json.dumps(facts, sort_keys=True))
     return Settings(decided, layout.classes(decided.model.folder), digest, contents)
+
+
+def _check_pictures(initial: InitialPicture) -> None:
+    """Raise InputError for a picture or a mask that cannot be decoded to its end."""
+    from sdcli.pipeline import images  # deferred: 0.1 s that only pictures need; it brings no torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SdcliWarning)  # told when it is drawn from
+        for path in (initial.path, initial.mask):
+            if path is not None:
+                images.load_image(path)
 
 
 def _files(asked: GenerateSpec) -> Iterator[Path]:

@@ -87,6 +87,7 @@ def test_dry_run_counts_and_draws_nothing(shell: Shell) -> None:
         (["--steps", "0"], "--steps 0: out of range"),
         (["--batch-size", "0"], "--batch-size 0: out of range"),
         (["-o", "-"], "--output -: a batch writes files"),
+        (["-o", "out/{seed}"], "--output out/{seed}: a batch names its pictures itself"),
         (["--prompt", "x"], "no such option: --prompt"),
     ],
 )

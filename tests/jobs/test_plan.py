@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
 from sdcli.jobs.plan import Checked, Job, good_jobs, plan_batch, share
@@ -190,6 +191,19 @@ def test_what_generate_would_refuse_is_refused_with_the_line(folder: Folder, lin
         folder.check([CAT, line, CAT])
     assert said in str(caught.value)
     assert str(caught.value).startswith(f"{folder.path / 'jobs.jsonl'}:2: ")
+
+
+@pytest.mark.parametrize("which", ["init_image", "mask"])
+@pytest.mark.parametrize("form", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
+def test_a_picture_that_is_cut_short_is_found_before_the_first_image(folder: Folder, which: str, form: str) -> None:
+    whole, short = folder.path / "whole.png", folder.path / f"short.{form}"
+    picture = Image.effect_noise((models.SIZE, models.SIZE), 80).convert("RGB")
+    picture.save(whole)
+    picture.save(short)
+    short.write_bytes(short.read_bytes()[: short.stat().st_size * 3 // 4])
+    job = {**CAT, "init_image": str(whole), "mask": str(whole), which: str(short)}
+    with pytest.raises(InputError, match=f"jobs.jsonl:1: .*short.{form}: cannot be decoded"):
+        folder.check([job])
 
 
 def test_all_bad_lines_are_named_by_number_and_the_first_in_full(folder: Folder) -> None:
