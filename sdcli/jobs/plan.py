@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from sdcli import latent_files, layout, store
 from sdcli.conditioning import asked_label
@@ -110,11 +111,15 @@ def plan_batch(spec: BatchSpec) -> Checked:
     checked = Checked(_plan_defaults(spec))
     if str(spec.jobs) == "-":
         return checked
-    resolver, names = Resolver(spec, opens_pictures=True), Tally()
+    resolver, names, alike = Resolver(spec, opens_pictures=True), Tally(), Tally()
     for line in lines.read(spec.jobs):
         checked.lines += 1
         try:
-            checked.images += sum(1 for _ in _named_apart(resolver, line, names, spec.jobs))
+            for job in _named_apart(resolver, line, names, spec.jobs):
+                checked.images += 1
+                if job.id is not None and alike.add(key_of(normalize("NFC", job.target.name.casefold()))):
+                    note = f"{spec.jobs}:{line.number}: id: {job.id} and another differ in case or accents' form alone"
+                    warnings.warn(f"{note}: one file on macOS and Windows", SdcliWarning, stacklevel=2)
         except InputError as error:
             checked.add(error, line.number)
     if not checked.lines:

@@ -223,6 +223,13 @@ def test_two_jobs_of_one_file_name_are_refused(folder: Folder) -> None:
         folder.check([{**CAT, "id": "x-2"}, {**CAT, "id": "x", "count": 2}])
 
 
+def test_ids_that_are_one_name_on_other_systems_are_told_of(folder: Folder) -> None:
+    names = ["a", "A", "caf\u00e9", "cafe\u0301", "b"]
+    with pytest.warns(SdcliWarning, match="differ in case or accents' form alone") as warned:
+        assert folder.check({**CAT, "id": name} for name in names).images == 5
+    assert len(warned) == 2
+
+
 def test_of_a_job_whose_second_picture_has_the_name_of_another_not_even_the_first_is_made(folder: Folder) -> None:
     lines = [{**CAT, "id": "x-2"}, {**CAT, "id": "x", "count": 3}, {**CAT, "id": "x-3"}]
     with pytest.warns(SdcliWarning, match="gives x-2.png"):
