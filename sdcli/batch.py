@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+import torch
+
 from sdcli.errors import InputError, OutputError, PartialError, Stopped, UsageError
 from sdcli.files import exists
 from sdcli.jobs import lines, plan
@@ -17,6 +19,7 @@ from sdcli.jobs.plan import Checked, Job, Resolver
 from sdcli.jobs.stdin import stdin_lines
 from sdcli.jobs.studio import Studio
 from sdcli.jobs.tally import Tally
+from sdcli.pipeline.device import local_device, pick_device
 from sdcli.pipeline.metadata import read_record
 from sdcli.specs import BatchSpec
 
@@ -54,8 +57,9 @@ def run(spec: BatchSpec, checked: Checked, stop: Sequence[int]) -> Iterator[Even
     share = plan.share(spec, os.environ)
     if share[1] > 1 and str(spec.jobs) == "-":
         raise UsageError("--shard of stdin: one process reads it", "put the jobs into a file")
+    device = pick_device(local_device(spec.defaults.device))
     with opened(spec.defaults.output, share) as ledger:
-        work = _Work(spec, checked, ledger, stop, share)
+        work = _Work(spec, checked, ledger, stop, share, device)
         finisher = Finisher(ledger)
         is_whole = False
         try:
@@ -69,9 +73,16 @@ class _Work:
     """One run over the jobs, and the count of what became of them."""
 
     def __init__(
-        self, spec: BatchSpec, checked: Checked, ledger: Ledger, stop: Sequence[int], share: tuple[int, int]
+        self,
+        spec: BatchSpec,
+        checked: Checked,
+        ledger: Ledger,
+        stop: Sequence[int],
+        share: tuple[int, int],
+        device: torch.device,
     ) -> None:
         self._spec, self._ledger, self._stop, self._defaults = spec, ledger, stop, checked.defaults
+        self._device = device
         self._is_stream = str(spec.jobs) == "-"
         self._bad = checked.bad  # lines, told of before the first image
         self._counts = {"made": 0, "adopted": 0, "done": 0, "failed": checked.bad}
@@ -95,7 +106,7 @@ class _Work:
                     self._claimed.add(one.key)
                     todo.append(one)
             if todo:
-                studio = studio or Studio(self._spec.defaults, self._defaults)
+                studio = studio or Studio(self._defaults, self._device, self._spec.defaults.dtype)
                 yield from self._made(studio, todo, finisher)
             if repeats or self._is_stream:  # who waits for a record before writing the next line is not kept waiting
                 yield from self._counted(finisher.drained())

@@ -299,6 +299,14 @@ def between(name: str, value: float, low: float, high: float) -> None:
         raise UsageError(f"{option(name)} {value}: out of range", f"it must lie in {low}..{high}")
 
 
+def in_unicode(name: str, text: str) -> None:
+    """Raise UsageError, naming the option, for bytes that are no text: they arrive as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{option(name)} {text!r}: is no valid text", "write it in UTF-8") from error
+
+
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     """Raise UsageError, naming the option, for a word that is none of those allowed."""
     if value not in allowed:

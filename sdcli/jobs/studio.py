@@ -14,19 +14,17 @@ from sdcli.errors import InputError, SdcliError
 from sdcli.jobs.finish import Denoised, Failed, failure_of
 from sdcli.jobs.plan import Job
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
-from sdcli.pipeline.device import local_device, pick_device, pick_dtype
+from sdcli.pipeline.device import pick_dtype
 from sdcli.plan import Plan
 from sdcli.reading import Reader, Reading
-from sdcli.specs import GenerateSpec
 
 
 class Studio:
     """One model at a time, as the jobs at hand need it, and the contexts of their prompts, each computed once."""
 
-    def __init__(self, spec: GenerateSpec, defaults: Plan) -> None:
+    def __init__(self, defaults: Plan, device: torch.device, dtype: str) -> None:
         self._default = _variant(defaults)
-        self._device = pick_device(local_device(spec.device))
-        self._dtype = pick_dtype(spec.dtype, self._device)
+        self._device, self._dtype = device, pick_dtype(dtype, device)
         self._folder: object = None
         self._variant: object = None
         self._plain: ModelBundle | None = None
