@@ -162,6 +162,35 @@ def test_deterministic_pictures_are_bit_equal_in_any_company_and_those_of_genera
         assert (drawn == pixels(folder.out / f"{job['id']}.png")).all()
 
 
+@pytest.mark.parametrize("kind", ["alone", "from a picture", "in a part of one", "by a model for that"])
+def test_deterministic_pictures_are_those_of_generate_of_shares_and_of_what_a_resumed_batch_makes(
+    folder: Folder, forks: Forks, inpainting: Path, kind: str
+) -> None:
+    photo, mask = folder.path / "photo.png", folder.path / "mask.png"
+    Image.effect_noise((models.SIZE, models.SIZE), 60).convert("RGB").save(photo)
+    Image.linear_gradient("L").resize((models.SIZE, models.SIZE)).save(mask)
+    start: dict[str, Any] = {} if kind == "alone" else {"init_image": photo, "strength": 0.6}
+    start |= {"mask": mask} if kind.startswith(("in", "by")) else {}
+    folder.model = inpainting if kind.startswith("by") else folder.model
+    own = {"steps": 3, "scheduler": "euler-a", "deterministic": True, **start}
+    jobs = [{"prompt": prompt, "seed": i, "id": i} for i, prompt in enumerate((*PROMPTS[1:], LONG))]
+    folder.made(jobs, **own)
+    whole = folder.pictures()
+    for job in jobs[::2]:
+        drawn = by_generate(folder, {"prompt": job["prompt"], "seed": job["seed"]}, **own, batch_size=3)
+        assert (drawn == pixels(folder.out / f"{job['id']}.png")).all()
+    (folder.out / "1.png").unlink()
+    folder.made(jobs, **own)
+    assert folder.pictures() == whole
+    folder.out = folder.path / "shared"
+    given = [word for name, value in start.items() for word in (f"--{name.replace('_', '-')}", value)]
+    command = ["batch", folder.write(reversed(jobs)), "-o", folder.out, "--model", folder.model, "--steps", 3]
+    for share in ("2/2", "1/2"):
+        ended = forks.sdcli(*command, *given, "--scheduler", "euler-a", "--deterministic", "--shard", share)
+        assert ended.code == 0, ended.stderr
+    assert folder.pictures() == whole
+
+
 def test_jobs_of_equal_settings_are_drawn_together_and_a_prompt_is_encoded_once(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -374,6 +403,11 @@ def test_a_signal_finishes_the_images_in_flight(folder: Folder, forks: Forks, nu
     folder.check_whole(there)
     assert forks.sdcli(*command).code == 0
     folder.check_whole(14)
+
+
+def test_a_signal_before_the_first_image_is_in_flight_draws_none(folder: Folder) -> None:
+    told = events(folder.spec([{"prompt": "a cat"}]), stop=[signal.SIGTERM])
+    assert isinstance(told[-1], Stopped) and folder.pictures() == {}
 
 
 def test_a_full_disk_ends_the_batch_and_spoils_nothing(folder: Folder, forks: Forks) -> None:
