@@ -639,6 +639,19 @@ def test_of_stdin_a_file_that_was_written_anew_is_read_anew(folder: Folder, pipe
     assert len(keys) == 2
 
 
+def test_of_stdin_a_learned_word_that_was_written_anew_is_read_anew(folder: Folder, pipe: Pipe) -> None:
+    file = folder.path / "word.safetensors"
+    told, drawn = stream(folder), []
+    for sign in (-1, 1):
+        save_file({"<x>": sign * torch.linspace(-5, 5, models.CONTEXT)[None]}, file)
+        pipe.write({"prompt": "a <x>", "seed": 1, "embedding": str(file)})
+        event = next(told)
+        assert isinstance(event, Finished), event
+        drawn.append(pixels(event.job.target))
+    told.close()
+    assert abs(drawn[0] - drawn[1]).max() > 2
+
+
 def test_of_stdin_a_last_line_that_is_too_long_and_has_no_end_is_told(folder: Folder, pipe: Pipe) -> None:
     told = stream(folder)
     writer = Thread(target=lambda: (pipe.end.write(b"x" * (MAX_LINE_BYTES + BLOCK_BYTES)), pipe.end.close()))

@@ -38,6 +38,8 @@ SLUG_LENGTH = 40
 JOB_SEED_BITS = 32  # short enough to be typed again
 # What differs among jobs that are drawn together.
 OF_A_JOB = frozenset({"prompt", "negative", "seed", "count"})
+# Fields that name files: paths, and `FILE:MORE`. A file of another content makes another job.
+FILES_AND_MORE = ("embedding",)
 PATHS = [
     f.name for f in dataclasses.fields(GenerateSpec) if "Path" in str(f.type) and f.name not in BatchSpec.OF_THE_RUN
 ]
@@ -51,7 +53,8 @@ class Settings:
     plan: Plan
     classes: tuple[str, ...] | None
     digest: str
-    contents: Mapping[str, str]  # the SHA-256 of the files that fields name
+    contents: Mapping[str, str]  # the SHA-256 of the files that PATHS name
+    additions: str  # a hash of what FILES_AND_MORE add to the model
 
 
 @dataclass(frozen=True)
@@ -289,7 +292,8 @@ def _settings(asked: GenerateSpec) -> Settings:
             if isinstance(value, Path):
                 facts[one.name] = contents[one.name] = _content(value)
     digest = key_of(json.dumps(facts, sort_keys=True))
-    return Settings(decided, layout.classes(decided.model.folder), digest, contents)
+    additions = key_of(json.dumps([facts[name] for name in FILES_AND_MORE if name in facts]))
+    return Settings(decided, layout.classes(decided.model.folder), digest, contents, additions)
 
 
 def _check_pictures(initial: InitialPicture) -> None:
@@ -306,7 +310,7 @@ def _check_pictures(initial: InitialPicture) -> None:
 def _files(asked: GenerateSpec) -> Iterator[Path]:
     """The files that a job names; of `FILE:TOKEN` either reading."""
     yield from (path for name in PATHS if (path := getattr(asked, name)) is not None)
-    for text in asked.embedding:
+    for text in (text for name in FILES_AND_MORE for text in getattr(asked, name)):
         yield from map(Path, (text, text.rpartition(":")[0]))
 
 

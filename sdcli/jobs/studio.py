@@ -92,7 +92,8 @@ class Studio:
     def _ready(self, job: Job) -> tuple[ModelBundle, Reader]:
         """The model of a job, loaded unless it is the one at hand, and what reads its words."""
         plan = job.settings.plan
-        if self._bundle is None or self._reader is None or self._variant != _variant(plan):
+        variant = _variant(plan), job.settings.additions
+        if self._bundle is None or self._reader is None or self._variant != variant:
             words = drawing.read_words(plan)
             if self._plain is None or self._folder != plan.model.folder:
                 self._bundle = self._plain = self._reader = None  # before the next is there: memory is for one
@@ -100,7 +101,7 @@ class Studio:
                 self._folder = plan.model.folder
             self._words, self._bundle = words, drawing.equipped(self._plain, words)
             self._reader = Reader(self._bundle.conditioner, words.embeddings)
-            self._variant = _variant(plan)
+            self._variant = variant
             self._facts.clear()
         return self._bundle, self._reader
 

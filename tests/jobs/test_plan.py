@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from PIL import Image
 
+from sdcli.cli.batch import batch
 from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
-from sdcli.jobs.plan import Checked, Job, good_jobs, plan_batch, share
+from sdcli.jobs.plan import FILES_AND_MORE, PATHS, Checked, Job, good_jobs, plan_batch, share
 from sdcli.pipeline import wildcards
 from sdcli.specs import BatchSpec, GenerateSpec
 from tests import models
@@ -89,6 +91,15 @@ def test_the_key_is_of_what_is_drawn(folder: Folder, tmp_path: Path) -> None:
     assert folder.keys(first, batch_size=3, deterministic=True, dtype="bfloat16", device="cpu") == [key]
     (other_model,) = Folder(folder.path, models.write_sd1(tmp_path / "other", seed=1)).keys(first)
     assert other_model != key
+
+
+def test_every_file_that_a_job_may_name_is_known_as_one() -> None:
+    def metavar(annotation: Any) -> str:
+        return next((str(getattr(one, "metavar", "")) for one in get_args(annotation)[1:]), "")
+
+    options = inspect.signature(batch).parameters
+    named = {name for name, one in options.items() if "FILE" in metavar(one.annotation) and name != "jobs"}
+    assert named == {*PATHS, *FILES_AND_MORE}
 
 
 def test_what_a_line_says_wins_over_the_command_line(folder: Folder) -> None:
