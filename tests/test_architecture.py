@@ -47,9 +47,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ledger": GROUND,
     "jobs.lines": GROUND | {"specs"},
     "jobs.tally": GROUND,
+    "jobs.inputs": GROUND | {"specs", "initial", "latent_files", "sdcli.pipeline.images"},
     "jobs.plan": GROUND
-    | {"specs", "store", "schedulers", "conditioning", "initial", "latent_files", "naming", "plan"}
-    | {"sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.images", "sdcli.pipeline.wildcards"},
+    | {"specs", "store", "schedulers", "conditioning", "naming", "plan"}
+    | {"sdcli.jobs.inputs", "sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.wildcards"},
     "jobs.ledger": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.stdin": GROUND | {"sdcli.jobs.lines"},
     # The two halves of the story of batch, which stand on generate's parts as it does.
@@ -94,7 +95,7 @@ PIPELINE_LEAVES = {
 LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
-    *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.stdin"),
+    *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.inputs", "jobs.plan", "jobs.ledger", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
 )
 HEAVY = (

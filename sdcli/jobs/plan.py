@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 
-from sdcli import latent_files, layout, store
+from sdcli import layout, store
 from sdcli.conditioning import asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
-from sdcli.files import check_writable, open_regular, sha256
-from sdcli.initial import InitialPicture
-from sdcli.jobs import lines
+from sdcli.files import check_writable
+from sdcli.jobs import inputs, lines
 from sdcli.jobs.lines import Line
 from sdcli.jobs.tally import Tally, key_of
 from sdcli.naming import slug
@@ -38,11 +37,6 @@ SLUG_LENGTH = 40
 JOB_SEED_BITS = 32  # short enough to be typed again
 # What differs among jobs that are drawn together.
 OF_A_JOB = frozenset({"prompt", "negative", "seed", "count"})
-# Fields that name files: paths, and `FILE:MORE`. A file of another content makes another job.
-FILES_AND_MORE = ("embedding",)
-PATHS = [
-    f.name for f in dataclasses.fields(GenerateSpec) if "Path" in str(f.type) and f.name not in BatchSpec.OF_THE_RUN
-]
 RESOLVED = frozenset({"model", "steps", "scheduler", "guidance", "size", "width", "height", "class_name", "embedding"})
 
 
@@ -53,8 +47,8 @@ class Settings:
     plan: Plan
     classes: tuple[str, ...] | None
     digest: str
-    contents: Mapping[str, str]  # the SHA-256 of the files that PATHS name
-    additions: str  # a hash of what FILES_AND_MORE add to the model
+    contents: Mapping[str, str]  # the SHA-256 of the files that inputs.PATHS name
+    additions: str  # a hash of what inputs.FILES_AND_MORE add to the model
 
 
 @dataclass(frozen=True)
@@ -227,12 +221,12 @@ class Resolver:
     def _settings_of(self, asked: GenerateSpec, line: Line) -> Settings:
         """What a job shares with others, worked out once for all of them, and again when a file of theirs changes."""
         said = tuple((key, value) for key, value in sorted(line.values.items()) if key not in OF_A_JOB)
-        name = (said, *map(_stamp, _files(asked)))
+        name = (said, *map(inputs.stamp, inputs.files(asked)))
         found = self._settings.get(name)
         if found is None:
             found = _settings(asked)
             if self._opens_pictures and found.plan.initial is not None:
-                _check_pictures(found.plan.initial)
+                inputs.check_pictures(found.plan.initial)
             self._settings[name] = found
             if len(self._settings) > MOST_SETTINGS:
                 self._settings.popitem(last=False)
@@ -282,7 +276,7 @@ def _settings(asked: GenerateSpec) -> Settings:
         "guidance": decided.guidance,
         "size": [decided.width, decided.height],
         "label": dataclasses.asdict(decided.label) if decided.label is not None else None,
-        "embedding": [[_content(one.path), one.token] for one in map(embedding_file, asked.embedding)],
+        "embedding": [[inputs.content(one.path), one.token] for one in map(embedding_file, asked.embedding)],
     }
     contents: dict[str, str] = {}
     for one in dataclasses.fields(GenerateSpec):
@@ -290,40 +284,7 @@ def _settings(asked: GenerateSpec) -> Settings:
         if one.name not in BatchSpec.OF_THE_RUN | OF_A_JOB | RESOLVED and value != one.default:
             facts[one.name] = str(value)
             if isinstance(value, Path):
-                facts[one.name] = contents[one.name] = _content(value)
+                facts[one.name] = contents[one.name] = inputs.content(value)
     digest = key_of(json.dumps(facts, sort_keys=True))
-    additions = key_of(json.dumps([facts[name] for name in FILES_AND_MORE if name in facts]))
+    additions = key_of(json.dumps([facts[name] for name in inputs.FILES_AND_MORE if name in facts]))
     return Settings(decided, layout.classes(decided.model.folder), digest, contents, additions)
-
-
-def _check_pictures(initial: InitialPicture) -> None:
-    """Raise InputError for a picture or a mask that cannot be decoded to its end."""
-    from sdcli.pipeline import images  # deferred: 0.1 s that only pictures need; it brings no torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SdcliWarning)  # told when it is drawn from
-        for path in (initial.path, initial.mask):
-            if path is not None:
-                images.load_image(path)
-
-
-def _files(asked: GenerateSpec) -> Iterator[Path]:
-    """The files that a job names; of `FILE:TOKEN` either reading."""
-    yield from (path for name in PATHS if (path := getattr(asked, name)) is not None)
-    for text in (text for name in FILES_AND_MORE for text in getattr(asked, name)):
-        yield from map(Path, (text, text.rpartition(":")[0]))
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What is another as soon as a file is written anew; the same for all that is none."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError):
-        return ()
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _content(path: Path) -> str:
-    """The hash of an input file: another file of the same name makes another job."""
-    open_regular(path).close()
-    return sha256(path, max_bytes=latent_files.MAX_BYTES)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from sdcli.cli.batch import batch
 from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
-from sdcli.jobs.plan import FILES_AND_MORE, PATHS, Checked, Job, good_jobs, plan_batch, share
+from sdcli.jobs.inputs import FILES_AND_MORE, PATHS
+from sdcli.jobs.plan import Checked, Job, good_jobs, plan_batch, share
 from sdcli.pipeline import wildcards
 from sdcli.specs import BatchSpec, GenerateSpec
 from tests import models
