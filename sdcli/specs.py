@@ -125,6 +125,9 @@ class BatchSpec:
     jobs: Path = Path("-")  # `-` is stdin
     # What a job does not say, and what all have in common.
     defaults: GenerateSpec = field(default_factory=lambda: GenerateSpec(if_exists=BatchSpec.IF_EXISTS))
+    # Of jobs that name a picture to start from, where the defaults name none.
+    strength: float | None = None
+    mask: Path | None = None
     keep_going: bool = False
     max_failures: int | None = None  # None: however many
     shard: str = "1/1"
@@ -139,6 +142,8 @@ class BatchSpec:
 
     def __post_init__(self) -> None:
         parse_shard(self.shard)
+        if self.strength is not None:
+            between("strength", self.strength, 0.0, 1.0)
         if self.max_failures is not None:
             at_least("max_failures", self.max_failures, 1)
         if self.defaults.if_exists == "number":

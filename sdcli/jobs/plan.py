@@ -179,6 +179,8 @@ class Resolver:
         """opens_pictures: whether a picture that cannot be decoded is found now, and not when it is drawn from."""
         self._spec, self._opens_pictures = spec, opens_pictures
         self._own = _own(spec.defaults)
+        of_pictures = {"strength": spec.strength, "mask": spec.mask}
+        self._of_pictures = {name: value for name, value in of_pictures.items() if value is not None}
         self._settings: OrderedDict[tuple[Any, ...], Settings] = OrderedDict()
         self._equal = Tally()
 
@@ -187,7 +189,8 @@ class Resolver:
         if line.error is not None:
             raise line.error
         try:
-            asked = GenerateSpec(**_merged(self._own, line.values))
+            values = self._of_pictures | line.values if "init_image" in line.values else line.values
+            asked = GenerateSpec(**_merged(self._own, values))
             if asked.count > MOST_OF_A_JOB:
                 raise UsageError(f"count {asked.count}: too many for one job", f"at most {MOST_OF_A_JOB} are")
             settings = self._settings_of(asked, line)
@@ -241,7 +244,7 @@ def _plan_defaults(spec: BatchSpec) -> Plan:
         some = replace(spec.defaults, prompt="x")
     else:
         some = replace(spec.defaults, class_name=spec.defaults.class_name or ("0" if classes else None))
-    return plan(_alone(some))
+    return plan(_alone(some), may_lack_picture=True)
 
 
 def _own(defaults: GenerateSpec) -> dict[str, Any]:
