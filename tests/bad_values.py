@@ -26,7 +26,7 @@ SAMPLING = {
     "--guidance-interval": "1:0",
     "--guidance-rescale": "2",
 }
-WORDS = {"--embedding": "none.pt", "--replace": "cat", "--mix": "cat=much"}
+WORDS = {"--embedding": "none.pt", "--replace": "cat", "--mix": "cat=much", "--clip-skip": "-1"}
 DRAWING = {
     **ONE_MODEL,
     **SAMPLING,
@@ -124,6 +124,7 @@ BAD: dict[str, dict[str, Bad]] = {
         "--negative": (NO_TEXT, "--invert", "a cat", "--guidance", "2"),
         "--steps": ("0", "--invert", "a cat"),
         "--guidance": ("0.5", "--invert", "a cat"),
+        "--clip-skip": ("-1", "--invert", "a cat"),
         "--seed": ("-1", "--sample"),
         "--size": "big",
     },
@@ -132,6 +133,7 @@ BAD: dict[str, dict[str, Bad]] = {
         **WORDS,
         "prompt": NO_TEXT,
         "--model": "nowhere",
+        "--seed": "-1",
         "--embeddings": "x.txt",
         "--mask": "x.txt",
         "--if-exists": "ask",
