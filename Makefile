@@ -43,6 +43,7 @@ bench: .venv/.dev ## measure the solvers' orders; time start-up, a whole picture
 	@$(BIN)/python -m tests.benchmarks.orders
 	@$(BIN)/python tests/benchmarks/startup.py
 	@$(BIN)/python tests/benchmarks/training.py
+	@$(BIN)/python -m tests.benchmarks.batch
 
 quality: .venv/.dev ## measure the embedded model: what its VAE keeps, and which concepts it draws
 	@$(BIN)/python tests/quality/quality.py

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import torch
+
 from sdcli.errors import InputError, OutputError, PartialError, Stopped, UsageError
 from sdcli.files import exists
 from sdcli.jobs import lines, plan
@@ -21,6 +23,7 @@ from sdcli.jobs.studio import Studio
 from sdcli.jobs.tally import Tally
 from sdcli.naming import GALLERY
 from sdcli.pages.gallery import MAX_PICTURES, write_gallery
+from sdcli.pipeline.device import local_device, pick_device
 from sdcli.pipeline.metadata import read_record
 from sdcli.specs import BatchSpec
 
@@ -68,8 +71,9 @@ def run(spec: BatchSpec, checked: Checked, stop: Sequence[int]) -> Iterator[Even
     share = plan.share(spec, os.environ)
     if share[1] > 1 and str(spec.jobs) == "-":
         raise UsageError("--shard of stdin: one process reads it", "put the jobs into a file")
+    device = pick_device(local_device(spec.defaults.device))
     with opened(spec.defaults.output, share) as ledger:
-        work = _Work(spec, checked, ledger, stop, share)
+        work = _Work(spec, checked, ledger, stop, share, device)
         finisher = Finisher(ledger)
         is_whole = False
         ended: PartialError | Stopped | None = None
@@ -101,9 +105,16 @@ class _Work:
     """One run over the jobs, and the count of what became of them."""
 
     def __init__(
-        self, spec: BatchSpec, checked: Checked, ledger: Ledger, stop: Sequence[int], share: tuple[int, int]
+        self,
+        spec: BatchSpec,
+        checked: Checked,
+        ledger: Ledger,
+        stop: Sequence[int],
+        share: tuple[int, int],
+        device: torch.device,
     ) -> None:
         self._spec, self._ledger, self._stop, self._defaults = spec, ledger, stop, checked.defaults
+        self._device = device
         self._is_stream = str(spec.jobs) == "-"
         self._bad = checked.bad  # lines, told of before the first image
         self._counts = {"made": 0, "adopted": 0, "done": 0, "failed": checked.bad}
@@ -127,11 +138,13 @@ class _Work:
                     self._claimed.add(one.key)
                     todo.append(one)
             if todo:
-                studio = studio or Studio(self._spec.defaults, self._defaults)
+                studio = studio or Studio(self._defaults, self._device, self._spec.defaults.dtype)
                 yield from self._made(studio, todo, finisher)
             if repeats or self._is_stream:  # who waits for a record before writing the next line is not kept waiting
                 yield from self._counted(finisher.drained())
                 yield from self._counted(map(self._repeated, repeats))
+            if self._is_stream:  # what is sent once more later on is looked for anew
+                self._claimed = Tally() if window else self._claimed
             yield from self._ended_early(finisher)
         yield from self._counted(finisher.drained())
         yield Summary(**self._counts)
@@ -141,13 +154,13 @@ class _Work:
 
     def _made(self, studio: Studio, todo: list[Job], finisher: Finisher) -> Iterator[Event]:
         for some in studio.micro_batches(todo):
+            yield from self._ended_early(finisher)
             for half in [some] if isinstance(some, Failed) else studio.draw(some):
                 if isinstance(half, Failed):
                     yield from self._counted([half])
                 elif half is not None:
                     finisher.put(half)
                 yield from self._counted(finisher.ready())
-            yield from self._ended_early(finisher)
 
     def _ended_early(self, finisher: Finisher) -> Iterator[Event]:
         """After a signal, or too many failures: finish what is in flight, then raise why."""
@@ -174,10 +187,10 @@ class _Work:
 
     def _there(self, job: Job) -> Outcome | None:
         """What is to be said of a job whose file is there; None where the image is to be made."""
-        if not exists(job.target):
+        if not os.path.lexists(job.target):
             return None
         path = {"path": str(job.target)}
-        if self._ledger.has(job.key, job.target.name):
+        if self._ledger.has(job.key, job.target.name) and exists(job.target):
             record = (read_record(job.target) or job.names()) if self._is_stream else {}
             return Finished(job, {**path, **record, "skipped": True}, "done")
         record = read_record(job.target) or {}

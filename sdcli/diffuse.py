@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -25,9 +25,6 @@ from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.metadata import png_bytes
 from sdcli.scheduler_config import check_config
 from sdcli.specs import parse_size
-
-if TYPE_CHECKING:
-    from sdcli.pipeline.bundle import Vae
 
 MIN_TILE = 128  # px; what is smaller is enlarged by a whole factor in a strip
 MARGIN, LABEL = 8, 22  # px, between the tiles of a strip and above them
@@ -178,12 +175,15 @@ def _targets(spec: DiffuseSpec, levels: Sequence[Level], size: tuple[int, int]) 
 
 
 def _noised(spec: DiffuseSpec, levels: Sequence[Level], image: Image.Image, folder: Path) -> Iterator[_Noised]:
+    device = pick_device(spec.device)
+    dtype = pick_dtype(spec.dtype, device)
+    # What is wrong with the device or the model is told before the first file is written.
+    coder = load_vae(folder, device=device, dtype=dtype) if "latents" in spec.spaces else None
     pixels = images.to_pixels(image)  # (1, 3, H, W)
     if "pixels" in spec.spaces:
         for level, x_t in _q_samples(pixels, levels, spec.seed):
             yield _Noised(level, "pixels", images.to_images(x_t)[0], None)
-    if "latents" in spec.spaces:
-        coder = _load(spec, folder)
+    if coder is not None:
         with torch.no_grad():
             x_0 = vae.encode(coder, pixels.to(coder.device, coder.dtype)).float().cpu()  # (1, C, h, w)
         if not x_0.isfinite().all():
@@ -216,8 +216,3 @@ def _save(one: _Noised, spec: DiffuseSpec, target: Path, model: store.Model, kno
     data = latent_files.file_bytes(one.latents, {k: v for k, v in facts.items() if k != "source"})
     path = place(data, target, spec.if_exists, ending=latent_files.SUFFIX)
     return DiffuseRecord(path, {"path": str(path), "space": "latents", **facts})
-
-
-def _load(spec: DiffuseSpec, folder: Path) -> Vae:
-    device = pick_device(spec.device)
-    return load_vae(folder, device=device, dtype=pick_dtype(spec.dtype, device))

@@ -133,9 +133,10 @@ class Plan:
         return rows
 
 
-def plan(spec: GenerateSpec) -> Plan:
+def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     """Resolve every default and refuse whatever can be refused without a tensor.
 
+    may_lack_picture: whether a model for inpainting may be given none, as by options that jobs add theirs to.
     Raises UsageError for an option that is out of range or does not fit the model, and for a weight in a prompt that
     is, InputError for a model that is missing or malformed, OutputError when the pictures could not be written.
     """
@@ -164,7 +165,8 @@ def plan(spec: GenerateSpec) -> Plan:
         raise UsageError(what, "leave them out, or guide by more")
     width, height = _size(spec, model, own, config)
     check_fit(loras, model.folder)
-    initial = initial_picture(spec, model.folder, scheduler, steps)
+    is_left_out = may_lack_picture and spec.init_image is None
+    initial = None if is_left_out else initial_picture(spec, model.folder, scheduler, steps)
     seed = spec.seed if spec.seed is not None else secrets.randbits(DRAWN_SEED_BITS)
     seeds = tuple((seed + i) % (MAX_SEED + 1) for i in range(spec.count))
     prompts = tuple(drawn_prompts(*templates, one) for one in seeds)

@@ -123,6 +123,9 @@ class BatchSpec:
     jobs: Path = Path("-")  # `-` is stdin
     # What a job does not say, and what all have in common.
     defaults: GenerateSpec = field(default_factory=lambda: GenerateSpec(if_exists=BatchSpec.IF_EXISTS))
+    # Of jobs that name a picture to start from, where the defaults name none.
+    strength: float | None = None
+    mask: Path | None = None
     keep_going: bool = False
     max_failures: int | None = None  # None: however many
     shard: str = "1/1"
@@ -138,6 +141,8 @@ class BatchSpec:
 
     def __post_init__(self) -> None:
         parse_shard(self.shard)
+        if self.strength is not None:
+            between("strength", self.strength, 0.0, 1.0)
         if self.max_failures is not None:
             at_least("max_failures", self.max_failures, 1)
         if self.defaults.if_exists == "number":
@@ -145,6 +150,9 @@ class BatchSpec:
             raise UsageError(what, "use error, skip or overwrite")
         if str(self.defaults.output) == "-":
             raise UsageError("--output -: a batch writes files", "name a folder")
+        if set("{}") & set(str(self.defaults.output)):
+            what = f"--output {self.defaults.output}: a batch names its pictures itself"
+            raise UsageError(what, 'name a folder without braces, and give jobs an "id"')
         if self.dry_run and str(self.jobs) == "-":
             raise UsageError("--dry-run of stdin: its jobs are drawn as they come", "put them into a file")
 
@@ -294,6 +302,14 @@ def between(name: str, value: float, low: float, high: float) -> None:
     """Raise UsageError, naming the option, for a number out of its range."""
     if not low <= value <= high:
         raise UsageError(f"{option(name)} {value}: out of range", f"it must lie in {low}..{high}")
+
+
+def in_unicode(name: str, text: str) -> None:
+    """Raise UsageError, naming the option, for bytes that are no text: they arrive as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(f"{option(name)} {text!r}: is no valid text", "write it in UTF-8") from error
 
 
 def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from sdcli.errors import UsageError
-from sdcli.specs import MAX_SEED, at_least, between, one_of, option
+from sdcli.specs import MAX_SEED, at_least, between, in_unicode, one_of, option
 
 LORA_LR = 1e-4
 
@@ -76,6 +76,8 @@ class TrainSpec:
             one_of("tracker", self.tracker, ("tensorboard", "wandb"))
         if self.resolution is not None:
             at_least("resolution", self.resolution, 8)
+        if self.caption is not None:
+            in_unicode("caption", self.caption)
         between("lr", self.peak_lr, 0.0, 1.0)
         between("weight_decay", self.weight_decay, 0.0, 1.0)
         between("ema", self.ema, 0.0, 0.999999)
@@ -162,6 +164,8 @@ class DenoisingSpec(TrainSpec):
         if not 0.0 < self.snr_gamma < math.inf:
             raise UsageError(f"--snr-gamma {self.snr_gamma}: out of range", "it must be above 0; 5 is usual")
         one_of("loss", self.loss, self.LOSSES)
+        for text in self.sample_prompt:
+            in_unicode("sample_prompt", text)
 
 
 @dataclass(frozen=True, kw_only=True)

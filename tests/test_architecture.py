@@ -49,9 +49,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ledger": GROUND,
     "jobs.lines": GROUND | {"specs"},
     "jobs.tally": GROUND,
+    "jobs.inputs": GROUND | {"specs", "initial", "latent_files", "sdcli.pipeline.images"},
     "jobs.plan": GROUND
-    | {"specs", "store", "schedulers", "conditioning", "latent_files", "lora_files", "naming", "plan"}
-    | {"sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.wildcards"},
+    | {"specs", "store", "schedulers", "conditioning", "lora_files", "naming", "plan"}
+    | {"sdcli.jobs.inputs", "sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.wildcards"},
     "jobs.ledger": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.album": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.stdin": GROUND | {"sdcli.jobs.lines"},
@@ -101,7 +102,8 @@ LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
     *("lora_files", "pipeline.adapter_facts", "pipeline.lora_keys", "pipeline.lora_names", "pipeline.lora_shapes"),
-    *("initial", "beside", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.album", "jobs.stdin"),
+    *("initial", "beside", "plan", "jobs.tally", "jobs.lines", "jobs.inputs", "jobs.plan", "jobs.ledger"),
+    *("jobs.album", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
 )
 HEAVY = (

@@ -6,11 +6,13 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -25,9 +27,12 @@ from transformers import CLIPTextModel
 from sdcli import batch, generate
 from sdcli.batch import Failed, Summary
 from sdcli.errors import ExitCode, InputError, OutputError, PartialError, SdcliWarning, Stopped, UsageError
+from sdcli.files import sha256
 from sdcli.jobs import finish
 from sdcli.jobs.finish import Finished
+from sdcli.jobs.lines import MAX_LINE_BYTES
 from sdcli.jobs.plan import plan_batch
+from sdcli.jobs.stdin import BLOCK_BYTES
 from sdcli.pipeline.bundle import load_bundle
 from sdcli.pipeline.contexts import contexts
 from sdcli.pipeline.metadata import read_record
@@ -64,6 +69,15 @@ class Folder:
     def run(self, jobs: Iterable[dict[str, Any]], **options: Any) -> list[Any]:
         return events(self.spec(jobs, **options))
 
+    def run_on(self, jobs: list[dict[str, Any]], change: Callable[[], object]) -> list[Any]:
+        """Run jobs of which the first is done, with something that happens when all are looked at and none is drawn."""
+        self.run(jobs[:1])
+        spec = self.spec(jobs)
+        told = batch.run(spec, plan_batch(spec), [])
+        assert isinstance(next(told), batch.Progress)  # of the one that is done
+        change()
+        return heard(told)
+
     def made(self, jobs: Iterable[dict[str, Any]], **options: Any) -> list[Finished]:
         return [event for event in self.run(jobs, **options) if isinstance(event, Finished)]
 
@@ -90,14 +104,21 @@ def folder(tmp_path: Path, sd1: Path) -> Folder:
 
 def events(spec: BatchSpec, stop: Sequence[int] = ()) -> list[Any]:
     """All that a run tells; what it raises at the end of a batch with failures is the last."""
+    return heard(batch.run(spec, plan_batch(spec), stop))
+
+
+def heard(told: Iterator[Any]) -> list[Any]:
     found: list[Any] = []
-    told = batch.run(spec, plan_batch(spec), stop)
     try:
         while (event := next(told, None)) is not None:
             found.append(event)
     except (PartialError, Stopped) as error:
         found.append(error)
     return found
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:100])
 
 
 def pixels(path: Path) -> NDArray[np.int16]:
@@ -155,6 +176,35 @@ def test_deterministic_pictures_are_bit_equal_in_any_company_and_those_of_genera
         alone = {key: value for key, value in job.items() if key != "id"}
         drawn = by_generate(folder, alone, steps=2, deterministic=True, batch_size=2)
         assert (drawn == pixels(folder.out / f"{job['id']}.png")).all()
+
+
+@pytest.mark.parametrize("kind", ["alone", "from a picture", "in a part of one", "by a model for that"])
+def test_deterministic_pictures_are_those_of_generate_of_shares_and_of_what_a_resumed_batch_makes(
+    folder: Folder, forks: Forks, inpainting: Path, kind: str
+) -> None:
+    photo, mask = folder.path / "photo.png", folder.path / "mask.png"
+    Image.effect_noise((models.SIZE, models.SIZE), 60).convert("RGB").save(photo)
+    Image.linear_gradient("L").resize((models.SIZE, models.SIZE)).save(mask)
+    start: dict[str, Any] = {} if kind == "alone" else {"init_image": photo, "strength": 0.6}
+    start |= {"mask": mask} if kind.startswith(("in", "by")) else {}
+    folder.model = inpainting if kind.startswith("by") else folder.model
+    own = {"steps": 3, "scheduler": "euler-a", "deterministic": True, **start}
+    jobs = [{"prompt": prompt, "seed": i, "id": i} for i, prompt in enumerate((*PROMPTS[1:], LONG))]
+    folder.made(jobs, **own)
+    whole = folder.pictures()
+    for job in jobs[::2]:
+        drawn = by_generate(folder, {"prompt": job["prompt"], "seed": job["seed"]}, **own, batch_size=3)
+        assert (drawn == pixels(folder.out / f"{job['id']}.png")).all()
+    (folder.out / "1.png").unlink()
+    folder.made(jobs, **own)
+    assert folder.pictures() == whole
+    folder.out = folder.path / "shared"
+    given = [word for name, value in start.items() for word in (f"--{name.replace('_', '-')}", value)]
+    command = ["batch", folder.write(reversed(jobs)), "-o", folder.out, "--model", folder.model, "--steps", 3]
+    for share in ("2/2", "1/2"):
+        ended = forks.sdcli(*command, *given, "--scheduler", "euler-a", "--deterministic", "--shard", share)
+        assert ended.code == 0, ended.stderr
+    assert folder.pictures() == whole
 
 
 def test_jobs_of_equal_settings_are_drawn_together_and_a_prompt_is_encoded_once(
@@ -258,6 +308,15 @@ def test_other_formats_are_written_and_adopted_as_well(folder: Folder, form: str
     assert [event.job.target.suffix for event in made] == [f".{form}"] * 2
     (folder.out / "ledger.jsonl").unlink()
     assert [event.how for event in folder.made(jobs, format=form)] == ["adopted"] * 2
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jpg"])
+def test_a_picture_that_is_cut_short_is_not_adopted(folder: Folder, form: str) -> None:
+    (made,) = folder.made([{"prompt": "a cat", "id": "x"}], format=form)
+    target = made.job.target
+    target.write_bytes(target.read_bytes()[:-40])
+    (folder.out / "ledger.jsonl").unlink()
+    assert Summary(0, 0, 0, 1) in folder.run([{"prompt": "a cat", "id": "x"}], format=form)
 
 
 def test_a_picture_of_something_else_is_not_touched_unless_asked(folder: Folder) -> None:
@@ -385,6 +444,11 @@ def test_a_gallery_has_the_pictures_of_all_shares_in_the_order_of_the_jobs_whene
     assert re.findall(r'href="./(\d).png"', page.path.read_text(encoding="utf-8")) == ["9", "8", "7", "6", "5", "4"]
 
 
+def test_a_signal_before_the_first_image_is_in_flight_draws_none(folder: Folder) -> None:
+    told = events(folder.spec([{"prompt": "a cat"}]), stop=[signal.SIGTERM])
+    assert isinstance(told[-1], Stopped) and folder.pictures() == {}
+
+
 def test_a_full_disk_ends_the_batch_and_spoils_nothing(folder: Folder, forks: Forks) -> None:
     command = ["batch", folder.write(jobs_of(14)), "--model", folder.model, "--steps", 1, "-o"]
     assert forks.sdcli(*command, folder.path / "whole").code == 0
@@ -412,6 +476,83 @@ def test_a_job_that_fails_leaves_the_others_alone_and_is_tried_again(folder: Fol
     told = folder.run(jobs, how={"max_failures": 1})
     assert "--max-failures 1" in str(told[-1])
     assert sum(isinstance(event, Failed) for event in told) == 1
+
+
+def test_a_picture_file_that_turns_out_bad_while_drawing_fails_its_own_jobs_alone(folder: Folder) -> None:
+    photo = folder.path / "photo.png"
+    Image.linear_gradient("L").resize((32, 32)).convert("RGB").save(photo)
+    jobs = [{"prompt": "a cat", "init_image": str(photo), "strength": 1, "seed": i} for i in range(3)]
+    found = folder.run_on([{"prompt": "a dog"}, *jobs, {"prompt": "a dog", "steps": 3}], lambda: cut(photo))
+    assert Summary(1, 0, 1, 3) in found and isinstance(found[-1], PartialError)
+    failed = [event for event in found if isinstance(event, Failed)]
+    assert {(event.line, event.error.exit_code) for event in failed} == {(i, ExitCode.INPUT) for i in (2, 3, 4)}
+
+
+def test_a_file_that_is_replaced_while_the_batch_runs_is_not_drawn_from_under_the_hash_of_the_other(
+    folder: Folder,
+) -> None:
+    size, photo = (models.SIZE, models.SIZE), folder.path / "photo.png"
+    Image.new("RGB", size, "red").save(photo)
+    job = {"prompt": "a cat", "init_image": str(photo), "strength": 1}
+    found = folder.run_on([{"prompt": "a dog"}, job], lambda: Image.new("RGB", size, "blue").save(photo))
+    (failed,) = (event for event in found if isinstance(event, Failed))
+    assert "was changed while the batch ran" in str(failed.error)
+    assert len(folder.pictures()) == 1
+    assert [event.how for event in folder.made([job])] == ["made"]
+
+
+def test_memory_that_runs_out_while_decoding_costs_only_the_image_that_is_too_large(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def small(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+        if len(latents) > 1 or latents.shape[-1] > 16:
+            raise MemoryError
+        return decoded(vae, latents)
+
+    decoded = finish.vae.decode_finite
+    monkeypatch.setattr(finish.vae, "decode_finite", small)
+    told = folder.run([*[{"prompt": "a cat", "seed": i} for i in range(3)], {"prompt": "a dog", "size": "64x64"}])
+    assert Summary(3, 0, 0, 1) in told
+    (failed,) = (event for event in told if isinstance(event, Failed))
+    assert (failed.line, failed.error.exit_code) == (4, ExitCode.RESOURCES)
+
+
+def test_an_output_folder_that_is_removed_in_the_middle_ends_the_batch(folder: Folder) -> None:
+    jobs = [{"prompt": "a cat", "seed": i} for i in range(6)]
+    with pytest.raises(OutputError, match="was removed or replaced while the batch ran"):
+        folder.run_on(jobs, lambda: shutil.rmtree(folder.out))
+    assert Summary(6, 0, 0, 0) in folder.run(jobs)
+    folder.check_whole(6)
+
+
+def test_a_link_that_leads_nowhere_is_another_picture(folder: Folder) -> None:
+    folder.out.mkdir()
+    (folder.out / "x.png").symlink_to(folder.path / "nowhere.png")
+    jobs = [{"prompt": "a cat", "id": "x"}, {"prompt": "a cat", "id": "y"}]
+    assert Summary(1, 0, 0, 1) in folder.run(jobs)
+    assert not (folder.path / "nowhere.png").exists()
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_picture_that_says_nothing_of_itself_is_known_by_its_record_even_if_the_process_ends_at_once(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def ending(*paths: Path) -> None:
+        if is_there:
+            link(*paths)
+        raise Ended
+
+    link = os.link
+    monkeypatch.setattr(os, "link", ending)
+    with pytest.raises(Ended):
+        folder.run([{"prompt": "a cat", "id": "x"}], no_metadata=True)
+    monkeypatch.undo()
+    assert len(folder.pictures()) == is_there
+    assert Summary(not is_there, 0, is_there, 0) in folder.run([{"prompt": "a cat", "id": "x"}], no_metadata=True)
+    assert read_record(folder.out / "x.png") is None
 
 
 def test_a_picture_that_another_process_made_meanwhile_is_no_failure_unless_it_is_another(folder: Folder) -> None:
@@ -511,6 +652,52 @@ def test_of_stdin_a_job_done_before_is_answered_with_its_record(folder: Folder, 
     for _ in range(2):
         pipe.write({"prompt": "a dog", "id": "y"})
     assert [next(told).how for _ in range(2)] == ["made", "done"]
+    told.close()
+
+
+def test_of_stdin_a_picture_that_was_removed_is_made_again(folder: Folder, pipe: Pipe) -> None:
+    told = stream(folder)
+    for _ in range(2):
+        pipe.write({"prompt": "a cat", "id": "x"})
+        event = next(told)
+        assert event.how == "made"
+        event.job.target.unlink()
+    told.close()
+
+
+def test_of_stdin_a_file_that_was_written_anew_is_read_anew(folder: Folder, pipe: Pipe) -> None:
+    photo, keys = folder.path / "photo.png", set()
+    told = stream(folder)
+    for colour in ("red", "blue"):
+        Image.new("RGB", (models.SIZE, models.SIZE), colour).save(photo)
+        pipe.write({"prompt": "a cat", "seed": 1, "init_image": str(photo), "strength": 0.5})
+        event = next(told)
+        assert (event.how, event.facts["init_image"]["sha256"]) == ("made", sha256(photo, max_bytes=1 << 20))
+        keys.add(event.job.key)
+    told.close()
+    assert len(keys) == 2
+
+
+def test_of_stdin_a_learned_word_that_was_written_anew_is_read_anew(folder: Folder, pipe: Pipe) -> None:
+    file = folder.path / "word.safetensors"
+    told, drawn = stream(folder), []
+    for sign in (-1, 1):
+        save_file({"<x>": sign * torch.linspace(-5, 5, models.CONTEXT)[None]}, file)
+        pipe.write({"prompt": "a <x>", "seed": 1, "embedding": str(file)})
+        event = next(told)
+        assert isinstance(event, Finished), event
+        drawn.append(pixels(event.job.target))
+    told.close()
+    assert abs(drawn[0] - drawn[1]).max() > 2
+
+
+def test_of_stdin_a_last_line_that_is_too_long_and_has_no_end_is_told(folder: Folder, pipe: Pipe) -> None:
+    told = stream(folder)
+    writer = Thread(target=lambda: (pipe.end.write(b"x" * (MAX_LINE_BYTES + BLOCK_BYTES)), pipe.end.close()))
+    writer.start()
+    event = next(told)
+    writer.join()
+    assert (event.line, "has over 1,048,576 bytes" in str(event.error)) == (1, True)
     told.close()
 
 

@@ -58,6 +58,8 @@ def batch(**given: Any) -> None:
     """Draw the pictures of a job file; the same command again makes what is missing."""
     given["output"] = given.pop("out")
     mine = {name: given.pop(name) for name in ("jobs", "keep_going", "max_failures", "shard", "gallery", "dry_run")}
+    if given["init_image"] is None:  # then they are for the pictures that jobs name
+        mine |= {name: given.pop(name) for name in ("strength", "mask")}
     kept = {name: value for name, value in given.items() if name not in options.NO_SETTINGS}
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
     spec = BatchSpec(defaults=GenerateSpec(**values), **mine)

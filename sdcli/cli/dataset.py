@@ -11,6 +11,7 @@ import typer
 from sdcli import output
 from sdcli.cli import options
 from sdcli.errors import InputError
+from sdcli.specs import at_least
 
 if TYPE_CHECKING:
     from sdcli.training.faults import Checked
@@ -36,6 +37,7 @@ def check(
     debug: options.Debug = False,
 ) -> None:
     """Name every fault of a dataset: unreadable, tiny, doubled or misnamed pictures, captions missing or unreadable."""
+    at_least("workers", workers, 1)
     from sdcli.training import faults  # deferred: imports torch
     from sdcli.training.loop import Preparing
 

@@ -5,18 +5,18 @@ While it decodes and writes, the next images are denoised.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from queue import Empty, Queue
-from threading import Thread
+from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from sdcli import generate
-from sdcli.errors import NumericalError, OutputError, SdcliError
-from sdcli.files import exists
+from sdcli.errors import NumericalError, OutputError, ResourceError, SdcliError, is_out_of_memory
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.plan import Job
 from sdcli.pipeline import init, vae
@@ -24,6 +24,8 @@ from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import read_record
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from sdcli.pipeline.bundle import Vae
 
 DEPTH = 2  # micro-batches that wait: enough that neither side does, few enough to keep memory flat
@@ -70,7 +72,7 @@ class Finisher:
         self._todo: Queue[Denoised | None] = Queue(DEPTH)
         self._done: Queue[Outcome] = Queue()
         self._problem: BaseException | None = None
-        self._is_dropping = False
+        self._drops = Event()  # what waits is not finished any more
         self._thread = Thread(target=self._work, name="finish")
         self._thread.start()
 
@@ -95,33 +97,47 @@ class Finisher:
 
     def close(self, *, is_abort: bool) -> None:
         """End the thread; is_abort: what waits is dropped."""
-        self._is_dropping = self._is_dropping or is_abort
+        if is_abort:
+            self._drops.set()
         self._todo.put(None)
         self._thread.join()
 
     def _work(self) -> None:
         while (denoised := self._todo.get()) is not None:
             try:
-                if not self._is_dropping:
-                    for outcome in _finish(denoised, self._ledger):
-                        self._done.put(outcome)
+                for outcome in () if self._drops.is_set() else _finish(denoised, self._ledger):
+                    self._done.put(outcome)
+                    if self._drops.is_set():
+                        break
             except BaseException as problem:  # noqa: BLE001  raised again by the other thread
-                self._problem, self._is_dropping = problem, True
+                self._problem = problem
+                self._drops.set()
             finally:
                 self._todo.task_done()
                 del denoised
         self._todo.task_done()
 
 
+def failure_of(job: Job, error: Exception) -> Failed:
+    """What is to be said of a job that failed; raises the error where it is a bug, and no fault of the job."""
+    if not isinstance(error, SdcliError) and not is_out_of_memory(error):
+        raise error
+    known = error if isinstance(error, SdcliError) else ResourceError("out of memory", "use a smaller size")
+    return Failed(job.line, known, job)
+
+
 def _finish(denoised: Denoised, ledger: Ledger) -> Iterator[Outcome]:
-    """Decode a micro-batch and put its pictures in place; where one is not finite, each alone."""
+    """Decode a micro-batch and put its pictures in place; where one is not finite, or memory runs out, each alone."""
     began = time.perf_counter()
+    images: list[Image] = []
     try:
         images = to_images(vae.decode_finite(denoised.vae, denoised.latents))
-    except NumericalError as error:
+    except (NumericalError, MemoryError, RuntimeError) as error:
+        failed = failure_of(denoised.jobs[0], error)
         if len(denoised.jobs) == 1:
-            yield Failed(denoised.jobs[0].line, error, denoised.jobs[0])
+            yield failed
             return
+    if not images:  # the error, and what it keeps of the memory, is gone
         for one in _each(denoised):
             yield from _finish(one, ledger)
         return
@@ -129,15 +145,26 @@ def _finish(denoised: Denoised, ledger: Ledger) -> Iterator[Outcome]:
         images = [init.paste_kept(image, denoised.picture) for image in images]
     seconds = (denoised.seconds + time.perf_counter() - began) / len(images)
     for job, facts, image in zip(denoised.jobs, denoised.facts, images, strict=True):
-        try:
-            record = generate.write(image, {**facts, "seconds": round(seconds, 3)}, job.target, job.spec)
-        except OutputError as error:
-            if not exists(job.target):
-                raise
-            yield _made_meanwhile(job, error)
-            continue
-        ledger.add(job.key, {**record.facts, "path": job.target.name})
-        yield Finished(job, record.facts, "made")
+        yield _placed(job, {**facts, "seconds": round(seconds, 3)}, image, ledger)
+
+
+def _placed(job: Job, facts: Mapping[str, Any], image: Image, ledger: Ledger) -> Outcome:
+    """Put a picture in place, and its record into the ledger."""
+    ledger.check_in_place()
+    row = {**facts, "path": job.target.name}
+    # A picture that says nothing of itself is known by its record alone, which must not come too late.
+    is_told_first = job.spec.no_metadata and not os.path.lexists(job.target)
+    if is_told_first:
+        ledger.add(job.key, row)
+    try:
+        record = generate.write(image, facts, job.target, job.spec)
+    except OutputError as error:
+        if not os.path.lexists(job.target):
+            raise
+        return _made_meanwhile(job, error)
+    if not is_told_first:
+        ledger.add(job.key, row)
+    return Finished(job, record.facts, "made")
 
 
 def _made_meanwhile(job: Job, error: OutputError) -> Outcome:

@@ -9,17 +9,21 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import stat
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sdcli.errors import LockedError
+from sdcli.errors import LockedError, OutputError
 from sdcli.files import make_folder, output_error, remove_dead_parts
 from sdcli.jobs.tally import Tally, key_of, number
 from sdcli.ledger import KEY, LOCK, ROWS
 
 NEWLINE = b"\n"
+# What a line that is no record of ours raises: no JSON, too deep, another form, a key of more bits than we have.
+DAMAGES = (ValueError, RecursionError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 class Ledger:
@@ -29,6 +33,7 @@ class Ledger:
         self.path = path
         self._keys = Tally()  # the key of the picture at each path: of several records the last one counts
         self._descriptor = descriptor
+        self._turn = threading.Lock()  # flock is of the descriptor: it keeps other processes out, not other threads
         with self._locked():
             self._read()
 
@@ -40,10 +45,19 @@ class Ledger:
         """Let `has` know of a record that was added."""
         self._keys.put(key_of(name), number(key))
 
+    def check_in_place(self) -> None:
+        """Raise OutputError when the file is no longer that of its name: nobody would find what is written to it."""
+        with suppress(OSError):
+            if os.path.samestat(self.path.stat(), os.fstat(self._descriptor)):
+                return
+        what = f"{self.path}: was removed or replaced while the batch ran"
+        raise OutputError(what, "the same command again makes what is missing")
+
     def add(self, key: str, record: Mapping[str, Any]) -> None:
         """Append the record of a finished image. Raises OutputError when the disk refuses; nothing is then appended."""
         line = f"{json.dumps({KEY: key, **record})}\n".encode()
         with self._locked():
+            self.check_in_place()
             end = self._whole_end()
             try:
                 os.ftruncate(self._descriptor, end)
@@ -60,7 +74,7 @@ class Ledger:
         with os.fdopen(os.dup(self._descriptor), "rb") as stream:
             stream.seek(0)
             for line in stream:
-                with suppress(ValueError, KeyError, TypeError):  # such a picture is found on the disk, or made again
+                with suppress(*DAMAGES):  # such a picture is found on the disk, or made again
                     record = json.loads(line)
                     self.note(record[KEY], record["path"])
 
@@ -77,11 +91,12 @@ class Ledger:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        with self._turn:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
 
 @contextmanager
@@ -99,21 +114,29 @@ def opened(folder: Path, share: tuple[int, int]) -> Iterator[Ledger]:
             what = "another batch" if count == 1 or not whole else f"another process with share {index}/{count}"
             raise LockedError(f"{folder}: {what} owns this folder", "wait for it to end, or name another --output")
         remove_dead_parts(folder)
-        try:
-            descriptor = os.open(folder / ROWS, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise output_error(folder / ROWS, error) from error
-        stack.callback(os.close, descriptor)
-        yield Ledger(folder / ROWS, descriptor)
+        yield Ledger(folder / ROWS, _open(stack, folder / ROWS))
 
 
 def _lock(stack: ExitStack, path: Path, kind: int) -> bool:
     """Take a lock that ends with this process, if it can be had."""
+    descriptor = _open(stack, path)
     try:
-        stream = stack.enter_context(path.open("ab"))
-        fcntl.flock(stream, kind | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
         raise output_error(path, error) from error
     return True
+
+
+def _open(stack: ExitStack, path: Path) -> int:
+    """Open a file of the folder for as long as it is owned. Raises OutputError for what is none, or refuses."""
+    try:
+        # O_NONBLOCK: opening a FIFO must not hang.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise output_error(path, error) from error
+    stack.callback(os.close, descriptor)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise OutputError(f"{path}: is no regular file", "remove it, or name another output")
+    return descriptor

@@ -129,7 +129,8 @@ def _read_csv(rows: Iterator[tuple[int, bytes | None]], path: Path) -> Iterator[
     """The rows below the head of a table, whose columns are named as the keys of JSON; empty cells say nothing."""
     # What is no text is found with the row that it is in: an error here would end csv's reader.
     texts = (data.decode(errors="surrogateescape") if data is not None else "\udcff\n" for _, data in rows)
-    reader, head = csv.reader(texts), list[str]()
+    # Not strict, a quote without its partner would make one prompt of all that follows.
+    reader, head = csv.reader(texts, strict=True), list[str]()
     while True:
         number = reader.line_num + 1
         try:

@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
-from sdcli import latent_files, layout, store
+from sdcli import layout, store
 from sdcli.conditioning import asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
-from sdcli.files import check_writable, open_regular, sha256
-from sdcli.jobs import lines
+from sdcli.files import check_writable
+from sdcli.jobs import inputs, lines
 from sdcli.jobs.lines import Line
 from sdcli.jobs.tally import Tally, key_of
 from sdcli.lora_files import content
@@ -49,6 +50,8 @@ class Settings:
     plan: Plan
     classes: tuple[str, ...] | None
     digest: str
+    contents: Mapping[str, str]  # the SHA-256 of the files that inputs.PATHS name
+    additions: str  # a hash of what inputs.FILES_AND_MORE add to the model
 
 
 @dataclass(frozen=True)
@@ -108,17 +111,15 @@ def plan_batch(spec: BatchSpec) -> Checked:
     checked = Checked(_plan_defaults(spec))
     if str(spec.jobs) == "-":
         return checked
-    resolver, names = Resolver(spec), Tally()
+    resolver, names, alike = Resolver(spec, opens_pictures=True), Tally(), Tally()
     for line in lines.read(spec.jobs):
         checked.lines += 1
         try:
-            found = 0
-            for job in resolver.jobs(line):
-                found += 1
-                if job.id is not None and names.add(key_of(job.target.name)):
-                    what = f"id: {job.id} gives {job.target.name}, as another job does"
-                    raise lines.located(spec.jobs, line.number, what, "give every job an id of its own")
-            checked.images += found
+            for job in _named_apart(resolver, line, names, spec.jobs):
+                checked.images += 1
+                if job.id is not None and alike.add(key_of(normalize("NFC", job.target.name.casefold()))):
+                    note = f"{spec.jobs}:{line.number}: id: {job.id} and another differ in case or accents' form alone"
+                    warnings.warn(f"{note}: one file on macOS and Windows", SdcliWarning, stacklevel=2)
         except InputError as error:
             checked.add(error, line.number)
     if not checked.lines:
@@ -146,9 +147,7 @@ def good_jobs(spec: BatchSpec, share_of: tuple[int, int]) -> Iterator[Job]:
     resolver, names, index = Resolver(spec), Tally(), 0
     for line in lines.read(spec.jobs):
         try:
-            for job in resolver.jobs(line):
-                if job.id is not None and names.add(key_of(job.target.name)):
-                    raise lines.located(spec.jobs, line.number, f"id: {job.id} is another job's", "give each its own")
+            for job in _named_apart(resolver, line, names, spec.jobs):
                 if index % share_of[1] == share_of[0] - 1:
                     yield job
                 index += 1
@@ -157,12 +156,34 @@ def good_jobs(spec: BatchSpec, share_of: tuple[int, int]) -> Iterator[Job]:
                 raise
 
 
+def _named_apart(resolver: Resolver, line: Line, names: Tally, source: Path) -> Iterator[Job]:
+    """The images of a line. Raises InputError, before the first, where one has the file name of another job's."""
+    for index, job in enumerate(resolver.jobs(line)):
+        if job.id is not None and not index:
+            own = [f"{_name(job.id, i)}{job.target.suffix}" for i in range(job.spec.count)]
+            taken = next((name for name in own if names.get(key_of(name))), None)
+            if taken is not None:
+                what = f"id: {job.id} gives {taken}, as another job does"
+                raise lines.located(source, line.number, what, "give every job an id of its own")
+            for name in own:
+                names.add(key_of(name))
+        yield job
+
+
+def _name(job_id: str, index: int) -> str:
+    """The file name, without its suffix, of a job's image, counted from 0."""
+    return f"{job_id}-{index + 1}" if index else job_id
+
+
 class Resolver:
     """Makes images of lines; it remembers how many equal ones there were, for their seeds."""
 
-    def __init__(self, spec: BatchSpec) -> None:
-        self._spec = spec
+    def __init__(self, spec: BatchSpec, *, opens_pictures: bool = False) -> None:
+        """opens_pictures: whether a picture that cannot be decoded is found now, and not when it is drawn from."""
+        self._spec, self._opens_pictures = spec, opens_pictures
         self._own = _own(spec.defaults)
+        of_pictures = {"strength": spec.strength, "mask": spec.mask}
+        self._of_pictures = {name: value for name, value in of_pictures.items() if value is not None}
         self._settings: OrderedDict[tuple[Any, ...], Settings] = OrderedDict()
         self._equal = Tally()
 
@@ -171,7 +192,8 @@ class Resolver:
         if line.error is not None:
             raise line.error
         try:
-            asked = GenerateSpec(**_merged(self._own, line.values))
+            values = self._of_pictures | line.values if "init_image" in line.values else line.values
+            asked = GenerateSpec(**_merged(self._own, values))
             if asked.count > MOST_OF_A_JOB:
                 raise UsageError(f"count {asked.count}: too many for one job", f"at most {MOST_OF_A_JOB} are")
             settings = self._settings_of(asked, line)
@@ -193,8 +215,7 @@ class Resolver:
         seeds = [(first + index) % (MAX_SEED + 1) for index in range(asked.count)]
         drawn = [drawn_prompts(*templates, seed) for seed in seeds]  # all before the first: a line is good or bad
         for index, (seed, prompts) in enumerate(zip(seeds, drawn, strict=True)):
-            number = f"-{index + 1}" if index else ""
-            name = f"{line.id}{number}" if line.id is not None else None
+            name = _name(line.id, index) if line.id is not None else None
             key = key_of(json.dumps([said, seed, name]))
             if name is None:
                 label = settings.plan.label
@@ -204,11 +225,15 @@ class Resolver:
             yield Job(line.number, line.id, asked, settings, seed, prompts, key, target)
 
     def _settings_of(self, asked: GenerateSpec, line: Line) -> Settings:
-        """What a job shares with others, worked out once for all of them."""
-        name = tuple((key, value) for key, value in sorted(line.values.items()) if key not in OF_A_JOB)
+        """What a job shares with others, worked out once for all of them, and again when a file of theirs changes."""
+        said = tuple((key, value) for key, value in sorted(line.values.items()) if key not in OF_A_JOB)
+        name = (said, *map(inputs.stamp, inputs.files(asked)))
         found = self._settings.get(name)
         if found is None:
-            found = self._settings[name] = _settings(asked)
+            found = _settings(asked)
+            if self._opens_pictures and found.plan.initial is not None:
+                inputs.check_pictures(found.plan.initial)
+            self._settings[name] = found
             if len(self._settings) > MOST_SETTINGS:
                 self._settings.popitem(last=False)
         return found
@@ -224,7 +249,7 @@ def _plan_defaults(spec: BatchSpec) -> Plan:
         some = replace(spec.defaults, prompt="x")
     else:
         some = replace(spec.defaults, class_name=spec.defaults.class_name or ("0" if classes else None))
-    return plan(_alone(some))
+    return plan(_alone(some), may_lack_picture=True)
 
 
 def _own(defaults: GenerateSpec) -> dict[str, Any]:
@@ -260,16 +285,15 @@ def _settings(asked: GenerateSpec) -> Settings:
         "size": [decided.width, decided.height],
         "label": dataclasses.asdict(decided.label) if decided.label is not None else None,
         **({"lora": [content(one) for one in decided.loras]} if decided.loras else {}),
-        "embedding": [[_content(one.path), one.token] for one in map(embedding_file, asked.embedding)],
+        "embedding": [[inputs.content(one.path), one.token] for one in map(embedding_file, asked.embedding)],
     }
+    contents: dict[str, str] = {}
     for one in dataclasses.fields(GenerateSpec):
         value = getattr(asked, one.name)
         if one.name not in BatchSpec.OF_THE_RUN | OF_A_JOB | RESOLVED and value != one.default:
-            facts[one.name] = _content(value) if isinstance(value, Path) else str(value)
-    return Settings(decided, layout.classes(decided.model.folder), key_of(json.dumps(facts, sort_keys=True)))
-
-
-def _content(path: Path) -> str:
-    """The hash of an input file: another file of the same name makes another job."""
-    open_regular(path).close()
-    return sha256(path, max_bytes=latent_files.MAX_BYTES)
+            facts[one.name] = str(value)
+            if isinstance(value, Path):
+                facts[one.name] = contents[one.name] = inputs.content(value)
+    digest = key_of(json.dumps(facts, sort_keys=True))
+    additions = key_of(json.dumps([facts[name] for name in inputs.FILES_AND_MORE if name in facts]))
+    return Settings(decided, layout.classes(decided.model.folder), digest, contents, additions)

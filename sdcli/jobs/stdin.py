@@ -37,7 +37,7 @@ def stdin_lines(most: int) -> Iterator[list[Numbered]]:
         except OSError as error:
             raise InputError(f"stdin: {reason(error)}", "write jobs to it, one a line") from error
         *whole, rest = (rest + data).split(b"\n")
-        if not data and rest:  # the last line, without an end
+        if not data and (rest or is_skipping):  # the last line, without an end
             whole, rest = [rest], b""
         lines: list[Numbered] = []
         for line in whole:

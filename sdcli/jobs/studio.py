@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from sdcli import drawing, records
 from sdcli.drawing import Words
-from sdcli.errors import NumericalError, ResourceError, SdcliError, is_out_of_memory
-from sdcli.jobs.finish import Denoised, Failed
+from sdcli.errors import InputError, SdcliError
+from sdcli.jobs.finish import Denoised, Failed, failure_of
 from sdcli.jobs.plan import Job
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
-from sdcli.pipeline.device import local_device, pick_device, pick_dtype
+from sdcli.pipeline.device import pick_dtype
 from sdcli.plan import Plan
 from sdcli.reading import Reader, Reading
-from sdcli.specs import GenerateSpec
 
 
 class Studio:
     """One model at a time, as the jobs at hand need it, and the contexts of their prompts, each computed once."""
 
-    def __init__(self, spec: GenerateSpec, defaults: Plan) -> None:
+    def __init__(self, defaults: Plan, device: torch.device, dtype: str) -> None:
         self._default = _variant(defaults)
-        self._device = pick_device(local_device(spec.device))
-        self._dtype = pick_dtype(spec.dtype, self._device)
+        self._device, self._dtype = device, pick_dtype(dtype, device)
         self._folder: object = None
         self._variant: object = None
         self._plain: ModelBundle | None = None
@@ -63,20 +61,16 @@ class Studio:
                 yield from (group[first : first + size] for first in range(0, len(group), size))
 
     def draw(self, jobs: Sequence[Job]) -> Iterator[Denoised | Failed | None]:
-        """Denoise a micro-batch; where memory runs out or a number overflows, its halves. None: a step was done."""
+        """Denoise a micro-batch; where memory, a number or a file fails, its halves. None: a step is done."""
         try:
             yield from self._denoised(jobs)
             return
-        except (NumericalError, MemoryError, RuntimeError) as error:
-            is_memory = is_out_of_memory(error)
-            if not is_memory and not isinstance(error, NumericalError):
-                raise
+        except (SdcliError, MemoryError, RuntimeError) as error:
+            failed = failure_of(jobs[0], error)
             if len(jobs) == 1:
-                known = (
-                    error if isinstance(error, NumericalError) else ResourceError("out of memory", "use a smaller size")
-                )
-                yield Failed(jobs[0].line, known, jobs[0])
+                yield failed
                 return
+            del failed  # what it keeps of the memory is needed
         half = len(jobs) // 2
         for part in (jobs[:half], jobs[half:]):
             yield from self.draw(part)
@@ -92,12 +86,14 @@ class Studio:
             yield None
         started = records.picture_facts(plan, picture)
         facts = [self._facts_of(job, evaluations) | started for job in jobs]
+        _check_unchanged(jobs[0], facts[0])
         yield Denoised(jobs, facts, latents, time.perf_counter() - began, bundle.vae, picture)
 
     def _ready(self, job: Job) -> tuple[ModelBundle, Reader]:
         """The model of a job, loaded unless it is the one at hand, and what reads its words."""
         plan = job.settings.plan
-        if self._bundle is None or self._reader is None or self._variant != _variant(plan):
+        variant = _variant(plan), job.settings.additions
+        if self._bundle is None or self._reader is None or self._variant != variant:
             words = drawing.read_words(plan)
             adapters = drawing.read_adapters(plan.loras, plan.model.folder)
             if self._plain is None or self._folder != plan.model.folder:
@@ -106,7 +102,7 @@ class Studio:
                 self._folder = plan.model.folder
             self._words, self._bundle = words, drawing.equipped(self._plain, words, adapters)
             self._reader = Reader(self._bundle.conditioner, words.embeddings)
-            self._variant = _variant(plan)
+            self._variant = variant
             self._facts.clear()
         return self._bundle, self._reader
 
@@ -122,6 +118,14 @@ class Studio:
             self._facts[digest] = records.shared_facts(job.spec, job.settings.plan, self._words.embeddings)
         words = records.word_facts(job.prompts, self._reading(job))
         return self._facts[digest] | words | {"seed": job.seed, "evaluations": evaluations} | job.names()
+
+
+def _check_unchanged(job: Job, facts: Mapping[str, Any]) -> None:
+    """Raise InputError where a file is not the one that the job's hash tells of."""
+    for name, digest in job.settings.contents.items():
+        if name in facts and facts[name]["sha256"] != digest:
+            what = f"{facts[name]['file']}: was changed while the batch ran"
+            raise InputError(what, "the same command again draws from what it is now")
 
 
 def _variant(plan: Plan) -> object:

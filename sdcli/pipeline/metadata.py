@@ -129,6 +129,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
             if image.format == "PNG":
                 image.verify()  # its checksums, without decoding
             else:
+                image.load()
                 described = str(image.getexif().get(ExifTags.Base.ImageDescription, ""))
                 text = described.removeprefix("sdcli ") if described.startswith("sdcli {") else ""
             value = json.loads(text) if text else None

@@ -35,11 +35,11 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
     """Train the VAE of a model, or one from scratch, and yield what happens; the result lies in RUN/export/vae."""
     accelerator = start.accelerator_for(spec)
     dataset = data.find(spec.data, spec.caption)
+    network = features.perceptual(spec.perceptual_network)
     part = parts.vae(spec, accelerator.device)
     resolution = start.resolution(spec, part.model.config["sample_size"], latent.factor(part.model))
     if spec.is_adversarial:
         losses.check_patches(spec.disc_layers, resolution)
-    network = features.perceptual(spec.perceptual_network)
     if resolution < network.least_side:
         raise UsageError(
             f"--resolution {resolution}: {network.name} cannot compare pictures so small",

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sdcli.cli import signals
 from sdcli.cli.signals import Signalled
 from sdcli.errors import ExitCode
+from tests import models
 from tests.commands import Shell
 
 GOOD = '{"prompt": "a cat", "steps": 2, "id": "x"}\n'
@@ -75,18 +77,43 @@ def test_dry_run_counts_and_draws_nothing(shell: Shell) -> None:
     assert not Path("out").exists()
 
 
+def test_strength_and_mask_of_the_command_line_are_for_the_pictures_that_jobs_name(
+    shell: Shell, inpainting: Path
+) -> None:
+    for name in ("photo.png", "mask.png"):
+        Image.linear_gradient("L").resize((models.SIZE, models.SIZE)).save(name)
+    started = '{"prompt": "a cat", "init_image": "photo.png", "id": "x"}\n'
+    own = '{"prompt": "a cat", "init_image": "photo.png", "strength": 1, "id": "y"}\n'
+    common = ["-o", "out", "--json", "--steps", 2]
+    done = shell("batch", write(started + own + '{"prompt": "a cat", "id": "z"}\n'), *common, "--strength", 0.5)
+    assert (done.code, done.stderr) == (0, "")
+    assert {row["id"]: row.get("strength") for row in map(json.loads, done.lines)} == {"x": 0.5, "y": 1.0, "z": None}
+    done = shell(
+        "batch", write(started), "--model", inpainting, "--mask", "mask.png", *common, "--if-exists", "overwrite"
+    )
+    assert (done.code, [json.loads(line)["mask"]["file"] for line in done.lines]) == (0, ["mask.png"])
+    bare = shell("batch", write(GOOD), "--model", inpainting, *common)
+    assert (bare.code, "jobs.jsonl:1: " in bare.stderr, "name the picture" in bare.stderr) == (
+        ExitCode.INPUT,
+        True,
+        True,
+    )
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--shard", "3/2"], "--shard 3/2: out of range"),
         (["--shard", "0/2"], "--shard 0/2: out of range"),
         (["--shard", "x"], "--shard x: is no share"),
+        (["--strength", "2"], "--strength 2.0: out of range"),
         (["--max-failures", "0"], "--max-failures 0: out of range"),
         (["--if-exists", "number"], "--if-exists number: the same batch again would make every picture again"),
         (["--if-exists", "maybe"], "--if-exists maybe: unknown"),
         (["--steps", "0"], "--steps 0: out of range"),
         (["--batch-size", "0"], "--batch-size 0: out of range"),
         (["-o", "-"], "--output -: a batch writes files"),
+        (["-o", "out/{seed}"], "--output out/{seed}: a batch names its pictures itself"),
         (["--prompt", "x"], "no such option: --prompt"),
     ],
 )

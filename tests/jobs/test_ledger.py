@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import time
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
@@ -59,11 +64,82 @@ def test_half_a_line_that_another_process_leaves_meanwhile_is_cut_off_by_the_nex
     assert [line["key"] for line in lines(folder)] == list(KEYS)
 
 
-def test_a_damaged_line_costs_only_its_own_record(folder: Path) -> None:
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"nonsense",
+        b"\xff\xfe",
+        b"\0" * 5000,
+        b"[1]",
+        b"5",
+        b"[" * 100_000,
+        b'{"path": "a"}',
+        b'{"key": "x", "path": "a"}',
+        b'{"key": "%s", "path": "a"}' % (b"f" * 17),
+        b'{"key": 5, "path": "a"}',
+        b'{"key": "00", "path": 5}',
+        b'{"key": null, "path": null}',
+    ],
+)
+def test_a_damaged_or_foreign_line_costs_only_its_own_record(folder: Path, line: bytes) -> None:
     path = folder / "ledger.jsonl"
-    path.write_bytes(b'nonsense\n[1]\n{"key": "x", "path": "a"}\n' + path.read_bytes())
+    path.write_bytes(line + b"\n" + path.read_bytes())
     with opened(folder, WHOLE) as ledger:
         assert ledger.has(KEYS[0], "a.png") and ledger.has(KEYS[1], "b.png")
+
+
+def test_a_ledger_cut_at_any_byte_has_the_records_that_are_whole(tmp_path: Path) -> None:
+    with opened(tmp_path, WHOLE) as ledger:
+        for key in KEYS:
+            ledger.add(key, {"path": f"{key}.png"})
+    path = tmp_path / "ledger.jsonl"
+    data = path.read_bytes()
+    for end in range(len(data) + 1):
+        path.write_bytes(data[:end])
+        whole = data[:end].count(b"\n")
+        with opened(tmp_path, WHOLE) as ledger:
+            assert [ledger.has(key, f"{key}.png") for key in KEYS] == [i < whole for i in range(3)]
+        assert len(lines(tmp_path)) == whole
+
+
+def test_two_threads_that_add_at_once_lose_no_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = os.pwrite
+
+    def slowly(*arguments: Any) -> int:
+        time.sleep(0.001)
+        return written(*arguments)
+
+    monkeypatch.setattr(os, "pwrite", slowly)
+    with opened(tmp_path, WHOLE) as ledger:
+
+        def add(letter: str) -> None:
+            for i in range(20):
+                ledger.add(f"{i:016x}", {"path": f"{letter}{i}.png"})
+
+        threads = [Thread(target=add, args=(letter,)) for letter in "ab"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert sorted(str(row["path"]) for row in lines(tmp_path)) == sorted(f"{x}{i}.png" for x in "ab" for i in range(20))
+
+
+def test_a_folder_that_is_removed_or_a_file_that_is_replaced_meanwhile_takes_no_record(folder: Path) -> None:
+    with opened(folder, WHOLE) as ledger:
+        (folder / "ledger.jsonl").rename(folder / "moved.jsonl")
+        (folder / "ledger.jsonl").write_bytes(b"")
+        with pytest.raises(OutputError, match="was removed or replaced"):
+            ledger.add(KEYS[2], {"path": "c.png"})
+        shutil.rmtree(folder)
+        with pytest.raises(OutputError, match="was removed or replaced"):
+            ledger.add(KEYS[2], {"path": "c.png"})
+
+
+@pytest.mark.parametrize("name", ["ledger.jsonl", ".lock"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_and_nobody_waits_for_it(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(OutputError, match="is no regular file"), opened(tmp_path, WHOLE):
+        pass
 
 
 def test_a_folder_has_one_owner_or_one_for_each_share(folder: Path) -> None:

@@ -119,6 +119,8 @@ def test_a_bad_line_is_told_with_what_is_expected(tmp_path: Path, line: str, sai
         ("guidance\ninf\n", "expected is a number"),
         ("prompt\na,b\n", "has 2 cells, the head 1"),
         ("id\na/b\n", "is no file name"),
+        ('prompt,seed\n"a cat,7\na dog,3\n', "is no CSV (unexpected end of data)"),
+        ('prompt\n"a" cat\n', "is no CSV ("),
     ],
 )
 def test_a_bad_row_is_told_with_what_is_expected(tmp_path: Path, table: str, said: str) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import json
 import time
 import tracemalloc
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from PIL import Image
 
+from sdcli.cli.batch import batch
 from sdcli.errors import InputError, OutputError, SdcliWarning, UsageError
+from sdcli.jobs.inputs import FILES_AND_MORE, PATHS
 from sdcli.jobs.plan import Checked, Job, good_jobs, plan_batch, share
 from sdcli.pipeline import wildcards
 from sdcli.specs import BatchSpec, GenerateSpec
@@ -88,6 +92,15 @@ def test_the_key_is_of_what_is_drawn(folder: Folder, tmp_path: Path) -> None:
     assert folder.keys(first, batch_size=3, deterministic=True, dtype="bfloat16", device="cpu") == [key]
     (other_model,) = Folder(folder.path, models.write_sd1(tmp_path / "other", seed=1)).keys(first)
     assert other_model != key
+
+
+def test_every_file_that_a_job_may_name_is_known_as_one() -> None:
+    def metavar(annotation: Any) -> str:
+        return next((str(getattr(one, "metavar", "")) for one in get_args(annotation)[1:]), "")
+
+    options = inspect.signature(batch).parameters
+    named = {name for name, one in options.items() if "FILE" in metavar(one.annotation) and name != "jobs"}
+    assert named == {*PATHS, *FILES_AND_MORE}
 
 
 def test_what_a_line_says_wins_over_the_command_line(folder: Folder) -> None:
@@ -193,6 +206,19 @@ def test_what_generate_would_refuse_is_refused_with_the_line(folder: Folder, lin
     assert str(caught.value).startswith(f"{folder.path / 'jobs.jsonl'}:2: ")
 
 
+@pytest.mark.parametrize("which", ["init_image", "mask"])
+@pytest.mark.parametrize("form", ["png", "jpg", "webp", "gif", "bmp", "tiff"])
+def test_a_picture_that_is_cut_short_is_found_before_the_first_image(folder: Folder, which: str, form: str) -> None:
+    whole, short = folder.path / "whole.png", folder.path / f"short.{form}"
+    picture = Image.effect_noise((models.SIZE, models.SIZE), 80).convert("RGB")
+    picture.save(whole)
+    picture.save(short)
+    short.write_bytes(short.read_bytes()[: short.stat().st_size * 3 // 4])
+    job = {**CAT, "init_image": str(whole), "mask": str(whole), which: str(short)}
+    with pytest.raises(InputError, match=f"jobs.jsonl:1: .*short.{form}: cannot be decoded"):
+        folder.check([job])
+
+
 def test_all_bad_lines_are_named_by_number_and_the_first_in_full(folder: Folder) -> None:
     bad = {"promt": 1}
     with (
@@ -208,6 +234,20 @@ def test_two_jobs_of_one_file_name_are_refused(folder: Folder) -> None:
         folder.check([{**CAT, "id": "x"}, {"prompt": "a dog", "id": "x"}])
     with pytest.raises(InputError, match=r"jobs.jsonl:2: id: x gives x-2.png"):
         folder.check([{**CAT, "id": "x-2"}, {**CAT, "id": "x", "count": 2}])
+
+
+def test_ids_that_are_one_name_on_other_systems_are_told_of(folder: Folder) -> None:
+    names = ["a", "A", "caf\u00e9", "cafe\u0301", "b"]
+    with pytest.warns(SdcliWarning, match="differ in case or accents' form alone") as warned:
+        assert folder.check({**CAT, "id": name} for name in names).images == 5
+    assert len(warned) == 2
+
+
+def test_of_a_job_whose_second_picture_has_the_name_of_another_not_even_the_first_is_made(folder: Folder) -> None:
+    lines = [{**CAT, "id": "x-2"}, {**CAT, "id": "x", "count": 3}, {**CAT, "id": "x-3"}]
+    with pytest.warns(SdcliWarning, match="gives x-2.png"):
+        assert folder.check(lines, keep_going=True).images == 2
+    assert [job.target.name for job in folder.jobs(lines, keep_going=True)] == ["x-2.png", "x-3.png"]
 
 
 def test_keep_going_leaves_the_bad_lines_out(folder: Folder) -> None:
