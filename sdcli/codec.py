@@ -14,10 +14,11 @@ from torch import Tensor
 
 from sdcli import latent_files, schedulers, store
 from sdcli.conditioning import Label, inverted_label
-from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
-from sdcli.files import is_folder, open_regular, place
+from sdcli.errors import NumericalError, SdcliWarning, UsageError
+from sdcli.files import place
+from sdcli.inputs import files_of, targets_of
 from sdcli.layout import classes, read_json
-from sdcli.naming import check_quality, check_targets, is_output_folder, picture_format
+from sdcli.naming import check_quality, is_output_folder, picture_format
 from sdcli.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
 from sdcli.pipeline import images, prompt, sampling, text, vae, vocabulary
 from sdcli.pipeline.bundle import load_conditioner, load_unet, load_vae
@@ -69,8 +70,8 @@ def encode(spec: CodecSpec) -> Iterator[Progress | CodecRecord]:
     is encoded.
     Raises InputError for what is no picture, OutputError when a file cannot be written.
     """
-    sources = _sources(spec, images.SUFFIXES)
-    targets = _targets(spec, sources, latent_files.SUFFIX)
+    sources = files_of(spec.inputs, images.SUFFIXES)
+    targets = targets_of(sources, spec.output, latent_files.SUFFIX, spec.if_exists)
     model = store.resolve(spec.model, offline=spec.offline)
     factor = vae_factor(model.folder)
     if spec.sample and read_json(model.folder / "vae" / "config.json").get("_class_name") == "VQModel":
@@ -116,11 +117,11 @@ def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
 
     Raises InputError for a file that is no latent file or belongs to another model's VAE.
     """
-    sources = _sources(spec, frozenset({".safetensors"}))
+    sources = files_of(spec.inputs, frozenset({".safetensors"}))
     many = is_output_folder(spec.output)
     form = picture_format(Path() if many else spec.output, spec.format)
     check_quality(form, spec.quality)
-    targets = _targets(spec, sources, f".{form}" if many else spec.output.suffix)
+    targets = targets_of(sources, spec.output, f".{form}" if many else spec.output.suffix, spec.if_exists)
     model = store.resolve(spec.model, offline=spec.offline)
     coder = _load(spec, model)
     for source in sources:
@@ -191,44 +192,6 @@ def _inversion_facts(spec: CodecSpec, inversion: _Inversion) -> dict[str, Any]:
     how: dict[str, Any] = {"clip_skip": spec.clip_skip} if spec.clip_skip else {}
     how |= {"mode": "invert", "scheduler": inversion.scheduler.name, "steps": inversion.steps}
     return {**how, "guidance": spec.guidance, **shown}
-
-
-def _sources(spec: CodecSpec, suffixes: frozenset[str]) -> list[Path]:
-    """The files named, and those of the folders named. Raises InputError when there is none."""
-    found: list[Path] = []
-    for path in spec.inputs:
-        if is_folder(path):
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
-            if not inside:
-                raise InputError(f"{path}: holds no file to read", f"accepted are {', '.join(sorted(suffixes))}")
-            found += inside
-        else:
-            open_regular(path).close()
-            found.append(path)
-    return found
-
-
-def _targets(spec: CodecSpec, sources: list[Path], suffix: str) -> list[Path]:
-    """Where each result goes: the file named, or the source's stem in the folder named.
-
-    Raises UsageError when that is no place for them all, OutputError when it cannot be written.
-    """
-    ending = "." + suffix.rpartition(".")[2]
-    many = is_output_folder(spec.output)
-    if not many and spec.output.suffix.lower() != ending.lower():
-        raise UsageError(f"--output {spec.output}: the result is a {ending} file", f"name a {ending} file or a folder")
-    if not many and len(sources) > 1:
-        raise UsageError(f"--output {spec.output}: is one file for {len(sources)} results", "name a folder")
-    targets = [spec.output / f"{_stem(source)}{suffix}" for source in sources] if many else [spec.output]
-    if spec.if_exists != "number" and len(set(targets)) < len(targets):
-        twice = next(target for target in targets if targets.count(target) > 1)
-        raise UsageError(f"{twice}: would be the result of two inputs", "use --if-exists number, or one at a time")
-    check_targets(targets, spec.if_exists)
-    return targets
-
-
-def _stem(source: Path) -> str:
-    return source.name.removesuffix(latent_files.SUFFIX) if source.name.endswith(latent_files.SUFFIX) else source.stem
 
 
 def _skipped(source: Path, target: Path) -> CodecRecord:

@@ -18,7 +18,7 @@ PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
 FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "reading", "records"}
-FOUNDATION |= {"jobs", "lab", "pages"}
+FOUNDATION |= {"jobs", "lab", "pages", "inputs"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs"}
 # What a room may import; every top-level module that is not named here tells a story.
@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "conditioning": GROUND | {"specs"},
     "latent_files": GROUND,
     "naming": GROUND | {"specs", "latent_files"},
+    "inputs": GROUND | {"naming", "latent_files"},
     "parts": GROUND | {"scheduler_config"},
     "initial": GROUND | {"specs", "store", "schedulers", "latent_files", "parts", "sdcli.pipeline.images"},
     # Of the pipeline leaves without torch: what is wrong in a prompt is found before anything heavy is imported.
@@ -94,7 +95,7 @@ PIPELINE_LEAVES = {
 LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
-    *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.stdin"),
+    *("initial", "inputs", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
 )
 HEAVY = (
