@@ -37,6 +37,7 @@ COMMANDS = {
     "batch": Command("batch", "batch", "Draw the pictures of a job file."),
     "encode": Command("codec", "encode", "Turn pictures into latent files."),
     "decode": Command("codec", "decode", "Turn latent files into pictures."),
+    "roundtrip": Command("codec", "roundtrip", "Tell what pictures keep through the VAE and back."),
     "tokens": Command("tokens", "tokens", "Show what the text encoder makes of a prompt."),
     "diffuse": Command("diffuse", "diffuse", "Show a picture at chosen steps into the noise."),
     "meta": Command("meta", "meta", "Tell what pictures say about their making, or take it out of them."),
