@@ -68,6 +68,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     bundle = drawing.equipped(plain, words)
     reader = Reader(bundle.conditioner, words.embeddings)
     shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)
+    shared |= records.precision_facts(bundle)
     done = 0
     tiles: list[Image.Image] = []
     shown: list[Image.Image] = []
