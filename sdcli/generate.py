@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
     from sdcli.pipeline.bundle import Vae
 
 
+class Loader(Protocol):
+    """What gives the model in a folder: `load_bundle`, or who keeps the last one."""
+
+    def __call__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> ModelBundle: ...
+
+
 @dataclass(frozen=True)
 class Progress:
     """Where the denoising of all images stands, in steps."""
@@ -45,9 +51,10 @@ class ImageRecord:
     data: bytes | None = None
 
 
-def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
+def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[Progress | ImageRecord]:
     """Draw the images of a plan, yielding after every step and for every image written.
 
+    load: gives the model, which stays as it is.
     Raises InputError for a malformed model, NumericalError where the model gives NaN (no file is then written),
     OutputError when a picture cannot be written.
     """
@@ -64,7 +71,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     device = pick_device(spec.device)
     words = drawing.read_words(plan)
     picture = drawing.read_picture(plan)
-    plain = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
+    plain = load(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
     bundle = drawing.equipped(plain, words)
     reader = Reader(bundle.conditioner, words.embeddings)
     shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)

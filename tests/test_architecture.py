@@ -14,13 +14,13 @@ import pytest
 import sdcli
 
 ROOT = Path(sdcli.__file__).parent
-PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages")
+PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "archive")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
 FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "reading", "records"}
-FOUNDATION |= {"jobs", "lab", "pages", "inputs"}
+FOUNDATION |= {"jobs", "lab", "pages", "inputs", "archive"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
-BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs"}
+BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "sdcli.archive.specs"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
@@ -69,6 +69,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pages.curves": GROUND,
     "pages.charts": GROUND | {"sdcli.pages.curves"},
     "pages.report": GROUND | {"train_specs", "sdcli.pages.charts", "sdcli.pages.curves"},
+    "archive.specs": GROUND | {"specs"},
+    "archive.reading": GROUND | {"schedulers", "pipeline"},
+    "archive.foreign": GROUND | {"specs", "schedulers", "pipeline", "sdcli.archive.reading"},
+    "archive.hearing": GROUND | {"specs", "pipeline", "sdcli.archive.foreign"},
+    "archive.files": GROUND | {"plan", "sdcli.archive.foreign", "sdcli.archive.hearing"},
+    "archive.asking": GROUND | {"specs", "naming", "store", "pipeline", "archive"},
+    "archive.comparing": GROUND | {"pipeline", "sdcli.archive.foreign"},
     "__main__": {"cli"},
     "cli": BEFORE_THE_STORY | {"cli"},
     "pipeline": GROUND | {"pipeline"},
@@ -96,7 +103,7 @@ LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
     *("initial", "inputs", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.stdin"),
-    *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
+    *("lab.specs", "lab.plan", "lab.plots", "lab.table", "archive.specs"),
 )
 HEAVY = (
     *("torch", "numpy", "scipy", "PIL", "matplotlib"),

@@ -41,6 +41,7 @@ COMMANDS = {
     "tokens": Command("tokens", "tokens", "Show what the text encoder makes of a prompt."),
     "diffuse": Command("diffuse", "diffuse", "Show a picture at chosen steps into the noise."),
     "meta": Command("meta", "meta", "Tell what pictures say about their making, or take it out of them."),
+    "replay": Command("replay", "replay", "Draw pictures again from what they say about themselves."),
     "schedulers": Command("inside", "schedulers", "List the schedulers with the UNet evaluations they make."),
     "bench": Command("bench", "bench", "Compare schedulers: evaluations, time, distance to the solution."),
     "models": Command("models", "app", "What models there are, and what they are."),
