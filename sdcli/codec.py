@@ -1,4 +1,4 @@
-"""STORY: pictures <-> latent files."""
+"""STORY: pictures <-> latent files, and what a picture keeps on the way there and back."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from torch import Tensor
 from sdcli import latent_files, schedulers, store
 from sdcli.conditioning import Label, inverted_label
 from sdcli.drawing import read_adapters
-from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
-from sdcli.files import is_folder, open_regular, place
+from sdcli.errors import NumericalError, SdcliWarning, UsageError
+from sdcli.files import place
+from sdcli.inputs import files_of, targets_of
+from sdcli.lab.specs import RoundtripSpec
 from sdcli.layout import classes, read_json
 from sdcli.lora_files import LoraFile, check_fit, lora_facts, lora_file
-from sdcli.naming import check_quality, check_targets, is_output_folder, picture_format
+from sdcli.naming import check_quality, is_output_folder, picture_format
 from sdcli.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
-from sdcli.pipeline import images, prompt, sampling, text, vae, vocabulary
+from sdcli.pipeline import features, images, measures, prompt, sampling, text, vae, vocabulary
 from sdcli.pipeline.bundle import load_conditioner, load_unet, load_vae
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.contexts import Condition, contexts
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     from sdcli.pipeline.bundle import Vae
+    from sdcli.pipeline.features import Perceptual
 
 
 @dataclass(frozen=True)
@@ -73,19 +76,12 @@ def encode(spec: CodecSpec) -> Iterator[Progress | CodecRecord]:
     is encoded.
     Raises InputError for what is no picture, OutputError when a file cannot be written.
     """
-    sources = _sources(spec, images.SUFFIXES)
-    targets = _targets(spec, sources, latent_files.SUFFIX)
+    sources = files_of(spec.inputs, images.SUFFIXES)
+    targets = targets_of(sources, spec.output, latent_files.SUFFIX, spec.if_exists)
     model = store.resolve(spec.model, offline=spec.offline)
-    factor = vae_factor(model.folder)
-    if spec.sample and read_json(model.folder / "vae" / "config.json").get("_class_name") == "VQModel":
-        raise UsageError("--sample: this model's VAE has a codebook and no posterior to draw from", "leave it out")
-    if spec.size is not None:
-        check_multiple(parse_size(spec.size), factor)
+    factor = _check_encoding(spec, model)
     inversion = _plan_inversion(spec, model) if spec.invert is not None else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SdcliWarning)  # told when the picture is encoded
-        for source in sources:
-            images.load_image(source)
+    _read_all(sources)
     coder = _load(spec, model)
     network = _load_network(spec, inversion, model) if inversion is not None else None
     for number, (source, target) in enumerate(zip(sources, targets, strict=True)):
@@ -93,10 +89,7 @@ def encode(spec: CodecSpec) -> Iterator[Progress | CodecRecord]:
             yield _skipped(source, target)
             continue
         pixels = images.to_pixels(_sized(images.load_image(source), source, spec, factor))
-        chance = sampling.generators([spec.seed]) if spec.sample else None
-        with torch.no_grad():
-            latents = vae.encode(coder, pixels.to(coder.device, coder.dtype), chance).float().cpu()
-        _refuse_non_finite(latents, source)
+        latents = _encoded(coder, pixels, source, spec)
         if inversion is not None and network is not None:
             for step in _invert(latents, spec, inversion, network):
                 latents = step.latents.cpu()
@@ -120,11 +113,11 @@ def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
 
     Raises InputError for a file that is no latent file or belongs to another model's VAE.
     """
-    sources = _sources(spec, frozenset({".safetensors"}))
+    sources = files_of(spec.inputs, frozenset({".safetensors"}))
     many = is_output_folder(spec.output)
     form = picture_format(Path() if many else spec.output, spec.format)
     check_quality(form, spec.quality)
-    targets = _targets(spec, sources, f".{form}" if many else spec.output.suffix)
+    targets = targets_of(sources, spec.output, f".{form}" if many else spec.output.suffix, spec.if_exists)
     model = store.resolve(spec.model, offline=spec.offline)
     coder = _load(spec, model)
     for source in sources:
@@ -138,6 +131,79 @@ def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
         path = place(picture_bytes(image, None, form, spec.quality), target, spec.if_exists)
         facts = {"path": str(path), "source": str(source), "width": image.width, "height": image.height}
         yield CodecRecord(path, facts | {"model": model.ref})
+
+
+def roundtrip(spec: RoundtripSpec) -> Iterator[CodecRecord]:
+    """Pictures -> what the VAE gives back of them: how near it is and how small the latents are, in figures.
+
+    With an output each picture is written, too, its reconstruction to the right. Compared is what a file would hold, at
+    8 bits a channel. Every picture is read once before the first is encoded. Errors as `encode`.
+    """
+    sources = files_of(spec.inputs, images.SUFFIXES)
+    targets = _pair_targets(spec, sources)
+    model = store.resolve(spec.model, offline=spec.offline)
+    factor = _check_encoding(spec, model)
+    _read_all(sources)
+    coder, judge = _load(spec, model), features.perceptual()
+    for source, target in zip(sources, targets, strict=True):
+        if target is not None and spec.if_exists == "skip" and target.exists():
+            yield _skipped(source, target)
+            continue
+        image = _sized(images.load_image(source), source, spec, factor)
+        pixels = images.to_pixels(image)
+        latents = _encoded(coder, pixels, source, spec)
+        (back,) = images.to_images(vae.decode_finite(coder, latents))
+        facts = {
+            "source": str(source),
+            "model": model.ref,
+            "width": image.width,
+            "height": image.height,
+            "mode": "sample" if spec.sample else "mean",
+            **({"seed": spec.seed} if spec.sample else {}),
+            **_nearness(pixels, images.to_pixels(back), judge),
+            **_sizes(pixels, latents),
+        }
+        if target is not None:
+            form = picture_format(target, None)
+            path = place(picture_bytes(_side_by_side(image, back), None, form), target, spec.if_exists)
+            facts = {"path": str(path), **facts}
+        yield CodecRecord(source, facts)
+
+
+def _nearness(pixels: Tensor, back: Tensor, judge: Perceptual) -> dict[str, Any]:
+    """How near a reconstruction (1, 3, H, W) is; no perceptual distance of pictures that are too small for one."""
+    facts: dict[str, Any] = {"psnr": round(measures.psnr(pixels, back).item(), 2)}
+    facts["ssim"] = round(measures.ssim(pixels, back).item(), 4)
+    if min(pixels.shape[-2:]) >= judge.least_side:
+        with torch.no_grad():
+            facts |= {"perceptual": round(judge(pixels, back).item(), 4), "network": judge.name}
+    return facts
+
+
+def _sizes(pixels: Tensor, latents: Tensor) -> dict[str, Any]:
+    """What a picture takes at 8 bits a channel and its latents in float32, as in a latent file, without any packing."""
+    before, after = pixels.numel(), latents.numel() * 4
+    return {
+        "pixels": {"shape": list(pixels.shape[1:]), "bytes": before},
+        "latents": {"shape": list(latents.shape[1:]), "bytes": after},
+        "ratio": round(before / after, 3),
+    }
+
+
+def _side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    pair = Image.new("RGB", (left.width + right.width, left.height))
+    pair.paste(left, (0, 0))
+    pair.paste(right, (left.width, 0))
+    return pair
+
+
+def _pair_targets(spec: RoundtripSpec, sources: list[Path]) -> list[Path] | list[None]:
+    """Where each pair goes; None where only figures are asked for. Errors as `targets_of`."""
+    if spec.output is None:
+        return [None] * len(sources)
+    form = picture_format(Path() if is_output_folder(spec.output) else spec.output, None)
+    suffix = f".{form}" if is_output_folder(spec.output) else spec.output.suffix
+    return targets_of(sources, spec.output, suffix, spec.if_exists)
 
 
 def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
@@ -202,58 +268,43 @@ def _inversion_facts(spec: CodecSpec, inversion: _Inversion) -> dict[str, Any]:
     return {**how, "guidance": spec.guidance, **shown}
 
 
-def _sources(spec: CodecSpec, suffixes: frozenset[str]) -> list[Path]:
-    """The files named, and those of the folders named. Raises InputError when there is none."""
-    found: list[Path] = []
-    for path in spec.inputs:
-        if is_folder(path):
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
-            if not inside:
-                raise InputError(f"{path}: holds no file to read", f"accepted are {', '.join(sorted(suffixes))}")
-            found += inside
-        else:
-            open_regular(path).close()
-            found.append(path)
-    return found
+def _check_encoding(spec: CodecSpec | RoundtripSpec, model: store.Model) -> int:
+    """The VAE's factor, pixels per latent along a side. Raises UsageError for options that do not fit the model."""
+    factor = vae_factor(model.folder)
+    if spec.sample and read_json(model.folder / "vae" / "config.json").get("_class_name") == "VQModel":
+        raise UsageError("--sample: this model's VAE has a codebook and no posterior to draw from", "leave it out")
+    if spec.size is not None:
+        check_multiple(parse_size(spec.size), factor)
+    return factor
 
 
-def _targets(spec: CodecSpec, sources: list[Path], suffix: str) -> list[Path]:
-    """Where each result goes: the file named, or the source's stem in the folder named.
-
-    Raises UsageError when that is no place for them all, OutputError when it cannot be written.
-    """
-    ending = "." + suffix.rpartition(".")[2]
-    many = is_output_folder(spec.output)
-    if not many and spec.output.suffix.lower() != ending.lower():
-        raise UsageError(f"--output {spec.output}: the result is a {ending} file", f"name a {ending} file or a folder")
-    if not many and len(sources) > 1:
-        raise UsageError(f"--output {spec.output}: is one file for {len(sources)} results", "name a folder")
-    targets = [spec.output / f"{_stem(source)}{suffix}" for source in sources] if many else [spec.output]
-    if spec.if_exists != "number" and len(set(targets)) < len(targets):
-        twice = next(target for target in targets if targets.count(target) > 1)
-        raise UsageError(f"{twice}: would be the result of two inputs", "use --if-exists number, or one at a time")
-    check_targets(targets, spec.if_exists)
-    return targets
+def _read_all(sources: list[Path]) -> None:
+    """Read every picture once, so that a bad one is told of before the first is encoded. Raises InputError."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SdcliWarning)  # told when the picture is encoded
+        for source in sources:
+            images.load_image(source)
 
 
-def _stem(source: Path) -> str:
-    return source.name.removesuffix(latent_files.SUFFIX) if source.name.endswith(latent_files.SUFFIX) else source.stem
+def _encoded(coder: Vae, pixels: Tensor, source: Path, spec: CodecSpec | RoundtripSpec) -> Tensor:
+    """Latents (1, C, h, w) in float32 of a picture (1, 3, H, W): the posterior's mean, or with `sample` a draw."""
+    chance = sampling.generators([spec.seed]) if spec.sample else None
+    with torch.no_grad():
+        latents = vae.encode(coder, pixels.to(coder.device, coder.dtype), chance).float().cpu()
+    if not latents.isfinite().all():
+        raise NumericalError(f"{source}: gives values that are not finite", "try --dtype float32")
+    return latents
 
 
 def _skipped(source: Path, target: Path) -> CodecRecord:
     return CodecRecord(target, {"path": str(target), "source": str(source), "skipped": True})
 
 
-def _load(spec: CodecSpec, model: store.Model) -> Vae:
+def _load(spec: CodecSpec | RoundtripSpec, model: store.Model) -> Vae:
     device = pick_device(spec.device)
     return load_vae(model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
 
 
-def _sized(image: Image.Image, source: Path, spec: CodecSpec, factor: int) -> Image.Image:
+def _sized(image: Image.Image, source: Path, spec: CodecSpec | RoundtripSpec, factor: int) -> Image.Image:
     """The picture at the size asked for, else cut at its edges to the next multiple of the VAE factor."""
     return images.fit(image, *parse_size(spec.size)) if spec.size is not None else images.cut(image, factor, source)
-
-
-def _refuse_non_finite(values: Tensor, source: Path) -> None:
-    if not values.isfinite().all():
-        raise NumericalError(f"{source}: gives values that are not finite", "try --dtype float32")

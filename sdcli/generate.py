@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
@@ -16,7 +16,7 @@ from torch import Tensor
 from sdcli import drawing, extras, latent_files, naming, records
 from sdcli.files import exists, place, remove_dead_parts
 from sdcli.pipeline import init, vae
-from sdcli.pipeline.bundle import load_bundle
+from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import picture_bytes
@@ -26,6 +26,12 @@ from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:
     from sdcli.pipeline.bundle import Vae
+
+
+class Loader(Protocol):
+    """What gives the model in a folder: `load_bundle`, or who keeps the last one."""
+
+    def __call__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> ModelBundle: ...
 
 
 @dataclass(frozen=True)
@@ -45,9 +51,10 @@ class ImageRecord:
     data: bytes | None = None
 
 
-def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
+def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[Progress | ImageRecord]:
     """Draw the images of a plan, yielding after every step and for every image written.
 
+    load: gives the model, which stays as it is.
     Raises InputError for a malformed model, NumericalError where the model gives NaN (no file is then written),
     OutputError when a picture cannot be written.
     """
@@ -64,10 +71,11 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     device = pick_device(spec.device)
     words, adapters = drawing.read_words(plan), drawing.read_adapters(plan.loras, plan.model.folder)
     picture = drawing.read_picture(plan)
-    plain = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
+    plain = load(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
     bundle = drawing.equipped(plain, words, adapters)
     reader = Reader(bundle.conditioner, words.embeddings)
     shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)
+    shared |= records.precision_facts(bundle)
     steps = extras.Steps(plan, bundle.vae, spec.if_exists) if spec.save_steps is not None else None
     heading = spec.prompt if plan.label is None else plan.label.name
     sheet = extras.Sheet(plan.beside.grid, heading, len(todo)) if plan.beside.grid is not None else None

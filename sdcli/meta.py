@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sdcli import schedulers
-from sdcli.errors import InputError, OutputError, SdcliError, UsageError
+from sdcli.archive import reading
+from sdcli.archive.reading import MAX_FILE_BYTES
+from sdcli.errors import InputError, OutputError, SdcliError
 from sdcli.files import atomic_write, check_writable, exists, read_bytes, remove_dead_parts
 from sdcli.pipeline import containers, provenance
 from sdcli.specs import MetaSpec
 
-MAX_FILE_BYTES = 1 << 28
-MAX_NAME_LENGTH = 100  # of a scheduler in another program's words
-# Words for a noise schedule that other programs write behind a sampler's name.
-SCHEDULES = frozenset({"automatic", "ays", "beta", "discrete", "exponential", "gits", "karras", "kl_optimal", "normal"})
-SCHEDULES |= {"sgm_uniform", "simple", "smoothstep", "uniform"}
-USUAL_SCHEDULES = frozenset({"", "automatic", "normal", "discrete", "default", "uniform", "none"})
 T = TypeVar("T")
 ORDER = (
     "prompt",
@@ -76,30 +71,12 @@ def _each(paths: Sequence[Path], act: Callable[[Path], T]) -> Iterator[T | Faile
 
 
 def _look(path: Path) -> MetaRecord:
-    inside = containers.look_inside(read_bytes(path, max_bytes=MAX_FILE_BYTES), path)
-    said = provenance.find_out(inside, path)
-    facts = said.facts | _scheduler(said.facts)
+    said = reading.read(path)
+    facts = said.facts
     first = {name: facts[name] for name in ORDER if name in facts}
     rest = {name: value for name, value in facts.items() if name not in (*ORDER, "schedule", "path", "source", "raw")}
     record = {"path": str(path), "source": said.source, **first, **rest, "raw": said.raw}
     return MetaRecord(path, said.source, record)
-
-
-def _scheduler(facts: dict[str, Any]) -> dict[str, Any]:
-    """The scheduler by our name, with the options that its name there stands for; None where we have no such."""
-    if "sampler" not in facts:
-        return {}
-    sampler, schedule = str(facts["sampler"]), str(facts.get("schedule", ""))
-    is_usual = schedule.casefold() in USUAL_SCHEDULES
-    words = sampler if is_usual else f"{sampler} {schedule}"
-    before, _, last = sampler.rpartition(" ")  # stable-diffusion.cpp: `euler_a karras`, which ours may not have
-    for name in dict.fromkeys((words, sampler, before if last.casefold() in SCHEDULES else sampler)):
-        try:
-            found = schedulers.find(name[:MAX_NAME_LENGTH])
-        except UsageError:
-            continue
-        return {"scheduler": found.name, **found.choices, "sampler": words}
-    return {"scheduler": None, "sampler": words}
 
 
 def _check_strip(path: Path) -> None:

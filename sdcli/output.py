@@ -145,6 +145,21 @@ class Progress:
         if done >= total:
             self._bar.remove_task(self._tasks.pop(what))
 
+    def show(self, text: str) -> None:
+        """Write what a terminal shows as a picture, with the bar out of the way; nothing unless `shows_pictures`."""
+        if not shows_pictures():
+            return
+        if self._bar is not None:
+            self._bar.stop()
+        print(text, end="", file=sys.stderr, flush=True)
+        if self._bar is not None:
+            self._bar.start()
+
+
+def shows_pictures() -> bool:
+    """Whether pictures may be shown on stderr: on a terminal, without --quiet."""
+    return not (_mode.is_quiet or _mode.is_mute) and sys.stderr.isatty()
+
 
 @contextmanager
 def progress() -> Iterator[Progress]:

@@ -19,7 +19,7 @@ from sdcli.reading import Reading
 from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:
-    pass
+    from sdcli.pipeline.bundle import ModelBundle
 
 
 def shared_facts(spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]) -> dict[str, Any]:
@@ -75,6 +75,12 @@ def picture_facts(plan: Plan, picture: init.Picture | None) -> dict[str, Any]:
     if plan.initial.mask is not None:
         facts["mask"] = _file(plan.initial.mask, str(picture.mask_sha256))
     return facts
+
+
+def precision_facts(bundle: ModelBundle) -> dict[str, str]:
+    """The type of the weights, where it is not float32: a rounding that no other device or batch repeats."""
+    name = str(bundle.unet.dtype).removeprefix("torch.")
+    return {"dtype": name} if name != "float32" else {}
 
 
 def _file(path: Path, digest: str) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A bad value for every parameter of every command that takes one: a new option comes with its line here.
 
 A line is the value alone, or the value and what else has to be on the command line for it to be looked at. The values
-are given in a folder with `photo.png`, `jobs.jsonl` (one good job), `images/` (two captioned pictures), `file` (no
+are given in a folder with `photo.png`, `drawn.png` (a picture of the model there), `jobs.jsonl` (one good job), `images/` (two captioned pictures), `file` (no
 picture, no model) and a model whose weights are empty, so that whatever is found after they are read is found too late.
 `NO_TEXT` is what bytes that are no UTF-8 arrive as.
 """
@@ -26,12 +26,18 @@ SAMPLING = {
     "--guidance-interval": "1:0",
     "--guidance-rescale": "2",
 }
-WORDS = {"--embedding": "none.pt", "--lora": "none.safetensors", "--replace": "cat", "--mix": "cat=much", "--clip-skip": "-1"}
+WORDS = {
+    "--embedding": "none.pt",
+    "--replace": "cat",
+    "--mix": "cat=much",
+    "--clip-skip": "-1",
+}
 DRAWING = {
     **ONE_MODEL,
     **SAMPLING,
     **WORDS,
     "--negative": NO_TEXT,
+    "--lora": "none.safetensors",
     "--seed": "-1",
     "--count": "0",
     "--size": "big",
@@ -94,6 +100,8 @@ ENOUGH: dict[str, tuple[str, ...]] = {
     "tokens": ("a cat",),
     "diffuse": ("photo.png", "-o", "out"),
     "meta": ("photo.png",),
+    "roundtrip": ("photo.png", "-o", "out"),
+    "replay": ("drawn.png", "-o", "out"),
     "schedulers": (),
     "bench": ("--schedulers", "dpm", "--steps", "5", "--run", "out"),
     "models list": (),
@@ -125,6 +133,7 @@ BAD: dict[str, dict[str, Bad]] = {
         "--steps": ("0", "--invert", "a cat"),
         "--guidance": ("0.5", "--invert", "a cat"),
         "--clip-skip": ("-1", "--invert", "a cat"),
+        "--lora": ("none.safetensors", "--invert", "a cat"),
         "--seed": ("-1", "--sample"),
         "--size": "big",
     },
@@ -150,6 +159,28 @@ BAD: dict[str, dict[str, Bad]] = {
         "--if-exists": "skip",
     },
     "meta": {"inputs": "file"},
+    "roundtrip": {**CODEC, "inputs": "none.png", "--seed": ("-1", "--sample"), "--size": "big"},
+    "replay": {
+        **ONE_MODEL,
+        **SAMPLING,
+        "inputs": "none.png",
+        "--output": "x.bmp",
+        "--format": "bmp",
+        "--quality": ("0", "--format", "jpg"),
+        "--if-exists": "ask",
+        "--prompt": NO_TEXT,
+        "--negative": NO_TEXT,
+        "--clip-skip": "-1",
+        "--class": "cat",
+        "--seed": "-1",
+        "--size": "big",
+        "--init-image": "file",
+        "--strength": ("2", *FROM_PHOTO),
+        "--mask": ("none.png", *FROM_PHOTO),
+        "--latents": "file",
+        "--embedding": "none.pt",
+        "--lora": "none.safetensors",
+    },
     "schedulers": {
         "name": "dmp",
         "--sigmas": ("steep", "ddim"),
@@ -168,6 +199,7 @@ BAD: dict[str, dict[str, Bad]] = {
         "--prompt": NO_TEXT,
         "--class": "cat",
         "--negative": NO_TEXT,
+        "--lora": "none.safetensors",
         "--guidance": "0.5",
         "--seed": "-1",
         "--seeds": "0",

@@ -14,13 +14,13 @@ import pytest
 import sdcli
 
 ROOT = Path(sdcli.__file__).parent
-PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages")
+PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "archive")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
-FOUNDATION |= {"conditioning", "initial", "latent_files", "lora_files", "naming", "beside"}
-FOUNDATION |= {"drawing", "reading", "records", "extras", "jobs", "lab", "pages"}
+FOUNDATION |= {"conditioning", "initial", "inputs", "latent_files", "lora_files", "naming", "beside"}
+FOUNDATION |= {"drawing", "reading", "records", "extras", "jobs", "lab", "pages", "archive"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
-BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs"}
+BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "sdcli.archive.specs"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "lora_files": GROUND | {"store", "sdcli.pipeline.lora_keys", "sdcli.pipeline.lora_names"},
     "naming": GROUND | {"specs", "latent_files"},
     "beside": GROUND | {"specs", "naming"},
+    "inputs": GROUND | {"naming", "latent_files"},
     "parts": GROUND | {"scheduler_config"},
     "initial": GROUND | {"specs", "store", "schedulers", "latent_files", "parts", "sdcli.pipeline.images"},
     # Of the pipeline leaves without torch: what is wrong in a prompt is found before anything heavy is imported.
@@ -75,6 +76,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pages.page": GROUND,
     "pages.report": GROUND | {"train_specs", "sdcli.pages.charts", "sdcli.pages.curves", "sdcli.pages.page"},
     "pages.gallery": GROUND | {"naming", "sdcli.pages.charts", "sdcli.pages.page"},
+    "archive.specs": GROUND | {"specs"},
+    "archive.reading": GROUND | {"schedulers", "pipeline"},
+    "archive.foreign": GROUND | {"specs", "schedulers", "pipeline", "sdcli.archive.reading"},
+    "archive.hearing": GROUND | {"specs", "pipeline", "sdcli.archive.foreign"},
+    "archive.files": GROUND | {"plan", "sdcli.archive.foreign", "sdcli.archive.hearing"},
+    "archive.asking": GROUND | {"specs", "naming", "store", "pipeline", "archive"},
+    "archive.comparing": GROUND | {"pipeline", "sdcli.archive.foreign"},
     "__main__": {"cli"},
     "cli": BEFORE_THE_STORY | {"cli"},
     "pipeline": GROUND | {"pipeline"},
@@ -102,9 +110,8 @@ LIGHT = (
     *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
     *("lora_files", "pipeline.adapter_facts", "pipeline.lora_keys", "pipeline.lora_names", "pipeline.lora_shapes"),
-    *("initial", "beside", "plan", "jobs.tally", "jobs.lines", "jobs.inputs", "jobs.plan", "jobs.ledger"),
-    *("jobs.album", "jobs.stdin"),
-    *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
+    *("initial", "inputs", "beside", "plan", "jobs.tally", "jobs.lines", "jobs.inputs", "jobs.plan", "jobs.ledger"),
+    *("jobs.album", "jobs.stdin", "lab.specs", "lab.plan", "lab.plots", "lab.table", "archive.specs"),
 )
 HEAVY = (
     *("torch", "numpy", "scipy", "PIL", "matplotlib"),

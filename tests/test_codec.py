@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from sdcli import codec, drawing, latent_files, store
 from sdcli.errors import ExitCode, InputError, NumericalError, OutputError, SdcliWarning, UsageError
-from sdcli.pipeline import images
+from sdcli.lab.specs import RoundtripSpec
+from sdcli.pipeline import features, images, measures
 from sdcli.pipeline.bundle import load_bundle
 from sdcli.plan import plan
 from sdcli.specs import CodecSpec, GenerateSpec
@@ -555,3 +556,65 @@ def test_an_inpainting_model_inverts_nothing(inpainting: Path, pictures: Path, t
     spec = CodecSpec(inputs=(pictures / "disc.png",), output=tmp_path, model=str(inpainting), invert="a disc", steps=2)
     with pytest.raises(InputError, match=r"in_channels is 9.*an inpainting model can but generate, with --mask"):
         list(codec.encode(spec))
+
+
+def tripped(sd1: Path, *sources: Path, **how: Any) -> list[codec.CodecRecord]:
+    return list(codec.roundtrip(RoundtripSpec(inputs=sources, model=str(sd1), **how)))
+
+
+def test_a_round_trip_measures_what_encode_and_decode_leave_of_a_picture(
+    sd1: Path, photo: Path, latents: Path, tmp_path: Path
+) -> None:
+    back = images.to_pixels(Image.open(decoded(sd1, latents, tmp_path / "back.png").path))
+    pixels = pixels_of(photo)
+    (record,) = tripped(sd1, photo)
+    squared = (pixels - back).square().mean().item()
+    assert record.facts["psnr"] == pytest.approx(10 * np.log10(4 / squared), abs=0.01)
+    assert record.facts["ssim"] == pytest.approx(measures.ssim(pixels, back).item(), abs=1e-4)
+    with torch.no_grad():
+        assert record.facts["perceptual"] == pytest.approx(features.embedded()(pixels, back).item(), abs=1e-4)
+    assert record.facts["network"] == features.EMBEDDED
+
+
+def test_a_round_trip_tells_the_sizes_of_pixels_and_latents(sd1: Path, photo: Path) -> None:
+    (record,) = tripped(sd1, photo)
+    assert record.facts["pixels"] == {"shape": [3, 16, 24], "bytes": 3 * 16 * 24}
+    assert record.facts["latents"] == {"shape": [4, 8, 12], "bytes": 4 * 8 * 12 * 4}
+    assert record.facts["ratio"] == 0.75
+    assert list(photo.parent.iterdir()) == [photo]  # figures alone
+
+
+def test_the_picture_stands_to_the_left_of_what_the_vae_gives_back(
+    sd1: Path, photo: Path, latents: Path, tmp_path: Path
+) -> None:
+    back = decoded(sd1, latents, tmp_path / "back.png").path
+    (record,) = tripped(sd1, photo, output=tmp_path / "pair.png")
+    pair = np.asarray(Image.open(tmp_path / "pair.png"))
+    assert record.facts["path"] == str(tmp_path / "pair.png")
+    assert np.array_equal(pair, np.concatenate([np.asarray(Image.open(p)) for p in (photo, back)], axis=1))
+
+
+def test_a_sampled_round_trip_differs_by_seed_and_says_so(sd1: Path, photo: Path, tmp_path: Path) -> None:
+    for seed in (1, 2):
+        (record,) = tripped(sd1, photo, sample=True, seed=seed, output=tmp_path / f"{seed}.png")
+        assert (record.facts["mode"], record.facts["seed"]) == ("sample", seed)
+    assert (tmp_path / "1.png").read_bytes() != (tmp_path / "2.png").read_bytes()
+
+
+def test_a_picture_too_small_for_the_network_has_no_perceptual_distance(sd1: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (12, 20), "red").save(tmp_path / "small.png")
+    (record,) = tripped(sd1, tmp_path / "small.png")
+    assert "psnr" in record.facts and "perceptual" not in record.facts
+
+
+def test_a_vae_with_a_codebook_has_nothing_to_sample(model: Path, photo: Path) -> None:
+    models.edit_json(model / "vae" / "config.json", _class_name="VQModel")
+    with pytest.raises(UsageError, match="has a codebook and no posterior"):
+        tripped(model, photo, sample=True)
+
+
+def test_a_bad_picture_stops_a_round_trip_before_the_first(sd1: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "z.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"z\.png: is no picture"):
+        tripped(sd1, photo, tmp_path / "z.png", output=tmp_path / "pairs")
+    assert not (tmp_path / "pairs").exists()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdcli import drawing, generate
 from sdcli.errors import InputError, SdcliWarning, UsageError
-from sdcli.generate import ImageRecord
+from sdcli.generate import ImageRecord, run
 from sdcli.pipeline import init, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.images import to_images
@@ -404,3 +404,12 @@ def test_a_picture_much_larger_than_the_model_draws_is_a_warning(sd1: Path, tmp_
     Image.new("RGB", (80, 64)).save(tmp_path / "picture.png")
     with pytest.warns(SdcliWarning, match="drawn at its own 80 x 64 px, this model draws 32 x 32; --size"):
         plan(asked(sd1, Path(), tmp_path))
+
+
+def test_a_record_tells_the_type_of_the_weights_where_it_is_not_float32(sd1: Path, tmp_path: Path) -> None:
+    told = {}
+    for dtype in ("float32", "bfloat16"):
+        spec = GenerateSpec(prompt="x", model=str(sd1), steps=1, seed=0, dtype=dtype, output=tmp_path)
+        (record,) = [event for event in run(spec, plan(spec)) if isinstance(event, ImageRecord)]
+        told[dtype] = record.facts.get("dtype")
+    assert told == {"float32": None, "bfloat16": "bfloat16"}

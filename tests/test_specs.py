@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sdcli.cli import codec, generate, train_embedding, train_unet, train_vae
 from sdcli.cli.options import NO_SETTINGS
 from sdcli.errors import ExitCode, UsageError
+from sdcli.lab.specs import RoundtripSpec
 from sdcli.specs import MAX_SEED, CodecSpec, GenerateSpec, parse_size
 from sdcli.train_specs import TrainEmbeddingSpec, TrainUnetSpec, TrainVaeSpec
 
@@ -123,8 +124,9 @@ def test_a_spec_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("spec", "command", "apart"),
     [
-        (GenerateSpec, generate.generate, {"dry_run"}),
+        (GenerateSpec, generate.generate, {"dry_run", "preview"}),
         (CodecSpec, codec.encode, {"format", "quality"}),  # of decode
+        (RoundtripSpec, codec.roundtrip, set()),
         (TrainVaeSpec, train_vae.train_vae, set()),
         (TrainUnetSpec, train_unet.train_unet, set()),
         (TrainEmbeddingSpec, train_embedding.train_embedding, {"init", "vlb_weight", "export_dtype"}),

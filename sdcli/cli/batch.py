@@ -51,7 +51,14 @@ OWN: dict[str, tuple[Any, Any]] = {
     "gallery": (Gallery, BatchSpec.gallery),
     "dry_run": (DryRun, BatchSpec.dry_run),
 }
-NOT_TAKEN = ("prompt", "class_name", "grid", "save_steps", "save_latents")  # for the jobs to say, or of generate alone
+NOT_TAKEN = (
+    "prompt",
+    "class_name",
+    "grid",
+    "save_steps",
+    "save_latents",
+    "preview",
+)  # for the jobs to say, or of generate alone
 
 
 def batch(**given: Any) -> None:

@@ -1,27 +1,31 @@
-"""`sdcli encode` and `sdcli decode`."""
+"""`sdcli encode`, `sdcli decode` and `sdcli roundtrip`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sdcli import output
 from sdcli.cli import options
+from sdcli.lab.specs import RoundtripSpec
 from sdcli.specs import CodecSpec
 
 if TYPE_CHECKING:
     from sdcli.codec import CodecRecord, Progress
+
+Sample = Annotated[bool, typer.Option("--sample", help="Draw from the posterior with --seed; otherwise take its mean.")]
+Seed = Annotated[int, typer.Option("--seed", help="With --sample: seed of the draw, 0 to 2^64-1.")]
+Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Scale and crop to this size in pixels first.")]
 
 
 def encode(
     inputs: options.Inputs,
     out: options.OutputPath = CodecSpec.output,
     model: options.Model = CodecSpec.model,
-    sample: Annotated[
-        bool, typer.Option("--sample", help="Draw from the posterior with --seed; otherwise take its mean.")
-    ] = CodecSpec.sample,
+    sample: Sample = CodecSpec.sample,
     invert: Annotated[
         str | None,
         typer.Option(
@@ -42,10 +46,8 @@ def encode(
     guidance: Annotated[
         float, typer.Option("--guidance", "-g", help="How strongly TEXT steers the inversion, from 1 (off, best).")
     ] = CodecSpec.guidance,
-    seed: Annotated[int, typer.Option("--seed", help="With --sample: seed of the draw, 0 to 2^64-1.")] = CodecSpec.seed,
-    size: Annotated[
-        str | None, typer.Option("--size", metavar="WxH", help="Scale and crop to this size in pixels first.")
-    ] = CodecSpec.size,
+    seed: Seed = CodecSpec.seed,
+    size: Size = CodecSpec.size,
     if_exists: options.IfExists = CodecSpec.if_exists,
     device: options.Device = CodecSpec.device,
     dtype: options.Dtype = CodecSpec.dtype,
@@ -107,6 +109,60 @@ def decode(
     from sdcli import codec  # deferred: imports torch
 
     _show(codec.decode(spec))
+
+
+def roundtrip(
+    inputs: options.Inputs,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="PATH", help="Write each picture beside its reconstruction: a file, or a folder."
+        ),
+    ] = RoundtripSpec.output,
+    model: options.Model = RoundtripSpec.model,
+    sample: Sample = RoundtripSpec.sample,
+    seed: Seed = RoundtripSpec.seed,
+    size: Size = RoundtripSpec.size,
+    if_exists: options.IfExists = RoundtripSpec.if_exists,
+    device: options.Device = RoundtripSpec.device,
+    dtype: options.Dtype = RoundtripSpec.dtype,
+    offline: options.Offline = RoundtripSpec.offline,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Tell what pictures keep through the VAE and back (PSNR, SSIM, perceptual distance), and the sizes on the way."""
+    spec = RoundtripSpec(
+        inputs=tuple(inputs),
+        output=out,
+        model=model,
+        sample=sample,
+        seed=seed,
+        size=size,
+        if_exists=if_exists,
+        device=device,
+        dtype=dtype,
+        offline=offline,
+    )
+    from sdcli import codec  # deferred: imports torch
+
+    for record in codec.roundtrip(spec):
+        output.result(_figures(record.facts), record.facts)
+
+
+def _figures(facts: Mapping[str, Any]) -> str:
+    """What a round trip kept, and in how much; below it where the pair went."""
+    if "psnr" not in facts:
+        return output.escape(f"{facts['source']}: skipped, {facts['path']} is there")
+    nearness = f"PSNR {facts['psnr']:.1f} dB, SSIM {facts['ssim']:.3f}"
+    if "perceptual" in facts:
+        nearness += f", perceptual distance {facts['perceptual']:.3f} ({facts['network']})"
+    pixels, latents = (
+        f"{' x '.join(map(str, facts[name]['shape']))} {name}, {facts[name]['bytes']:,} bytes"
+        for name in ("pixels", "latents")
+    )
+    lines = [f"{facts['source']}: {nearness}", f"  {pixels} -> {latents}: {facts['ratio']:g} to 1"]
+    return "\n".join(output.escape(line) for line in [*lines, *([f"  {facts['path']}"] if "path" in facts else [])])
 
 
 def _show(events: Iterator[Progress | CodecRecord]) -> None:

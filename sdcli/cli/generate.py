@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +13,10 @@ from sdcli.cli import options
 from sdcli.cli.stdin import prompt_from_stdin
 from sdcli.errors import UsageError
 from sdcli.specs import GenerateSpec
+
+if TYPE_CHECKING:
+    from sdcli.cli.preview import Screen
+    from sdcli.generate import ImageRecord
 
 # Options of this command alone; those of several are in options.py.
 Prompt = Annotated[
@@ -82,6 +87,10 @@ SaveSteps = Annotated[
     ),
 ]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Write nothing about the making into the picture.")]
+Preview = Annotated[
+    bool,
+    typer.Option("--preview", help="Show each picture in the terminal, too: kitty, iTerm2, sixel, else half blocks."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")]
 
 
@@ -124,6 +133,7 @@ def generate(
     save_steps: SaveSteps = GenerateSpec.save_steps,
     if_exists: options.IfExists = GenerateSpec.if_exists,
     no_metadata: NoMetadata = GenerateSpec.no_metadata,
+    preview: Preview = False,
     dry_run: DryRun = False,
     device: options.Device = GenerateSpec.device,
     dtype: options.Dtype = GenerateSpec.dtype,
@@ -137,7 +147,7 @@ def generate(
     given["prompt"] = prompt_from_stdin() if prompt == "-" else prompt
     given["output"] = given.pop("out")
     given |= {"lora": tuple(lora), "embedding": tuple(embedding), "replace": tuple(replace), "mix": tuple(mix)}
-    spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.NO_SETTINGS, "dry_run")})
+    spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.NO_SETTINGS, "preview", "dry_run")})
     if json and str(out) == "-" and not dry_run:
         raise UsageError("--json with --output -: stdout takes the picture", "leave out --json, or name a file")
     from sdcli.plan import plan  # deferred: 0.02 s that --help does not need
@@ -150,11 +160,35 @@ def generate(
         return
     from sdcli import generate as story  # deferred: imports torch
 
+    screen = _screen() if preview else None
     with output.progress() as bar:
         for event in story.run(spec, decided):
             if isinstance(event, story.Progress):
                 bar.update("denoising", event.done, event.total)
-            elif event.data is not None:
+                continue
+            if screen is not None and "prompt" in event.facts:  # one of the pictures, made now
+                bar.show(_shown(event, screen))
+            if event.data is not None:
                 output.results_in_bytes(event.data)
             else:
                 output.result(str(event.path), event.facts)
+
+
+def _screen() -> Screen | None:
+    """The terminal to show pictures on; None, with a note on a terminal that cannot, where there is none."""
+    if not output.shows_pictures():
+        return None
+    from sdcli.cli.preview import Screen, find_screen  # deferred, as below: 10 ms that --help does not need
+
+    found = find_screen(os.environ)
+    if isinstance(found, Screen):
+        return found
+    output.note(f"no preview: {found}")
+    return None
+
+
+def _shown(record: ImageRecord, screen: Screen) -> str:
+    """A picture that was written, or goes to stdout, as the terminal shows it."""
+    from sdcli.cli.preview import picture_text
+
+    return picture_text(record.data or Path(record.facts["path"]), screen)

@@ -84,7 +84,7 @@ class Studio:
         for step in drawing.draw_from(bundle, plan, context, away, seeds=seeds, picture=picture):
             latents, evaluations = step.latents, step.index
             yield None
-        started = records.picture_facts(plan, picture)
+        started = records.picture_facts(plan, picture) | records.precision_facts(bundle)
         facts = [self._facts_of(job, evaluations) | started for job in jobs]
         _check_unchanged(jobs[0], facts[0])
         yield Denoised(jobs, facts, latents, time.perf_counter() - began, bundle.vae, picture)

@@ -1,4 +1,7 @@
-"""What was asked of the commands that look inside: `tokens`, `diffuse`, `schedulers --plot`, `bench`. As in `specs`."""
+"""What was asked of the commands that look inside: `tokens`, `diffuse`, `roundtrip`, `schedulers --plot`, `bench`.
+
+As in `specs`.
+"""
 
 from __future__ import annotations
 
@@ -51,6 +54,31 @@ class TokensSpec:
                 if path.suffix.lower() not in TENSOR_SUFFIXES:
                     raise UsageError(f"{name} {path}: of no known kind", "name a .safetensors or a .png file")
         one_of("if_exists", self.if_exists, IF_EXISTS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundtripSpec:
+    """`sdcli roundtrip`."""
+
+    inputs: tuple[Path, ...] = ()
+    output: Path | None = None  # of each picture beside its reconstruction; None: figures alone
+    model: str | None = None
+    sample: bool = False
+    seed: int = 0
+    size: str | None = None
+    if_exists: str = "number"
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        between("seed", self.seed, 0, MAX_SEED)
+        if self.seed != RoundtripSpec.seed and not self.sample:
+            raise UsageError(f"--seed {self.seed} without --sample: nothing is drawn", "leave it out, or add --sample")
+        if self.size is not None:
+            parse_size(self.size)
+        one_of("if_exists", self.if_exists, IF_EXISTS)
+        one_of("dtype", self.dtype, DTYPES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,13 @@ SEEDS = ("seed", "noise_seed")
 TEXTS = ("text", "text_g", "text_l", "prompt", "string", "value", "t5xxl", "clip_l")
 MODELS = ("ckpt_name", "unet_name", "model_name")
 NO_TEXT = "ConditioningZeroOut"  # what stands above it is not used
+# Nodes of which `read_graph` tells all there is to say.
+UNDERSTOOD = frozenset({
+    *("KSampler", "KSamplerSelect", "SamplerCustom", "SamplerCustomAdvanced", "BasicScheduler", "RandomNoise"),
+    *("CFGGuider", "BasicGuider", "CheckpointLoaderSimple", "CheckpointLoader", "UNETLoader", "CLIPTextEncode"),
+    *("CLIPSetLastLayer", "EmptyLatentImage", "VAEDecode", "VAEEncode", "SaveImage", "PreviewImage", "Reroute"),
+    *("Note", "MarkdownNote", "PrimitiveNode", "PrimitiveInt", "PrimitiveFloat", "PrimitiveString", NO_TEXT),
+})  # fmt: skip
 Graph = Mapping[str, Any]
 
 
@@ -39,13 +46,37 @@ def read_graph(graph: Graph) -> dict[str, Any]:
         "model": _first(graph, sampler, MODELS, str, alone=("model", "guider")),
         "strength": _first(graph, sampler, ("denoise",), (int, float)),
     }
+    last = _first(graph, sampler, ("stop_at_clip_layer",), int)  # -1: the last one
+    if last is not None and last < 0:
+        found["clip_skip"] = -last - 1
     return {name: value for name, value in found.items() if value is not None}
+
+
+def nodes_besides(graph: Graph) -> dict[str, Any]:
+    """The kinds of nodes that `read_graph` tells nothing of, each with the first text among its inputs, or none.
+
+    Samplers count if there is more than one, of which the facts tell one.
+    """
+    besides: dict[str, Any] = {}
+    for name in list(graph)[:MAX_NODES]:
+        kind = _kind(graph, name)
+        if kind and kind not in UNDERSTOOD:
+            texts = (value for value in _inputs(graph, name).values() if isinstance(value, str))
+            besides.setdefault(kind, next(texts, ""))
+    if (count := len(_samplers(graph))) > 1:
+        besides["samplers"] = count
+    return besides
+
+
+def _samplers(graph: Graph) -> list[str]:
+    kinds = {name: _kind(graph, name) for name in graph}
+    samplers = [name for name, kind in kinds.items() if "KSampler" in kind and kind != "KSamplerSelect"]
+    return samplers + [name for name, kind in kinds.items() if kind.startswith("SamplerCustom")]
 
 
 def _sampler(graph: Graph) -> str | None:
     """The sampler nearest to a node that shows a picture, else the first there is."""
-    samplers = [name for name in graph if "KSampler" in _kind(graph, name) and _kind(graph, name) != "KSamplerSelect"]
-    samplers += [name for name in graph if _kind(graph, name).startswith("SamplerCustom")]
+    samplers = _samplers(graph)
     known = set(samplers)
     seen: set[str] = set()  # of all walks: above a node where one has been, there is no sampler
     for name in graph:

@@ -6,7 +6,7 @@ import html
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from PIL import ExifTags, Image
 
 from sdcli.errors import SdcliWarning
-from sdcli.pipeline.comfy import read_graph
+from sdcli.pipeline.comfy import nodes_besides, read_graph
 from sdcli.pipeline.containers import Inside
 from sdcli.pipeline.metadata import MALFORMED
 from sdcli.pipeline.parameters import LEAST_PAIRS, Parameters, read_json, read_parameters
@@ -50,6 +50,12 @@ FLAT_NAMES = {
 }
 INTEGERS = {"seed": MAX_SEED, "steps": 10_000, "width": 1 << 20, "height": 1 << 20, "clip_skip": 100}
 NUMBERS = ("guidance", "strength")
+# Of stable-diffusion.cpp's JSON what `facts` hold, and what says nothing of the picture.
+SDCPP_USED = frozenset({
+    *("schema", "mode", "generator", "seed", "width", "height", "clip_skip", "prompt.positive", "prompt.negative"),
+    *("sampling.steps", "sampling.method", "sampling.scheduler", "sampling.guidance.txt_cfg", "models.model"),
+})  # fmt: skip
+MAX_DEPTH = 3  # to which nested JSON is taken apart
 XMP_PARAMETERS = (
     ("<sdcpp:parameters>", "</sdcpp:parameters>"),
     ('sdcpp:parameters="', '"'),
@@ -59,10 +65,14 @@ GRAPH = re.compile(r"(prompt|workflow):(?=\s*\{)")  # how ComfyUI begins what it
 
 @dataclass(frozen=True)
 class Provenance:
-    """Who wrote it (None: nothing is said), the facts by our names, and all texts of the file as they stand there."""
+    """Who wrote it (None: nothing is said), the facts by our names, and all texts of the file as they stand there.
+
+    rest: what else the other program tells of the making, in its own words.
+    """
 
     source: str | None
     facts: dict[str, Any] = field(default_factory=dict)
+    rest: dict[str, Any] = field(default_factory=dict)
     raw: dict[str, str] = field(default_factory=dict)
 
 
@@ -81,9 +91,8 @@ def find_out(inside: Inside, path: Path) -> Provenance:
     for reader in READERS:
         said = reader(texts)
         if said is not None:
-            source, facts = said
-            return Provenance(source, facts, texts)
-    return Provenance(None, {}, texts)
+            return Provenance(*said, texts)
+    return Provenance(None, {}, {}, texts)
 
 
 def orientation(exif: bytes) -> int:
@@ -106,7 +115,7 @@ def _xmp_parameters(xmp: str) -> str | None:
     return None
 
 
-Said = tuple[str, dict[str, Any]] | None
+Said = tuple[str, dict[str, Any], dict[str, Any]] | None  # source, facts and rest
 
 
 def _own(texts: Mapping[str, str]) -> Said:
@@ -117,12 +126,12 @@ def _own(texts: Mapping[str, str]) -> Said:
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         return None
     known = {name: value for name, value in record.items() if name in (*INTEGERS, *NUMBERS)}
-    return "sdcli", {k: v for k, v in record.items() if k not in known} | _sound(known)
+    return "sdcli", {k: v for k, v in record.items() if k not in known} | _sound(known), {}
 
 
 def _invoke(texts: Mapping[str, str]) -> Said:
     record = read_json(texts.get("invokeai_metadata", ""))
-    return ("invokeai", _flat(record)) if isinstance(record, dict) else None
+    return ("invokeai", _flat(record), _besides(record, FLAT_NAMES)) if isinstance(record, dict) else None
 
 
 def _a1111(texts: Mapping[str, str]) -> Said:
@@ -132,7 +141,7 @@ def _a1111(texts: Mapping[str, str]) -> Said:
             continue
         read = read_parameters(text)
         if len(read.pairs) >= LEAST_PAIRS or read.sdcpp or key == "parameters":
-            return _program(read), _facts_of(read)
+            return _program(read), _facts_of(read), _rest_of(read)
     return None
 
 
@@ -145,8 +154,8 @@ def _comfy(texts: Mapping[str, str]) -> Said:
             found[begin[1]] = texts[tag][begin.end() :]
     graph, workflow = read_json(found["prompt"]), read_json(found["workflow"])
     if isinstance(graph, dict) and any(isinstance(node, dict) and "class_type" in node for node in graph.values()):
-        return "comfyui", _sound(read_graph(graph))
-    return ("comfyui", {}) if isinstance(workflow, dict) and "nodes" in workflow else None
+        return "comfyui", _sound(read_graph(graph)), nodes_besides(graph)
+    return ("comfyui", {}, {}) if isinstance(workflow, dict) and "nodes" in workflow else None
 
 
 def _json_comment(texts: Mapping[str, str]) -> Said:
@@ -156,17 +165,18 @@ def _json_comment(texts: Mapping[str, str]) -> Said:
         if not isinstance(record, dict):
             continue
         if isinstance(record.get("prompt"), dict):
-            return "imaginairy", _flat(record["prompt"] | {"prompt": record["prompt"].get("prompt_text")})
+            own = record["prompt"] | {"prompt": record["prompt"].get("prompt_text")}
+            return "imaginairy", _flat(own), _besides(record["prompt"], FLAT_NAMES)
         if isinstance(record.get("prompt"), str):
             is_mflux = any(name.startswith("mflux") for name in record)
-            return "mflux" if is_mflux else "json", _flat(record)
+            return "mflux" if is_mflux else "json", _flat(record), _besides(record, FLAT_NAMES)
     return None
 
 
 def _single_keys(texts: Mapping[str, str]) -> Said:
     if "prompt" not in texts or not {"seed", "steps", "sampler", "scale"} & texts.keys():
         return None
-    return "kohya", _flat(texts)
+    return "kohya", _flat(texts), _besides(texts, FLAT_NAMES)
 
 
 READERS: tuple[Callable[[Mapping[str, str]], Said], ...] = (_own, _invoke, _a1111, _comfy, _json_comment, _single_keys)
@@ -192,6 +202,29 @@ def _facts_of(read: Parameters) -> dict[str, Any]:
     if skip is not None and skip >= 1:  # A1111 counts the last layer as 1
         facts["clip_skip"] = skip - 1
     return _sound(facts)
+
+
+def _rest_of(read: Parameters) -> dict[str, Any]:
+    if read.sdcpp:
+        return dict(_leaves(read.sdcpp, "", SDCPP_USED))
+    return {key: value for key, value in _besides(read.pairs, A1111_NAMES).items() if key != "Size"}
+
+
+def _besides(record: Mapping[str, Any], names: Mapping[str, tuple[str, ...]]) -> dict[str, Any]:
+    """What a record holds under other names than these."""
+    used = {name for theirs in names.values() for name in theirs}
+    return {name: value for name, value in record.items() if name not in used}
+
+
+def _leaves(record: Mapping[str, Any], above: str, used: frozenset[str]) -> Iterator[tuple[str, Any]]:
+    """The values of nested JSON by their dotted names, those in use left out; lists stay whole."""
+    for name, value in record.items():
+        if f"{above}{name}" in used:
+            continue
+        if isinstance(value, dict) and above.count(".") < MAX_DEPTH:
+            yield from _leaves(value, f"{above}{name}.", used)
+        else:
+            yield f"{above}{name}", value
 
 
 def _sdcpp_facts(record: Mapping[str, Any]) -> dict[str, Any]:

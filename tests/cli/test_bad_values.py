@@ -13,12 +13,31 @@ import typer.main
 from PIL import Image
 from safetensors.torch import save_file
 
+from sdcli import __version__
 from sdcli.cli.app import COMMANDS, command_tree
 from sdcli.errors import ExitCode
 from sdcli.output import escape
+from sdcli.pipeline.metadata import png_bytes
 from tests import models
 from tests.bad_values import BAD, ENOUGH
 from tests.commands import Shell, tree
+
+RECORD = {
+    "prompt": "a cat",
+    "negative": "",
+    "model": "model",
+    "model_hash": "0" * 64,
+    "seed": 7,
+    "sdcli": __version__,
+    "width": models.SIZE,
+    "height": models.SIZE,
+    "scheduler": "dpm",
+    "steps": 5,
+    "evaluations": 5,
+    "guidance": 3.0,
+    "seconds": 0.1,
+    "tokens": {"kept": 2, "cut": 0, "chunks": 1},
+}
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -52,7 +71,9 @@ def there(tmp_path_factory: pytest.TempPathFactory, sd1: Path) -> Path:
     model = models.copy(sd1, folder / "model")
     for part in ("unet", "vae", "text_encoder"):
         models.weight_file(model / part).write_bytes(b"")
-    Image.new("RGB", (models.SIZE, models.SIZE)).save(folder / "photo.png")
+    image = Image.new("RGB", (models.SIZE, models.SIZE))
+    image.save(folder / "photo.png")
+    (folder / "drawn.png").write_bytes(png_bytes(image, RECORD))
     save_file({"latents": torch.zeros(1, *models.LATENTS)}, folder / "noise.safetensors", {"mode": "noise"})
     (folder / "jobs.jsonl").write_text('{"prompt": "a cat"}\n', encoding="utf-8")
     (folder / "file").write_bytes(b"no picture")

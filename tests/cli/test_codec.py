@@ -97,3 +97,42 @@ def test_decoded_pictures_are_of_the_format_asked_for(shell: Shell) -> None:
     for options, words in ((["--quality", "9"], "a PNG picture"), (["-o", "x.jpg", "--format", "png"], "contradict")):
         outcome = shell("decode", latents, *options)
         assert outcome.code == ExitCode.USAGE and words in outcome.stderr
+
+
+def test_a_round_trip_prints_figures_and_a_path_only_with_an_output(shell: Shell) -> None:
+    bare = shell("roundtrip", "one.png", "two.png")
+    assert (bare.code, bare.stderr) == (0, "")
+    assert [line.split(":")[0] for line in bare.lines[::2]] == ["one.png", "two.png"]
+    assert "PSNR" in bare.lines[0] and "SSIM" in bare.lines[0] and "perceptual distance" in bare.lines[0]
+    assert bare.lines[1] == "  3 x 16 x 24 pixels, 1,152 bytes -> 4 x 8 x 12 latents, 1,536 bytes: 0.75 to 1"
+
+    paired = shell("roundtrip", ".", "-o", "pairs", "--json")
+    assert [json.loads(line)["path"] for line in paired.lines] == ["pairs/one.png", "pairs/two.png"]
+    assert Image.open("pairs/one.png").size == (48, 16)
+    skipped = shell("roundtrip", "one.png", "-o", "pairs", "--if-exists", "skip")
+    assert (skipped.code, skipped.stdout) == (0, "one.png: skipped, pairs/one.png is there\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--seed", "-1"], ExitCode.USAGE, "--seed -1: out of range"),
+        (["--seed", "3"], ExitCode.USAGE, "--seed 3 without --sample"),
+        (["--size", "big"], ExitCode.USAGE, "--size big: is no size"),
+        (["--size", "33x32"], ExitCode.USAGE, "width 33 px: is no multiple of 2"),
+        (["--if-exists", "ask"], ExitCode.USAGE, "--if-exists ask: unknown"),
+        (["--dtype", "half"], ExitCode.USAGE, "--dtype half: unknown"),
+        (["--device", "warp"], ExitCode.USAGE, "--device warp: unknown"),
+        (["--model", "nowhere"], ExitCode.INPUT, "nowhere: no such model"),
+        (["-o", "x.bmp"], ExitCode.USAGE, "x.bmp: is of no kind of picture"),
+        (["-o", "x.png", "two.png"], ExitCode.USAGE, "is one file for 2 results"),
+        (["none.png"], ExitCode.INPUT, "none.png: no such file"),
+    ],
+)
+def test_what_a_round_trip_cannot_do_is_one_line(
+    shell: Shell, tmp_path: Path, options: list[str], code: ExitCode, words: str
+) -> None:
+    before = tree(tmp_path)
+    outcome = shell("roundtrip", "one.png", *options)
+    assert outcome.code == code and words in outcome.stderr and outcome.stderr.count("\n") == 1
+    assert tree(tmp_path) == before and outcome.stdout == ""

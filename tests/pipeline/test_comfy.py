@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcli.pipeline.comfy import read_graph
+from sdcli.pipeline.comfy import nodes_besides, read_graph
 
 USUAL: dict[str, Any] = {
     "3": {
@@ -106,6 +106,22 @@ def test_a_seed_or_a_text_from_a_node_of_its_own_is_found() -> None:
         "22": {"class_type": "PrimitiveString", "inputs": {"value": "from elsewhere"}},
     }
     assert read_graph(graph) == FACTS | {"seed": 42, "prompt": "from elsewhere"}
+
+
+def test_layers_of_clip_that_are_left_out_count_from_the_last() -> None:
+    for told, skipped in ((-1, 0), (-2, 1)):
+        layer = {"class_type": "CLIPSetLastLayer", "inputs": {"stop_at_clip_layer": told, "clip": ["4", 1]}}
+        text = {"class_type": "CLIPTextEncode", "inputs": {"text": "a glass bottle", "clip": ["20", 0]}}
+        assert read_graph(USUAL | {"6": text, "20": layer}) == FACTS | {"clip_skip": skipped}
+
+
+def test_nodes_that_no_fact_tells_of_are_named_with_their_first_text() -> None:
+    assert nodes_besides(USUAL) == {"LoraLoader": "x"}
+    second = {"class_type": "KSampler", "inputs": {}}
+    image = {"class_type": "LoadImage", "inputs": {"upload": 1, "image": "photo.png"}}
+    odd = {"class_type": "Odd", "inputs": [1]}
+    found = nodes_besides({"1": second, "2": second, "3": image, "4": odd, "5": "x"})
+    assert found == {"LoadImage": "photo.png", "Odd": "", "samplers": 2}
 
 
 def test_of_two_samplers_the_one_that_is_shown_counts() -> None:

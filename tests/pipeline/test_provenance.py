@@ -131,6 +131,33 @@ def test_what_a_program_says_comes_under_our_names(source: str, inside: Inside, 
     assert said.raw and all(text in said.raw.values() for text in inside.texts.values())
 
 
+REST: list[tuple[Inside, dict[str, Any]]] = [
+    (Inside({"sdcli": '{"prompt": "a dog", "freeze": 3}'}), {}),  # all of ours are facts
+    (Inside({"parameters": A1111 + ", ENSD: 31337, RNG: CPU"}), {"Version": "v1.6.0", "ENSD": "31337", "RNG": "CPU"}),
+    (
+        Inside({"parameters": SDCPP_TEXT + json.dumps(SDCPP | {"rng": "cuda", "loras": [1], "vae": {"a": {"b": 2}}})}),
+        {"rng": "cuda", "loras": [1], "vae.a.b": 2},
+    ),
+    (Inside({"prompt": json.dumps(USUAL)}), {"LoraLoader": "x"}),
+    (Inside({"invokeai_metadata": '{"positive_prompt": "a", "rand_device": "cpu"}'}), {"rand_device": "cpu"}),
+    (Inside(exif=exif(b'{"mflux_version": "1", "prompt": "dog"}')), {"mflux_version": "1"}),
+    (Inside({"prompt": "dog", "seed": "3", "clip-prompt": "x"}), {"clip-prompt": "x"}),
+]
+
+
+@pytest.mark.parametrize(("inside", "rest"), REST)
+def test_what_has_no_name_of_ours_is_kept_in_the_programs_own_words(inside: Inside, rest: dict[str, Any]) -> None:
+    assert find_out(inside, PATH).rest == rest
+
+
+def test_json_nested_beyond_all_sense_is_taken_apart_only_so_far() -> None:
+    deep: Any = 1
+    for _ in range(400):
+        deep = {"a": deep}
+    said = find_out(Inside({"parameters": SDCPP_TEXT + json.dumps(SDCPP | {"deep": deep})}), PATH)
+    assert list(said.rest) == ["deep.a.a.a"]
+
+
 @pytest.mark.parametrize(
     "inside",
     [

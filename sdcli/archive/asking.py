@@ -1,0 +1,119 @@
+"""What a picture says, and what the user says in place of it -> what `generate` is to draw, and with which model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdcli import store
+from sdcli.archive.files import look_up
+from sdcli.archive.foreign import Remark, shown
+from sdcli.archive.hearing import hear, is_own
+from sdcli.archive.specs import ReplaySpec
+from sdcli.errors import InputError
+from sdcli.naming import SUFFIXES
+from sdcli.pipeline.provenance import Provenance
+from sdcli.specs import GenerateSpec
+
+MAX_REFERENCE = 200  # characters of a model's name that are shown
+LEAST_DIGITS = 10  # of a model's hash, that tell one: as many as A1111 writes
+OF_THE_SCHEDULER = ("sigmas", "order", "eta", "timestep_spacing", "variance")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be drawn, and what of the picture's words cannot be honoured in it."""
+
+    spec: GenerateSpec
+    remarks: tuple[Remark, ...]
+
+
+def form(spec: ReplaySpec, source: Path) -> str:
+    """The format of a picture drawn again: the one asked for, else that of the picture by its name."""
+    return spec.format if spec.format is not None else SUFFIXES.get(source.suffix.lower(), "png")
+
+
+def ask(spec: ReplaySpec, said: Provenance, source: Path, target: Path | None) -> Asked:
+    """What generate is to draw for a picture, and what of its words cannot be honoured in it.
+
+    target: where it goes; None where it goes nowhere.
+    Raises InputError for what the picture says or names, UsageError for what is out of range.
+    """
+    own = spec.settings()
+    files = {name: getattr(spec, name) for name in ("init_image", "mask", "latents", "embedding", "lora")}
+    given = frozenset(own) | {name for name, value in files.items() if value}
+    heard = hear(said, source, given)
+    found, of_files = look_up(heard.files, files, source)
+    settings = _merged(heard.settings, own)
+    dtype = settings.pop("dtype", "float32" if is_own(said) else GenerateSpec.dtype)
+    drawn = GenerateSpec(
+        **settings,
+        **found,
+        model=_reference(spec, said, source),
+        output=target if target is not None else Path("-"),
+        format=form(spec, source) if target is None or str(target) == "-" else None,
+        quality=spec.quality,
+        if_exists=spec.if_exists,
+        device=spec.device,
+        dtype=spec.dtype if spec.dtype is not None else dtype,
+        offline=spec.offline or spec.model is None,  # what a picture names opens no socket
+    )
+    return Asked(drawn, (*heard.remarks, *of_files))
+
+
+def model_remarks(spec: ReplaySpec, said: Provenance, model: store.Model, source: Path) -> list[Remark]:
+    """Whether the model at hand is the one that drew the picture, as far as hashes tell.
+
+    Raises InputError with `check` where it is another.
+    """
+    told = said.facts.get("model_hash")
+    if not isinstance(told, str) or len(told) < LEAST_DIGITS:
+        return [Remark("model hash", f"model {model.ref}: it may be another, the picture tells no hash")]
+    if said.source != "sdcli" and not Path(model.ref).expanduser().is_file():
+        what = f"model hash {shown(told)}: is of a file in another program, whether {model.ref} is it cannot be told"
+        return [Remark("model hash", what)]
+    found = store.model_hash(model)
+    if found.startswith(told.lower()):
+        return []
+    what = f"model {model.ref}: is another, of hash {found[:LEAST_DIGITS]}, drawn was with {told[:LEAST_DIGITS]}"
+    if spec.check:
+        raise InputError(f"{source}: {what}", "name the one that drew it with --model, or leave --check out")
+    return [Remark("model hash", what)]
+
+
+def _merged(heard: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """What the picture says but for what the user says; another scheduler takes none of the options of the first."""
+    settings = dict(heard)
+    if "scheduler" in own:
+        for name in OF_THE_SCHEDULER:
+            settings.pop(name, None)
+    if "size" in own:
+        settings.pop("width", None)
+        settings.pop("height", None)
+    if own.get("guidance") == 1:  # off
+        settings.pop("guidance_interval", None)
+        settings.pop("guidance_rescale", None)
+    return settings | dict(own)
+
+
+def _reference(spec: ReplaySpec, said: Provenance, source: Path) -> str:
+    """The model to draw a picture with. Raises InputError where it names none that is here."""
+    if spec.model is not None:
+        return spec.model
+    told = said.facts.get("model")
+    if not isinstance(told, str) or not told:
+        raise InputError(f"{source}: does not say which model drew it", "name one with --model")
+    if said.source != "sdcli" and not store.HUB_ID.fullmatch(told):
+        raise _lacking(source, told)
+    try:
+        store.resolve(told, offline=True)
+    except InputError as error:
+        raise _lacking(source, told) from error
+    return told
+
+
+def _lacking(source: Path, told: str) -> InputError:
+    what = f"{source}: was drawn with the model {told[:MAX_REFERENCE]}, which is not here by that name"
+    return InputError(what, "name one with --model")
