@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from sdcli import __version__, output
 from sdcli.cli import signals
-from sdcli.errors import ExitCode, ResourceError, SdcliError, Stopped, UsageError, is_out_of_memory
+from sdcli.errors import ExitCode, SdcliError, Stopped, UsageError, explained
 
 HELP = """Text to image from the command line: generate, encode, decode, train.
 
@@ -115,11 +115,9 @@ def run(arguments: Sequence[str]) -> ExitCode:
         output.error(stopped)
         return ExitCode(stopped.exit_code)
     except Exception as problem:
-        if is_out_of_memory(problem):
-            output.error(ResourceError("out of memory", "use a smaller size or batch"))
-            return ExitCode.RESOURCES
-        output.error(output.internal_error(problem))
-        return ExitCode.BUG
+        error = explained(problem)
+        output.error(error)
+        return ExitCode(error.exit_code)
 
 
 def _root() -> None:
