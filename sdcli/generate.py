@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from sdcli import drawing, latent_files, naming, records
+from sdcli.events import ImageRecord as ImageRecord
+from sdcli.events import Progress as Progress
 from sdcli.files import exists, place, remove_dead_parts
 from sdcli.pipeline import film, init, sampling, sheets, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
@@ -28,26 +29,16 @@ if TYPE_CHECKING:
     from sdcli.pipeline.bundle import Vae
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where the denoising of all images stands, in steps."""
+class Loader(Protocol):
+    """What gives the model in a folder: `load_bundle`, or who keeps the last one."""
 
-    done: int
-    total: int
+    def __call__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> ModelBundle: ...
 
 
-@dataclass(frozen=True)
-class ImageRecord:
-    """One image: how it was made, where it is, and its bytes when it went to no file."""
-
-    facts: Mapping[str, Any]
-    path: Path | None
-    data: bytes | None = None
-
-
-def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
+def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[Progress | ImageRecord]:
     """Draw the images of a plan, yielding after every step and for every image written.
 
+    load: gives the model, which stays as it is.
     Raises InputError for a malformed model, NumericalError where the model gives NaN (no file is then written),
     OutputError when a picture cannot be written.
     """
@@ -64,7 +55,7 @@ def run(spec: GenerateSpec, plan: Plan) -> Iterator[Progress | ImageRecord]:
     device = pick_device(spec.device)
     words = drawing.read_words(plan)
     picture = drawing.read_picture(plan)
-    plain = load_bundle(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
+    plain = load(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
     bundle = drawing.equipped(plain, words)
     reader = Reader(bundle.conditioner, words.embeddings)
     shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)

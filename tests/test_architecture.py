@@ -18,7 +18,7 @@ PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
 FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "reading", "records"}
-FOUNDATION |= {"jobs", "lab", "pages"}
+FOUNDATION |= {"events", "jobs", "lab", "pages"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs"}
 # What a room may import; every top-level module that is not named here tells a story.
@@ -59,6 +59,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs.finish": GROUND | {"generate", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
     "jobs.studio": GROUND
     | {"drawing", "reading", "records", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
+    "events": set(),
     "lab.specs": GROUND | {"specs"},
     "lab.plan": GROUND
     | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming", "sdcli.lab.specs"},
@@ -96,6 +97,7 @@ LIGHT = (
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
     *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
+    *("events",),
 )
 HEAVY = (
     *("torch", "numpy", "scipy", "PIL", "matplotlib"),
