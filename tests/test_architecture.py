@@ -14,13 +14,14 @@ import pytest
 import sdcli
 
 ROOT = Path(sdcli.__file__).parent
-PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages")
+PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "warm")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
 FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "reading", "records"}
-FOUNDATION |= {"events", "jobs", "lab", "pages"}
+FOUNDATION |= {"events", "warm", "jobs", "lab", "pages"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
-BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs"}
+BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "events"}
+BEFORE_THE_STORY |= {"sdcli.warm.client", "sdcli.warm.identity", "sdcli.warm.place"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
@@ -60,6 +61,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs.studio": GROUND
     | {"drawing", "reading", "records", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
     "events": set(),
+    "warm": GROUND,
+    "warm.place": GROUND | {"store"},
+    "warm.client": GROUND | {"events", "plan", "specs", "warm"},
     "lab.specs": GROUND | {"specs"},
     "lab.plan": GROUND
     | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming", "sdcli.lab.specs"},
@@ -97,7 +101,7 @@ LIGHT = (
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
     *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),
-    *("events",),
+    *("events", "warm.client", "warm.identity", "warm.messages", "warm.place"),
 )
 HEAVY = (
     *("torch", "numpy", "scipy", "PIL", "matplotlib"),

@@ -123,7 +123,7 @@ def test_a_spec_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("spec", "command", "apart"),
     [
-        (GenerateSpec, generate.generate, {"dry_run"}),
+        (GenerateSpec, generate.generate, {"dry_run", "no_serve"}),
         (CodecSpec, codec.encode, {"format", "quality"}),  # of decode
         (TrainVaeSpec, train_vae.train_vae, set()),
         (TrainUnetSpec, train_unet.train_unet, set()),

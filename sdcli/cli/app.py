@@ -42,6 +42,7 @@ COMMANDS = {
     "meta": Command("meta", "meta", "Tell what pictures say about their making, or take it out of them."),
     "schedulers": Command("inside", "schedulers", "List the schedulers with the UNet evaluations they make."),
     "bench": Command("bench", "bench", "Compare schedulers: evaluations, time, distance to the solution."),
+    "serve": Command("serve", "serve", "Keep a model loaded, for generate to draw with."),
     "models": Command("models", "app", "What models there are, and what they are."),
     "doctor": Command("inside", "doctor", "Say what this installation can do."),
     "dataset": Command("dataset", "app", "Look at training pictures before they are trained on."),

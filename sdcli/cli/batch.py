@@ -47,7 +47,8 @@ OWN: dict[str, tuple[Any, Any]] = {
     "shard": (Shard, BatchSpec.shard),
     "dry_run": (DryRun, BatchSpec.dry_run),
 }
-NOT_TAKEN = ("prompt", "class_name", "grid", "save_steps", "save_latents")  # for the jobs to say, or of generate alone
+# For the jobs to say, or of generate alone.
+NOT_TAKEN = ("prompt", "class_name", "grid", "save_steps", "save_latents", "no_serve")
 
 
 def batch(**given: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +12,10 @@ from sdcli import output
 from sdcli.cli import options
 from sdcli.cli.stdin import prompt_from_stdin
 from sdcli.specs import GenerateSpec
+
+if TYPE_CHECKING:
+    from sdcli.events import Event
+    from sdcli.plan import Plan
 
 # Options of this command alone; those of several are in options.py.
 Prompt = Annotated[
@@ -82,6 +87,7 @@ SaveSteps = Annotated[
 ]
 NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="Write nothing about the making into the picture.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")]
+NoServe = Annotated[bool, typer.Option("--no-serve", help="Draw in this process, even where sdcli serve is there.")]
 
 
 def generate(
@@ -126,6 +132,7 @@ def generate(
     device: options.Device = GenerateSpec.device,
     dtype: options.Dtype = GenerateSpec.dtype,
     offline: options.Offline = GenerateSpec.offline,
+    no_serve: NoServe = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -135,8 +142,10 @@ def generate(
     given["prompt"] = prompt_from_stdin() if prompt == "-" else prompt
     given["output"] = given.pop("out")
     given |= {"embedding": tuple(embedding), "replace": tuple(replace), "mix": tuple(mix)}
-    spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.NO_SETTINGS, "dry_run")})
-    from sdcli.plan import plan  # deferred: 0.02 s that --help does not need
+    spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.NO_SETTINGS, "dry_run", "no_serve")})
+    from sdcli.events import Progress, Waiting  # deferred, as the next two: 0.02 s that --help does not need
+    from sdcli.plan import plan
+    from sdcli.warm.client import drawn
 
     decided = plan(spec)
     if dry_run:
@@ -144,13 +153,21 @@ def generate(
 
         output.document(decided.describe() | counted(decided))
         return
-    from sdcli import generate as story  # deferred: imports torch
-
+    events = _here(spec, decided)
     with output.progress() as bar:
-        for event in story.run(spec, decided):
-            if isinstance(event, story.Progress):
+        for event in events if no_serve or debug else drawn(spec, decided, events):
+            if isinstance(event, Progress):
                 bar.update("denoising", event.done, event.total)
+            elif isinstance(event, Waiting):
+                bar.update("waiting for the warm process", event.done, event.total)
             elif event.data is not None:
                 output.results_in_bytes(event.data)
             else:
                 output.result(str(event.path), event.facts)
+
+
+def _here(spec: GenerateSpec, decided: Plan) -> Iterator[Event]:
+    """The events of a plan that this process draws."""
+    from sdcli import generate as story  # deferred: imports torch
+
+    yield from story.run(spec, decided)
