@@ -39,9 +39,10 @@ fix: .venv/.dev ## repair what ruff can repair
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/.dev ## measure the solvers' orders; time start-up, a whole picture and a training step
+bench: .venv/.dev ## measure the solvers' orders; time start-up, a whole picture, cold and warm, and a training step
 	@$(BIN)/python -m tests.benchmarks.orders
 	@$(BIN)/python tests/benchmarks/startup.py
+	@$(BIN)/python tests/benchmarks/warm.py
 	@$(BIN)/python tests/benchmarks/training.py
 	@$(BIN)/python -m tests.benchmarks.batch
 

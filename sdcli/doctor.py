@@ -13,12 +13,14 @@ import torch
 from sdcli import __version__, layout, store
 from sdcli.errors import InputError
 from sdcli.pipeline.device import pick_device, pick_dtype
+from sdcli.warm import client
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "tokenizers", "scipy", "pillow", "typer")
 
 
 def report() -> dict[str, Any]:
     """Versions, devices, memory in bytes, cache, and whether the embedded model works offline, as plain values."""
+    warm_process = client.look()  # before devices are looked for, which adds to the environment
     device = pick_device("auto")
     return {
         "sdcli": __version__,
@@ -33,6 +35,7 @@ def report() -> dict[str, Any]:
         "cache": str(store.cache_folder()),
         "hub_cache": str(store.hub_cache_folder()),
         "builtin": _builtin(),
+        "warm_process": warm_process,
         "executable": sys.executable,
     }
 

@@ -102,3 +102,16 @@ def is_out_of_memory(problem: BaseException) -> bool:
         or type(problem).__name__ == "OutOfMemoryError"
         or (isinstance(problem, RuntimeError) and "can't allocate memory" in str(problem))
     )
+
+
+def explained(problem: Exception) -> SdcliError:
+    """What a failed command says of whatever stopped it: an error of ours as it is, memory that ran out, or a bug."""
+    if isinstance(problem, SdcliError):
+        return problem
+    if is_out_of_memory(problem):
+        error: SdcliError = ResourceError("out of memory", "use a smaller size or batch")
+    else:
+        what = f"internal error: {type(problem).__name__}: {problem}"
+        error = SdcliError(what, "run again with --debug and report it")
+    error.__cause__ = problem
+    return error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from sdcli import drawing, extras, latent_files, naming, records
+from sdcli.events import ImageRecord as ImageRecord
+from sdcli.events import Progress as Progress
 from sdcli.files import exists, place, remove_dead_parts
 from sdcli.pipeline import init, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
@@ -32,23 +33,6 @@ class Loader(Protocol):
     """What gives the model in a folder: `load_bundle`, or who keeps the last one."""
 
     def __call__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> ModelBundle: ...
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where the denoising of all images stands, in steps."""
-
-    done: int
-    total: int
-
-
-@dataclass(frozen=True)
-class ImageRecord:
-    """One image: how it was made, where it is, and its bytes when it went to no file."""
-
-    facts: Mapping[str, Any]
-    path: Path | None
-    data: bytes | None = None
 
 
 def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[Progress | ImageRecord]:

@@ -116,13 +116,6 @@ def error(problem: SdcliError) -> None:
         print(f"sdcli: error: {escape(str(problem))}", file=sys.stderr, flush=True)
 
 
-def internal_error(problem: BaseException) -> SdcliError:
-    """A bug as an error of ours: its type and words, and how to see more."""
-    if _mode.is_debug:
-        traceback.print_exception(problem)
-    return SdcliError(f"internal error: {type(problem).__name__}: {problem}", "run again with --debug and report it")
-
-
 def escape(text: str) -> str:
     """Text with its control characters made visible, so that no file name or prompt steers the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -6,6 +6,7 @@ One frozen dataclass per command; its class attributes are the defaults of the c
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +19,8 @@ MIN_SIDE, MAX_SIDE = 8, 16384  # px
 IF_EXISTS = ("number", "skip", "overwrite", "error")
 PICTURE_FORMATS = ("png", "webp", "jpg")
 MAX_MIX = 10.0  # of a weight in --mix, up or down
+IDLE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}  # seconds
+MAX_IDLE_SECONDS = 720 * 3600.0
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -158,6 +161,21 @@ class BatchSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeSpec:
+    """`sdcli serve`: when it ends, and the model that is loaded before anybody asks for one."""
+
+    idle: str = "10m"
+    model: str | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        parse_idle(self.idle)
+        one_of("dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CodecSpec:
     """`sdcli encode` and `sdcli decode`."""
 
@@ -238,6 +256,19 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not 1 <= index <= count:
         raise UsageError(f"--shard {text}: out of range", "expected is I/N with 1 <= I <= N")
     return index, count
+
+
+def parse_idle(text: str) -> float | None:
+    """`90s`, `10m`, `2h` in seconds, None for `never`. Raises UsageError for what is no time, none, or over 30 days."""
+    if text == "never":
+        return None
+    number, unit = text[:-1], text[-1:]
+    if unit not in IDLE_UNITS or not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", number, re.ASCII):
+        raise UsageError(f"--idle {text}: is no time", "write it as 90s, 10m, 2h or never")
+    seconds = float(number) * IDLE_UNITS[unit]
+    if not 0 < seconds <= MAX_IDLE_SECONDS:
+        raise UsageError(f"--idle {text}: out of range", "it must be above 0 and at most 720h, or never")
+    return seconds
 
 
 def parse_interval(text: str) -> tuple[float, float]:

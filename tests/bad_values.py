@@ -1,9 +1,9 @@
 """A bad value for every parameter of every command that takes one: a new option comes with its line here.
 
 A line is the value alone, or the value and what else has to be on the command line for it to be looked at. The values
-are given in a folder with `photo.png`, `drawn.png` (a picture of the model there), `jobs.jsonl` (one good job), `images/` (two captioned pictures), `file` (no
-picture, no model) and a model whose weights are empty, so that whatever is found after they are read is found too late.
-`NO_TEXT` is what bytes that are no UTF-8 arrive as.
+are given in a folder with `photo.png`, `drawn.png` (a picture of the model there), `jobs.jsonl` (one good job),
+`images/` (two captioned pictures), `file` (no picture, no model) and a model whose weights are empty, so that whatever
+is found after they are read is found too late. `NO_TEXT` is what bytes that are no UTF-8 arrive as.
 """
 
 from __future__ import annotations
@@ -107,6 +107,7 @@ ENOUGH: dict[str, tuple[str, ...]] = {
     "models list": (),
     "models show": ("builtin",),
     "doctor": (),
+    "serve": (),
     "dataset check": ("images",),
     "train-vae": ("--data", "images", "--run", "out"),
     "train-unet": ("--data", "images", "--run", "out"),
@@ -218,6 +219,7 @@ BAD: dict[str, dict[str, Bad]] = {
     "models list": {},
     "models show": {"ref": "nowhere"},
     "doctor": {},
+    "serve": {**ONE_MODEL, "--idle": "soon"},
     "dataset check": {"folder": "none", "--workers": "0"},
     "train-vae": {
         **TRAINING,

@@ -26,8 +26,9 @@ SIDE = 32  # px
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the cache of whoever runs the tests out of them."""
+    """Keep the cache, and the warm process, of whoever runs the tests out of them."""
     os.environ["SDCLI_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["XDG_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("runtime"))
 
 
 @pytest.fixture(scope="session")

@@ -53,9 +53,9 @@ class Forks:
 
     def __init__(self) -> None:
         search_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "PYTHONPATH": search_path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        self.environment = {**os.environ, "PYTHONPATH": search_path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment
         )
 
     def sdcli(self, *arguments: object, **how: Any) -> Ended:

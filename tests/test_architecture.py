@@ -14,13 +14,14 @@ import pytest
 import sdcli
 
 ROOT = Path(sdcli.__file__).parent
-PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "archive")
+PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "archive", "warm")
 GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
-FOUNDATION |= {"conditioning", "initial", "inputs", "latent_files", "lora_files", "naming", "beside"}
-FOUNDATION |= {"drawing", "reading", "records", "extras", "jobs", "lab", "pages", "archive"}
+FOUNDATION |= {"conditioning", "initial", "inputs", "latent_files", "lora_files", "naming", "beside", "events"}
+FOUNDATION |= {"drawing", "reading", "records", "extras", "jobs", "lab", "pages", "archive", "warm"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
-BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "sdcli.archive.specs"}
+BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "sdcli.archive.specs", "events"}
+BEFORE_THE_STORY |= {"sdcli.warm.client", "sdcli.warm.identity", "sdcli.warm.place"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
@@ -65,6 +66,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs.finish": GROUND | {"generate", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
     "jobs.studio": GROUND
     | {"drawing", "reading", "records", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
+    "events": set(),
+    "warm": GROUND,
+    "warm.place": GROUND | {"store"},
+    "warm.client": GROUND | {"events", "plan", "specs", "warm"},
     "lab.specs": GROUND | {"specs"},
     "lab.plan": GROUND
     | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming", "sdcli.lab.specs"},
@@ -80,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "archive.reading": GROUND | {"schedulers", "pipeline"},
     "archive.foreign": GROUND | {"specs", "schedulers", "pipeline", "sdcli.archive.reading"},
     "archive.hearing": GROUND | {"specs", "pipeline", "sdcli.archive.foreign"},
-    "archive.files": GROUND | {"plan", "sdcli.archive.foreign", "sdcli.archive.hearing"},
+    "archive.files": GROUND | {"plan", "lora_files", "sdcli.archive.foreign", "sdcli.archive.hearing"},
     "archive.asking": GROUND | {"specs", "naming", "store", "pipeline", "archive"},
     "archive.comparing": GROUND | {"pipeline", "sdcli.archive.foreign"},
     "__main__": {"cli"},
@@ -112,6 +117,7 @@ LIGHT = (
     *("lora_files", "pipeline.adapter_facts", "pipeline.lora_keys", "pipeline.lora_names", "pipeline.lora_shapes"),
     *("initial", "inputs", "beside", "plan", "jobs.tally", "jobs.lines", "jobs.inputs", "jobs.plan", "jobs.ledger"),
     *("jobs.album", "jobs.stdin", "lab.specs", "lab.plan", "lab.plots", "lab.table", "archive.specs"),
+    *("events", "warm.client", "warm.identity", "warm.messages", "warm.place"),
 )
 HEAVY = (
     *("torch", "numpy", "scipy", "PIL", "matplotlib"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from sdcli import output
-from sdcli.errors import ExitCode, InputError, SdcliWarning
+from sdcli.errors import ExitCode, InputError, SdcliWarning, explained
 
 
 @pytest.fixture(autouse=True)
@@ -100,12 +100,12 @@ def test_a_warning_raised_below_is_shown_every_time_and_those_of_libraries_are_n
 
 
 def test_a_bug_names_its_type_and_shows_a_traceback_only_with_debug(capsys: pytest.CaptureFixture[str]) -> None:
-    problem = output.internal_error(ZeroDivisionError("by zero"))
-    assert str(problem) == "internal error: ZeroDivisionError: by zero; run again with --debug and report it"
-    assert capsys.readouterr().err == ""
+    words = "internal error: ZeroDivisionError: by zero; run again with --debug and report it"
+    output.error(explained(ZeroDivisionError("by zero")))
+    assert capsys.readouterr().err == f"sdcli: error: {words}\n"
     output.configure(json=False, quiet=False, debug=True)
-    output.internal_error(ZeroDivisionError("by zero"))
-    assert "ZeroDivisionError: by zero" in capsys.readouterr().err
+    output.error(explained(ZeroDivisionError("by zero")))
+    assert "\nZeroDivisionError: by zero\n" in "\n" + capsys.readouterr().err
 
 
 def test_progress_is_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,9 @@ def commands() -> list[str]:
 
 
 def shortened(line: str) -> str:
-    """The same command with two training steps instead of thousands, and two schedulers instead of all."""
+    """The same command, but in short: two training steps instead of thousands, two schedulers, an idle moment."""
+    if line.startswith("sdcli serve"):
+        return re.sub(r"--idle \S+ &", "--idle 0.1s", line)
     if line.startswith("sdcli bench"):
         line = re.sub(r"--(schedulers|steps|seeds) \S+", "", line)
         return line + " --schedulers ddim,dpm --steps 1,2 --reference-steps 4 --prompt 'a penguin'"

@@ -124,7 +124,7 @@ def test_a_spec_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("spec", "command", "apart"),
     [
-        (GenerateSpec, generate.generate, {"dry_run", "preview"}),
+        (GenerateSpec, generate.generate, {"dry_run", "preview", "no_serve"}),
         (CodecSpec, codec.encode, {"format", "quality"}),  # of decode
         (RoundtripSpec, codec.roundtrip, set()),
         (TrainVaeSpec, train_vae.train_vae, set()),

@@ -15,7 +15,7 @@ from typer.exceptions import TyperException
 
 from sdcli import __version__, output
 from sdcli.cli import signals
-from sdcli.errors import ExitCode, ResourceError, SdcliError, Stopped, UsageError, is_out_of_memory
+from sdcli.errors import ExitCode, SdcliError, Stopped, UsageError, explained
 
 HELP = """Text to image from the command line: generate, encode, decode, train.
 
@@ -44,6 +44,7 @@ COMMANDS = {
     "replay": Command("replay", "replay", "Draw pictures again from what they say about themselves."),
     "schedulers": Command("inside", "schedulers", "List the schedulers with the UNet evaluations they make."),
     "bench": Command("bench", "bench", "Compare schedulers: evaluations, time, distance to the solution."),
+    "serve": Command("serve", "serve", "Keep a model loaded, for generate to draw with."),
     "models": Command("models", "app", "What models there are, and what they are."),
     "doctor": Command("inside", "doctor", "Say what this installation can do."),
     "dataset": Command("dataset", "app", "Look at training pictures before they are trained on."),
@@ -117,11 +118,9 @@ def run(arguments: Sequence[str]) -> ExitCode:
         output.error(stopped)
         return ExitCode(stopped.exit_code)
     except Exception as problem:
-        if is_out_of_memory(problem):
-            output.error(ResourceError("out of memory", "use a smaller size or batch"))
-            return ExitCode.RESOURCES
-        output.error(output.internal_error(problem))
-        return ExitCode.BUG
+        error = explained(problem)
+        output.error(error)
+        return ExitCode(error.exit_code)
 
 
 def _root() -> None:

@@ -51,14 +51,8 @@ OWN: dict[str, tuple[Any, Any]] = {
     "gallery": (Gallery, BatchSpec.gallery),
     "dry_run": (DryRun, BatchSpec.dry_run),
 }
-NOT_TAKEN = (
-    "prompt",
-    "class_name",
-    "grid",
-    "save_steps",
-    "save_latents",
-    "preview",
-)  # for the jobs to say, or of generate alone
+# For the jobs to say, or of generate alone.
+NOT_TAKEN = ("prompt", "class_name", "grid", "save_steps", "save_latents", "preview", "no_serve")
 
 
 def batch(**given: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,7 +17,8 @@ from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:
     from sdcli.cli.preview import Screen
-    from sdcli.generate import ImageRecord
+    from sdcli.events import Event, ImageRecord
+    from sdcli.plan import Plan
 
 # Options of this command alone; those of several are in options.py.
 Prompt = Annotated[
@@ -92,6 +94,7 @@ Preview = Annotated[
     typer.Option("--preview", help="Show each picture in the terminal, too: kitty, iTerm2, sixel, else half blocks."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Decide everything, load no weights, draw nothing.")]
+NoServe = Annotated[bool, typer.Option("--no-serve", help="Draw in this process, even where sdcli serve is there.")]
 
 
 def generate(
@@ -138,6 +141,7 @@ def generate(
     device: options.Device = GenerateSpec.device,
     dtype: options.Dtype = GenerateSpec.dtype,
     offline: options.Offline = GenerateSpec.offline,
+    no_serve: NoServe = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -147,10 +151,13 @@ def generate(
     given["prompt"] = prompt_from_stdin() if prompt == "-" else prompt
     given["output"] = given.pop("out")
     given |= {"lora": tuple(lora), "embedding": tuple(embedding), "replace": tuple(replace), "mix": tuple(mix)}
-    spec = GenerateSpec(**{k: v for k, v in given.items() if k not in (*options.NO_SETTINGS, "preview", "dry_run")})
+    apart = (*options.NO_SETTINGS, "preview", "dry_run", "no_serve")
+    spec = GenerateSpec(**{name: value for name, value in given.items() if name not in apart})
     if json and str(out) == "-" and not dry_run:
         raise UsageError("--json with --output -: stdout takes the picture", "leave out --json, or name a file")
-    from sdcli.plan import plan  # deferred: 0.02 s that --help does not need
+    from sdcli.events import Progress, Waiting  # deferred, as the next two: 0.02 s that --help does not need
+    from sdcli.plan import plan
+    from sdcli.warm.client import drawn
 
     decided = plan(spec)
     if dry_run:
@@ -158,13 +165,15 @@ def generate(
 
         output.document(decided.describe() | counted(decided))
         return
-    from sdcli import generate as story  # deferred: imports torch
-
     screen = _screen() if preview else None
+    events = _here(spec, decided)
     with output.progress() as bar:
-        for event in story.run(spec, decided):
-            if isinstance(event, story.Progress):
+        for event in events if no_serve or debug else drawn(spec, decided, events):
+            if isinstance(event, Progress):
                 bar.update("denoising", event.done, event.total)
+                continue
+            if isinstance(event, Waiting):
+                bar.update("waiting for the warm process", event.done, event.total)
                 continue
             if screen is not None and "prompt" in event.facts:  # one of the pictures, made now
                 bar.show(_shown(event, screen))
@@ -192,3 +201,10 @@ def _shown(record: ImageRecord, screen: Screen) -> str:
     from sdcli.cli.preview import picture_text
 
     return picture_text(record.data or Path(record.facts["path"]), screen)
+
+
+def _here(spec: GenerateSpec, decided: Plan) -> Iterator[Event]:
+    """The events of a plan that this process draws."""
+    from sdcli import generate as story  # deferred: imports torch
+
+    yield from story.run(spec, decided)

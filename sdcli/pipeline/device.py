@@ -62,6 +62,18 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
+def give_back() -> bool:
+    """Give what is free back to the devices and the system; False where the C library is none that can."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # of glibc
+    except (OSError, AttributeError, TypeError):
+        return False
+    return True
+
+
 class Peak:
     """The most memory used between entering and leaving, in bytes, and of which kind.
 
@@ -80,7 +92,7 @@ class Peak:
         if self.kind == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
-            self._before = _resident() if _gave_back() else None
+            self._before = _resident() if give_back() else None
         self.look()
         return self
 
@@ -101,13 +113,3 @@ def _resident() -> int | None:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):  # no Linux
         return None
-
-
-def _gave_back() -> bool:
-    """Give what is free back to the system; False where the C library is none that can."""
-    gc.collect()
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # of glibc
-    except (OSError, AttributeError, TypeError):
-        return False
-    return True

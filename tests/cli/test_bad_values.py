@@ -13,7 +13,7 @@ import typer.main
 from PIL import Image
 from safetensors.torch import save_file
 
-from sdcli import __version__
+from sdcli import __version__, store
 from sdcli.cli.app import COMMANDS, command_tree
 from sdcli.errors import ExitCode
 from sdcli.output import escape
@@ -26,7 +26,6 @@ RECORD = {
     "prompt": "a cat",
     "negative": "",
     "model": "model",
-    "model_hash": "0" * 64,
     "seed": 7,
     "sdcli": __version__,
     "width": models.SIZE,
@@ -73,7 +72,8 @@ def there(tmp_path_factory: pytest.TempPathFactory, sd1: Path) -> Path:
         models.weight_file(model / part).write_bytes(b"")
     image = Image.new("RGB", (models.SIZE, models.SIZE))
     image.save(folder / "photo.png")
-    (folder / "drawn.png").write_bytes(png_bytes(image, RECORD))
+    model_hash = store.model_hash(store.resolve(str(model)))
+    (folder / "drawn.png").write_bytes(png_bytes(image, RECORD | {"model_hash": model_hash}))
     save_file({"latents": torch.zeros(1, *models.LATENTS)}, folder / "noise.safetensors", {"mode": "noise"})
     (folder / "jobs.jsonl").write_text('{"prompt": "a cat"}\n', encoding="utf-8")
     (folder / "file").write_bytes(b"no picture")

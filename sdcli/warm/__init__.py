@@ -1,0 +1,1 @@
+"""What `sdcli serve` and those who let it draw have in common, and the side of the latter. No torch."""
