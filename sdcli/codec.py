@@ -12,11 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import latent_files, schedulers, store
+from sdcli import latent_files, layout, schedulers, store
 from sdcli.conditioning import Label, inverted_label
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.files import is_folder, open_regular, place
-from sdcli.layout import classes, read_json
 from sdcli.naming import check_quality, check_targets, is_output_folder, picture_format
 from sdcli.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
 from sdcli.pipeline import images, prompt, sampling, text, vae, vocabulary
@@ -71,9 +70,10 @@ def encode(spec: CodecSpec) -> Iterator[Progress | CodecRecord]:
     """
     sources = _sources(spec, images.SUFFIXES)
     targets = _targets(spec, sources, latent_files.SUFFIX)
-    model = store.resolve(spec.model, offline=spec.offline)
+    needs = ("vae",) if spec.invert is None else store.PARTS_OF_A_WHOLE
+    model = store.resolve(spec.model, offline=spec.offline, needs=needs)
     factor = vae_factor(model.folder)
-    if spec.sample and read_json(model.folder / "vae" / "config.json").get("_class_name") == "VQModel":
+    if spec.sample and layout.config(model.folder, "vae").get("_class_name") == "VQModel":
         raise UsageError("--sample: this model's VAE has a codebook and no posterior to draw from", "leave it out")
     if spec.size is not None:
         check_multiple(parse_size(spec.size), factor)
@@ -121,7 +121,7 @@ def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
     form = picture_format(Path() if many else spec.output, spec.format)
     check_quality(form, spec.quality)
     targets = _targets(spec, sources, f".{form}" if many else spec.output.suffix)
-    model = store.resolve(spec.model, offline=spec.offline)
+    model = store.resolve(spec.model, offline=spec.offline, needs=("vae",))
     coder = _load(spec, model)
     for source in sources:
         latent_files.read(source, coder.config)
@@ -142,9 +142,9 @@ def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
         check_text(words)
         check_no_wildcards(words, option)
         prompt.check(words)
-    label = inverted_label(spec, classes(model.folder))
+    label = inverted_label(spec, layout.classes(model.folder))
     check_clip_skip(model.folder, spec.clip_skip)
-    config = read_json(model.folder / "scheduler" / "scheduler_config.json")
+    config = layout.config(model.folder, "scheduler")
     parts_shape(model.folder, config)
     steps = spec.steps if spec.steps is not None else int(own_settings(model).get("steps", DEFAULT_STEPS))
     scheduler = schedulers.find("ddim")

@@ -148,7 +148,7 @@ def plan(spec: GenerateSpec) -> Plan:
     check_clip_skip(model.folder, spec.clip_skip)
     own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
-    config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")
+    config = layout.config(model.folder, "scheduler")
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
     guidance = _first(spec.guidance, own.get("guidance"), DEFAULT_GUIDANCE)

@@ -14,23 +14,28 @@ import pytest
 import sdcli
 
 ROOT = Path(sdcli.__file__).parent
-PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages")
-GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
+PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "original")
+# Anyone may import them; `sdcli` itself holds the version.
+GROUND = {"sdcli", "errors", "files", "headers", "original", "layout", "jail"}
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
 FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "reading", "records"}
 FOUNDATION |= {"jobs", "lab", "pages"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
-BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs"}
+BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "facts"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
     "errors": set(),
     "files": {"errors"},
-    "layout": {"errors", "files"},
+    "headers": {"errors", "files"},
+    "jail": {"errors", "files"},
+    "original": {"errors", "files", "headers", "original"},
+    "layout": {"errors", "files", "headers", "original"},
     "specs": GROUND,
     "train_specs": GROUND | {"specs"},
     "output": GROUND,
     "store": GROUND,
+    "facts": GROUND | {"store"},
     "scheduler_config": GROUND,
     "scheduler_table": GROUND | {"scheduler_config"},
     "scheduler_steps": GROUND | {"scheduler_config", "scheduler_table"},  # of the latter the type alone
@@ -92,7 +97,8 @@ PIPELINE_LEAVES = {
     "wildcards",
 }
 LIGHT = (
-    *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
+    *("errors", "files", "headers", "jail", "original.checkpoint", "layout"),
+    *("specs", "train_specs", "output", "store", "facts", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
     *("initial", "plan", "jobs.tally", "jobs.lines", "jobs.plan", "jobs.ledger", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table"),

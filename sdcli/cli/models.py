@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sdcli import output, store
+from sdcli.facts import facts_of
 from sdcli.cli import options
 
 app = typer.Typer(help="What models there are, and what they are.", rich_markup_mode=None)
@@ -33,8 +34,8 @@ def show(
     debug: options.Debug = False,
 ) -> None:
     """Say what a model is, from its configs and weight headers alone."""
-    model = store.resolve(ref, offline=offline)
-    facts = store.facts(model)
+    model = store.find(ref, offline=offline)
+    facts = facts_of(model)
     if with_hash:
         facts["model_hash"] = store.model_hash(model)
     output.document(facts)

@@ -38,7 +38,7 @@ Model = Annotated[
         "-m",
         envvar="SDCLI_MODEL",
         metavar="REF",
-        help="builtin, a model folder, or a Hub id owner/name[@rev].",
+        help="builtin, a model folder, a single file, or a Hub id owner/name[@rev].",
         autocompletion=_model_refs,
     ),
 ]
