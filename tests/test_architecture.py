@@ -21,7 +21,7 @@ FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler
 FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "reading", "records"}
 FOUNDATION |= {"jobs", "lab", "pages"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
-BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "facts"}
+BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "facts", "removal", "model_specs"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
@@ -36,6 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "output": GROUND,
     "store": GROUND,
     "facts": GROUND | {"store"},
+    "removal": GROUND | {"store"},
+    "model_specs": GROUND | {"specs"},
     "scheduler_config": GROUND,
     "scheduler_table": GROUND | {"scheduler_config"},
     "scheduler_steps": GROUND | {"scheduler_config", "scheduler_table"},  # of the latter the type alone
