@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdcli.errors import UsageError
-from sdcli.specs import DTYPES, one_of
+from sdcli.specs import DTYPES, PREDICTIONS, one_of
 
 FORMS = ("diffusers", "single-file")
-PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}  # our words, and diffusers'
 SUFFIX = ".safetensors"
 
 

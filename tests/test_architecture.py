@@ -19,7 +19,7 @@ PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "o
 GROUND = {"sdcli", "errors", "files", "headers", "original", "layout", "jail"}
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
 FOUNDATION |= {"conditioning", "initial", "latent_files", "naming", "drawing", "reading", "records"}
-FOUNDATION |= {"jobs", "lab", "pages"}
+FOUNDATION |= {"model_specs", "jobs", "lab", "pages"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "facts", "removal", "model_specs"}
 # What a room may import; every top-level module that is not named here tells a story.

@@ -27,10 +27,6 @@ To = Annotated[
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, float16 or bfloat16; auto leaves every tensor as it is.")]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights of the UNet that some files hold, too.")]
-Prediction = Annotated[
-    str | None,
-    typer.Option("--prediction", metavar="NAME", help="epsilon, v or x0, where the file does not tell or is wrong."),
-]
 Vae = Annotated[
     str | None, typer.Option("--vae", metavar="REF", help="Take the VAE of this model, folder or file instead.")
 ]
@@ -77,7 +73,7 @@ def convert(
     to: To = ConvertSpec.to,
     dtype: Dtype = ConvertSpec.dtype,
     ema: Ema = ConvertSpec.ema,
-    prediction: Prediction = ConvertSpec.prediction,
+    prediction: options.Prediction = ConvertSpec.prediction,
     vae: Vae = ConvertSpec.vae,
     text_encoder: TextEncoder = ConvertSpec.text_encoder,
     offline: options.Offline = ConvertSpec.offline,

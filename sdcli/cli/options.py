@@ -42,6 +42,12 @@ Model = Annotated[
         autocompletion=_model_refs,
     ),
 ]
+Prediction = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction", metavar="NAME", help="What the UNet predicts: epsilon, v or x0. Default: as the model says."
+    ),
+]
 Device = Annotated[
     str, typer.Option("--device", envvar="SDCLI_DEVICE", help="auto, cpu, cuda, cuda:N or mps.", metavar="NAME")
 ]

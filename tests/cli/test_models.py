@@ -44,6 +44,18 @@ def test_a_single_file_is_drawn_with_like_a_folder(shell: Shell, original: Path)
     assert json.loads(dry.stdout)["size"] == "512x512"  # the size it was trained for
 
 
+def test_another_prediction_draws_what_the_model_draws_whose_config_says_so(shell: Shell, model: Path) -> None:
+    common = ("generate", "a cat", "-m", model, "--steps", 2, "--seed", 1, "--no-metadata", "-o")
+    plain = Path(shell(*common, "plain.png").lines[0]).read_bytes()
+    asked = shell(*common, "asked.png", "--prediction", "v", "--json")
+    models.edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    said = Path(shell(*common, "said.png").lines[0]).read_bytes()
+    assert json.loads(asked.stdout)["prediction"] == "v"
+    assert Path("asked.png").read_bytes() == said != plain
+    wrong = shell("generate", "a cat", "--prediction", "noise")
+    assert (wrong.code, wrong.stderr) == (2, "sdcli: error: --prediction noise: unknown; use one of epsilon, v, x0\n")
+
+
 def test_batch_bench_tokens_and_the_codec_take_a_single_file(shell: Shell, original: Path) -> None:
     picture = shell("generate", "a cat", "-m", original, "--size", "64x64", "--steps", 1, "-o", "a.png").lines[0]
     common = ("-m", original, "--json")
