@@ -12,14 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import latent_files, schedulers, store
+from sdcli import latent_files, layout, schedulers, store
 from sdcli.conditioning import Label, inverted_label
 from sdcli.drawing import read_adapters
 from sdcli.errors import NumericalError, SdcliWarning, UsageError
 from sdcli.files import place
 from sdcli.inputs import files_of, targets_of
 from sdcli.lab.specs import RoundtripSpec
-from sdcli.layout import classes, read_json
 from sdcli.lora_files import LoraFile, check_fit, lora_facts, lora_file
 from sdcli.naming import check_quality, is_output_folder, picture_format
 from sdcli.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
@@ -78,7 +77,8 @@ def encode(spec: CodecSpec) -> Iterator[Progress | CodecRecord]:
     """
     sources = files_of(spec.inputs, images.SUFFIXES)
     targets = targets_of(sources, spec.output, latent_files.SUFFIX, spec.if_exists)
-    model = store.resolve(spec.model, offline=spec.offline)
+    needs = ("vae",) if spec.invert is None else store.PARTS_OF_A_WHOLE
+    model = store.resolve(spec.model, offline=spec.offline, needs=needs)
     factor = _check_encoding(spec, model)
     inversion = _plan_inversion(spec, model) if spec.invert is not None else None
     _read_all(sources)
@@ -118,7 +118,7 @@ def decode(spec: CodecSpec) -> Iterator[CodecRecord]:
     form = picture_format(Path() if many else spec.output, spec.format)
     check_quality(form, spec.quality)
     targets = targets_of(sources, spec.output, f".{form}" if many else spec.output.suffix, spec.if_exists)
-    model = store.resolve(spec.model, offline=spec.offline)
+    model = store.resolve(spec.model, offline=spec.offline, needs=("vae",))
     coder = _load(spec, model)
     for source in sources:
         latent_files.read(source, coder.config)
@@ -213,9 +213,9 @@ def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
         check_no_wildcards(words, option)
         prompt.check(words)
     loras = tuple(lora_file(text) for text in spec.lora)
-    label = inverted_label(spec, classes(model.folder))
+    label = inverted_label(spec, layout.classes(model.folder))
     check_clip_skip(model.folder, spec.clip_skip)
-    config = read_json(model.folder / "scheduler" / "scheduler_config.json")
+    config = layout.config(model.folder, "scheduler")
     parts_shape(model.folder, config)
     check_fit(loras, model.folder)
     steps = spec.steps if spec.steps is not None else int(own_settings(model).get("steps", DEFAULT_STEPS))
@@ -271,7 +271,7 @@ def _inversion_facts(spec: CodecSpec, inversion: _Inversion) -> dict[str, Any]:
 def _check_encoding(spec: CodecSpec | RoundtripSpec, model: store.Model) -> int:
     """The VAE's factor, pixels per latent along a side. Raises UsageError for options that do not fit the model."""
     factor = vae_factor(model.folder)
-    if spec.sample and read_json(model.folder / "vae" / "config.json").get("_class_name") == "VQModel":
+    if spec.sample and layout.config(model.folder, "vae").get("_class_name") == "VQModel":
         raise UsageError("--sample: this model's VAE has a codebook and no posterior to draw from", "leave it out")
     if spec.size is not None:
         check_multiple(parse_size(spec.size), factor)

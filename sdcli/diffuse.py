@@ -12,11 +12,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from sdcli import latent_files, store
+from sdcli import latent_files, layout, store
 from sdcli.errors import NumericalError, UsageError
 from sdcli.files import place
 from sdcli.lab.specs import DiffuseSpec, parse_timesteps
-from sdcli.layout import read_json
 from sdcli.naming import check_targets, is_output_folder
 from sdcli.parts import check_multiple, vae_factor
 from sdcli.pipeline import images, noise, sampling, vae
@@ -126,7 +125,7 @@ def strip(done: Sequence[_Noised]) -> Image.Image:
 
 def _levels(spec: DiffuseSpec, folder: Path) -> list[Level]:
     """The steps asked for, by default five from the first to the last. Raises UsageError for one there is not."""
-    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    config = layout.config(folder, "scheduler")
     check_config(config)
     alpha_bar = noise.alpha_bars(config)
     last = len(alpha_bar) - 1
@@ -204,7 +203,7 @@ def _q_samples(x_0: Tensor, levels: Sequence[Level], seed: int) -> Iterator[tupl
 
 def _save(one: _Noised, spec: DiffuseSpec, target: Path, model: store.Model, known: dict[str, Any]) -> DiffuseRecord:
     assert one.latents is not None
-    config = read_json(model.folder / "vae" / "config.json")
+    config = layout.config(model.folder, "vae")
     facts = {
         **known,
         "scaling_factor": config.get("scaling_factor", latent_files.SCALING_FACTOR),

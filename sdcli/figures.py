@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from sdcli import schedulers, store
+from sdcli import layout, schedulers, store
 from sdcli.errors import SdcliWarning, UsageError
 from sdcli.files import place
 from sdcli.lab import plots
 from sdcli.lab.specs import FigureSpec
-from sdcli.layout import read_json
 from sdcli.naming import check_targets, is_output_folder
 from sdcli.pipeline import noise
 from sdcli.pipeline.reference import NoiseLevels
@@ -59,7 +58,7 @@ def run(spec: FigureSpec) -> FigureRecord:
     chosen = _chosen(spec) if spec.name is not None else None
     target = _target(spec, chosen.name if chosen is not None else "schedulers")
     model = store.resolve(spec.model, offline=spec.offline)
-    config = read_json(model.folder / "scheduler" / "scheduler_config.json")
+    config = layout.config(model.folder, "scheduler")
     check_config(config)
     facts: dict[str, Any] = {"plot": spec.plot, "model": model.ref}
     if spec.plot == "sigmas":

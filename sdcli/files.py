@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -95,6 +96,30 @@ def atomic_write(target: Path, *, overwrite: bool = True, mode: int | None = Non
         _remove(part)
 
 
+@contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `target`; when the block ends well, sync it and rename it into place.
+
+    After an error nothing is left behind. Raises OutputError when the target exists, or the disk refuses.
+    """
+    make_folder(target.parent)
+    remove_dead_parts(target.parent)
+    name = os.fsdecode(os.fsencode(target.name)[:200])
+    part = target.with_name(f".{name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    if os.path.lexists(target):
+        raise OutputError(f"{target}: exists", "name another folder")
+    try:
+        part.mkdir()
+        yield part
+        sync(part)
+        os.rename(part, target)
+        sync(target.parent)
+    except OSError as error:
+        raise output_error(target, error) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def place(data: bytes, target: Path, if_exists: str, *, ending: str = "") -> Path:
     """Write a result atomically and return where it went.
 
@@ -168,14 +193,14 @@ def _try_to_write(folder: Path) -> None:
 
 
 def remove_dead_parts(folder: Path) -> None:
-    """Delete the part files that processes killed in the middle of a write left in `folder`."""
+    """Delete the part files and folders that processes killed in the middle of a write left in `folder`."""
     for path in folder.glob(".*.part"):
         match = PART_NAME.fullmatch(path.name)
         if match is None or _is_alive(int(match["pid"])):
             continue
         try:
             if time.time() - path.stat().st_mtime > PART_GRACE_SECONDS:
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         except OSError:
             continue  # gone already, or not ours to delete
 

@@ -102,7 +102,7 @@ def size_of_latents(spec: GenerateSpec, path: Path, model: store.Model) -> tuple
 
     Raises InputError for a file that is no latent file or belongs to another model, UsageError for another size asked.
     """
-    vae = layout.read_json(model.folder / "vae" / "config.json")
+    vae = layout.config(model.folder, "vae")
     file = latent_files.look(path)
     latent_files.check_fits(file, vae)
     width, height = (side * latent_files.factor(vae) for side in file.shape[:1:-1])

@@ -1,11 +1,13 @@
-"""The diffusers layout: which files of a model folder hold what, and what they say. Reads headers, never weights."""
+"""What the files of a model hold and say, in the diffusers layout or in a single one. Reads headers, never weights.
+
+Where a function takes a `place`, that is either; a `folder` is a folder.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
-import os
 import reprlib
-import struct
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import InputError
-from sdcli.files import atomic_write, open_regular, read_bytes
+from sdcli.files import atomic_write, exists, open_regular, read_bytes
+from sdcli.headers import read_header
+from sdcli.original.checkpoint import Checkpoint, read_checkpoint
 
 PARTS = {  # folder -> classes
     "vae": ("AutoencoderKL", "VQModel"),
@@ -28,7 +32,7 @@ MAX_JSON_BYTES = 16 << 20
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME = 255  # characters; ImageNet's longest has 121
 MAX_CONTEXT_WIDTH = 16_384  # Stable Diffusion's is 768 to 2,048
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own cap
+TOKENIZER_FOLDER = Path(__file__).with_name("builtin") / "model" / "tokenizer"  # CLIP's, whole
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,6 +60,35 @@ def root(folder: Path) -> Path:
     real = folder.resolve()
     is_snapshot = real.parent.name == "snapshots" and real.parents[1].name.startswith("models--")
     return real.parents[1] if is_snapshot else real
+
+
+def single_file(place: Path) -> Checkpoint | None:
+    """The checkpoint that a place is; None for a folder. Raises InputError as `read_checkpoint`."""
+    return read_checkpoint(place) if place.is_file() else None
+
+
+def config(place: Path, part: str) -> dict[str, Any]:
+    """The config of one part of a model, of `scheduler` too. Raises InputError."""
+    checkpoint = single_file(place)
+    if checkpoint is None:
+        return read_json(place / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+    found = checkpoint.scheduler if part == "scheduler" else checkpoint.configs.get(part)
+    if found is None:
+        raise InputError(f"{place}: holds no {part}", "name a whole model")
+    return copy.deepcopy(dict(found))
+
+
+def settings(place: Path) -> dict[str, Any]:
+    """A model's own defaults (`scheduler, steps, guidance, size`), empty when it states none. Raises InputError."""
+    checkpoint = single_file(place)
+    if checkpoint is not None:
+        return copy.deepcopy(dict(checkpoint.settings))
+    return read_json(place / "sdcli.json") if exists(place / "sdcli.json") else {}
+
+
+def tokenizer(place: Path) -> Path:
+    """Where a model's tokenizer is: a folder, or the single file whose model reads CLIP's own pieces."""
+    return place if place.is_file() else place / "tokenizer"
 
 
 def conditioner(folder: Path) -> str:
@@ -107,8 +140,12 @@ def class_names(config: Mapping[str, object]) -> tuple[str, ...]:
 def weight_files(folder: Path, part: str) -> list[Path]:
     """The files that hold the weights of one part of a model: a single one, or every shard its index names.
 
+    Of a model in a single file it is that file.
+
     Raises InputError when there is none, or one is missing or lies outside the folder.
     """
+    if folder.is_file():
+        return [folder]
     stem = STEMS[part]
     for variant in VARIANTS:
         single = folder / part / f"{stem}{variant}.safetensors"
@@ -125,35 +162,17 @@ def safetensors_header(path: Path) -> dict[str, Any]:
 
     Raises InputError when the header is malformed or the file shorter or longer than it says.
     """
-    header = _whole_header(path)
-    header.pop("__metadata__", None)
-    return header
+    entries = read_header(path).entries
+    start = min((entry.first for entry in entries.values()), default=0)
+    return {
+        name: {"dtype": e.dtype, "shape": list(e.shape), "data_offsets": [e.first - start, e.last - start]}
+        for name, e in entries.items()
+    }
 
 
 def safetensors_metadata(path: Path) -> dict[str, str]:
     """What the header of a safetensors file says besides the tensors; raises as `safetensors_header`."""
-    metadata = _whole_header(path).get("__metadata__")
-    return {key: str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else {}
-
-
-def _whole_header(path: Path) -> dict[str, Any]:
-    with open_regular(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise InputError(f"{path}: is no whole safetensors file (bad header)", "get the file again")
-        try:
-            header: dict[str, Any] = json.loads(stream.read(length))
-            tensors = {key: value for key, value in header.items() if key != "__metadata__"}
-            end = max((int(value["data_offsets"][1]) for value in tensors.values()), default=0)
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-            raise InputError(
-                f"{path}: its safetensors header cannot be read ({error})", "get the file again"
-            ) from error
-    if 8 + length + end != size:
-        raise InputError(f"{path}: has {size:,} bytes, its header says {8 + length + end:,}", "get the file again")
-    return header
+    return read_header(path).metadata
 
 
 def with_sorted_header(data: bytes) -> bytes:

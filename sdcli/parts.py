@@ -28,21 +28,29 @@ def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask:
     may_read_mask: whether the UNet may be one for inpainting.
     Raises InputError unless the parts of the model fit together.
     """
-    conditioner = layout.conditioner(folder)
-    vae, unet = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet"))
+    configs = {part: layout.config(folder, part) for part in ("vae", "unet", layout.conditioner(folder))}
+    return configs_shape(folder, configs, scheduler, may_read_mask=may_read_mask)
+
+
+def configs_shape(
+    folder: Path, configs: Mapping[str, Mapping[str, Any]], scheduler: Mapping[str, object], *, may_read_mask: bool
+) -> tuple[int, int]:
+    """The same of a model by the configs of its parts. folder: what errors call it."""
+    vae, unet = configs["vae"], configs["unet"]
     for key in UNSUPPORTED_UNET_KEYS:
         if unet.get(key) is not None:
             raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x or 2.x model")
-    is_for_inpainting = may_read_mask and reads_mask(folder)
+    is_for_inpainting = may_read_mask and _reads_mask(vae, unet)
     _check_channels(folder, vae.get("latent_channels", 4), unet, scheduler, reads_mask=is_for_inpainting)
     # 1280 is the default of diffusers, which does not write what equals it.
     wanted = unet.get("cross_attention_dim", 1280)
-    classes = folder / "class_embedder" / "config.json"
-    given = text_width(folder) if conditioner == "text_encoder" else layout.read_json(classes).get("width")
+    (conditioner,) = configs.keys() - {"vae", "unet", "scheduler"}
+    is_text = conditioner == "text_encoder"
+    given = _text_width(folder, configs[conditioner]) if is_text else configs[conditioner].get("width")
     if wanted != given:
         what = f"reads context of width {wanted}, the {conditioner.replace('_', ' ')} gives {given}"
         raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")
-    factor, side = vae_factor(folder), unet.get("sample_size") or DEFAULT_SAMPLE_SIZE
+    factor, side = _factor(folder, vae), unet.get("sample_size") or DEFAULT_SAMPLE_SIZE
     if type(side) is not int:
         raise InputError(f"{folder}/unet: sample_size is {side!r}", "mend its config.json")
     return factor, side * factor
@@ -50,26 +58,17 @@ def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask:
 
 def reads_mask(folder: Path) -> bool:
     """Whether the UNet is for inpainting: it reads a mask and the masked picture's latents in channels of their own."""
-    vae, unet = (layout.read_json(folder / part / "config.json") for part in ("vae", "unet"))
-    channels = vae.get("latent_channels", 4)
-    return type(channels) is int and unet.get("in_channels", 4) == 2 * channels + 1
+    return _reads_mask(layout.config(folder, "vae"), layout.config(folder, "unet"))
 
 
 def vae_factor(folder: Path) -> int:
     """Pixels per latent along a side, from the config of a model's VAE. Raises InputError."""
-    levels = layout.read_json(folder / "vae" / "config.json").get("block_out_channels")
-    if not isinstance(levels, list) or not 1 <= len(levels) <= MAX_LEVELS:
-        raise InputError(f"{folder}/vae: block_out_channels is {levels!r}", f"expected are up to {MAX_LEVELS} numbers")
-    return int(2 ** (len(levels) - 1))
+    return _factor(folder, layout.config(folder, "vae"))
 
 
 def text_width(folder: Path) -> int:
     """Numbers in a vector of a model's text encoder, from its config. Raises InputError."""
-    # 512 is the default of transformers, which does not write what equals it.
-    width = layout.read_json(folder / "text_encoder" / "config.json").get("hidden_size", 512)
-    if type(width) is not int:
-        raise InputError(f"{folder}/text_encoder: hidden_size is {width!r}", "mend its config.json")
-    return width
+    return _text_width(folder, layout.config(folder, "text_encoder"))
 
 
 def check_clip_skip(folder: Path, skip: int) -> None:
@@ -79,7 +78,7 @@ def check_clip_skip(folder: Path, skip: int) -> None:
     if layout.conditioner(folder) != "text_encoder":
         raise UsageError(f"--clip-skip {skip}: this model reads no prompts", "leave it out, or name another model")
     # 12 is the default of transformers, which does not write what equals it.
-    layers = layout.read_json(folder / "text_encoder" / "config.json").get("num_hidden_layers", 12)
+    layers = layout.config(folder, "text_encoder").get("num_hidden_layers", 12)
     if type(layers) is not int or layers < 1:
         raise InputError(f"{folder}/text_encoder: num_hidden_layers is {layers!r}", "mend its config.json")
     if skip >= layers:
@@ -96,8 +95,28 @@ def check_multiple(size: tuple[int, int], factor: int) -> None:
             raise UsageError(what, f"use {below} or {below + factor}")
 
 
+def _reads_mask(vae: Mapping[str, Any], unet: Mapping[str, Any]) -> bool:
+    channels = vae.get("latent_channels", 4)
+    return type(channels) is int and unet.get("in_channels", 4) == 2 * channels + 1
+
+
+def _factor(folder: Path, vae: Mapping[str, Any]) -> int:
+    levels = vae.get("block_out_channels")
+    if not isinstance(levels, list | tuple) or not 1 <= len(levels) <= MAX_LEVELS:
+        raise InputError(f"{folder}/vae: block_out_channels is {levels!r}", f"expected are up to {MAX_LEVELS} numbers")
+    return int(2 ** (len(levels) - 1))
+
+
+def _text_width(folder: Path, config: Mapping[str, Any]) -> int:
+    # 512 is the default of transformers, which does not write what equals it.
+    width = config.get("hidden_size", 512)
+    if type(width) is not int:
+        raise InputError(f"{folder}/text_encoder: hidden_size is {width!r}", "mend its config.json")
+    return width
+
+
 def _check_channels(
-    folder: Path, channels: object, unet: dict[str, Any], scheduler: Mapping[str, object], *, reads_mask: bool
+    folder: Path, channels: object, unet: Mapping[str, Any], scheduler: Mapping[str, object], *, reads_mask: bool
 ) -> None:
     """Raise InputError unless the UNet reads the VAE's channels, and predicts as many, or twice if variances too.
 

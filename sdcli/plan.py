@@ -22,7 +22,7 @@ from sdcli.parts import check_clip_skip, check_multiple, parts_shape
 from sdcli.pipeline import prompt, wildcards
 from sdcli.pipeline.wildcards import Prompts, Template
 from sdcli.scheduler_config import train_timesteps
-from sdcli.specs import MAX_SEED, GenerateSpec, WordSwap, parse_interval, parse_size, word_swaps
+from sdcli.specs import MAX_SEED, PREDICTIONS, GenerateSpec, WordSwap, parse_interval, parse_size, word_swaps
 
 DEFAULT_STEPS = 25
 DEFAULT_SCHEDULER = "dpm"
@@ -156,7 +156,9 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     check_clip_skip(model.folder, spec.clip_skip)
     own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
-    config = layout.read_json(model.folder / "scheduler" / "scheduler_config.json")
+    config = layout.config(model.folder, "scheduler")
+    if spec.prediction is not None:
+        config["prediction_type"] = PREDICTIONS[spec.prediction]
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
     guidance = _first(spec.guidance, own.get("guidance"), DEFAULT_GUIDANCE)

@@ -279,6 +279,9 @@ def _listening(path: Path) -> Iterator[socket.socket]:
 
 def _files(folder: Path) -> tuple[object, ...]:
     """Every file that a model is read from, with its size and times."""
+    if folder.is_file():  # one file, all of it
+        status = folder.stat()
+        return (folder, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     places = [folder, *(folder / name for name in (*layout.PARTS, "tokenizer", "scheduler"))]
     found = []
     for path in sorted(path for place in places if place.is_dir() for path in place.iterdir()):

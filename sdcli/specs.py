@@ -21,6 +21,7 @@ PICTURE_FORMATS = ("png", "webp", "jpg")
 MAX_MIX = 10.0  # of a weight in --mix, up or down
 IDLE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}  # seconds
 MAX_IDLE_SECONDS = 720 * 3600.0
+PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}  # our words, and diffusers'
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -32,6 +33,7 @@ class GenerateSpec:
     negative: str = ""
     class_name: str | None = None  # in place of the prompt; or its index
     model: str | None = None
+    prediction: str | None = None  # by the UNet; None: as the model says
     steps: int | None = None
     scheduler: str | None = None
     sigmas: str | None = None
@@ -71,6 +73,8 @@ class GenerateSpec:
     offline: bool = False
 
     def __post_init__(self) -> None:
+        if self.prediction is not None:
+            one_of("prediction", self.prediction, tuple(PREDICTIONS))
         if self.steps is not None:
             between("steps", self.steps, 1, MAX_STEPS)
         if self.guidance is not None:

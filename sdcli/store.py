@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
-from collections.abc import Iterator
+import reprlib
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli.errors import InputError, SdcliError
+from sdcli import jail, layout
+from sdcli.errors import InputError, SdcliError, SdcliWarning
 from sdcli.files import atomic_write, make_folder, open_regular, reason
-from sdcli.layout import PARTS, STEMS, classes, parts, read_json, safetensors_header, weight_files
+from sdcli.layout import PARTS, STEMS, parts, read_json, weight_files
+from sdcli.original.checkpoint import PART_NAMES, Checkpoint
 
 BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).with_name("builtin") / "model"
-TOKENIZER_FOLDER = BUILTIN_FOLDER / "tokenizer"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 HUB_CONFIGS = ("model_index.json", "sdcli.json", *(f"{p}/*.json" for p in (*PARTS, "tokenizer", "scheduler")))
 HUB_VOCABULARY = ("tokenizer/merges.txt",)
@@ -28,25 +30,41 @@ HUB_FILES = (
     *(f"{part}/{stem}{tail}.safetensors" for part, stem in STEMS.items() for tail in ("", "-*-of-*")),
 )
 HUB_FILES_HALF = (*HUB_FILES, *(f"{part}/{stem}.fp16*.safetensors" for part, stem in STEMS.items()))
+PARTS_OF_A_WHOLE = ("unet", "vae", "text_encoder")
 MAX_SHOWN = 100  # characters of a reference that is no path
-MAX_CLASSES_SHOWN = 10
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # those with the parts we read
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model on this machine: how the user named it, and the folder that holds it."""
+    """A model on this machine: how the user named it, and where it is.
+
+    folder: in the diffusers layout, or a single file of safetensors.
+    source: the file that it was read from and is known by, where that is another: a pickled checkpoint.
+    """
 
     ref: str
     folder: Path
+    source: Path | None = None
 
 
-def resolve(ref: str | None, *, offline: bool = False) -> Model:
-    """Find the model a reference means: `builtin` (also None), a diffusers folder, or a Hub id `owner/name[@revision]`.
+def resolve(ref: str | None, *, offline: bool = False, needs: Sequence[str] = PARTS_OF_A_WHOLE) -> Model:
+    """Find the model a reference means: `builtin` (also None), a diffusers folder, a single file, or a Hub id
+    `owner/name[@revision]`.
 
     offline: never open a socket; a Hub id must then be in the local cache.
-    Raises InputError when there is no such model, or the folder is none.
+    needs: the parts that a single file must hold to be of use.
+    Raises InputError when there is no such model, the folder is none, or the file is none that can be drawn with.
     """
+    model = find(ref, offline=offline)
+    checkpoint = layout.single_file(model.folder)
+    if checkpoint is not None:
+        check_usable(model, checkpoint, needs)
+    return model
+
+
+def find(ref: str | None, *, offline: bool = False) -> Model:
+    """The model a reference means, be it one that pictures can be drawn with or not; as `resolve`."""
     if ref is None or ref == BUILTIN:
         return Model(BUILTIN, BUILTIN_FOLDER)
     try:
@@ -58,13 +76,30 @@ def resolve(ref: str | None, *, offline: bool = False) -> Model:
         check_folder(path)
         return Model(ref, path)
     if is_there:
-        raise InputError(f"{ref}: is a file", "name a model folder in the diffusers layout")
+        return _from_file(ref, path)
     match = HUB_ID.fullmatch(ref)
     if match is None or ref.startswith("."):
         raise InputError(
-            f"{ref}: no such model", "use builtin, a folder in the diffusers layout, or a Hub id owner/name"
+            f"{ref}: no such model", "use builtin, a folder in the diffusers layout, a file, or a Hub id owner/name"
         )
     return Model(ref, _from_hub(match["repo"], match["revision"], offline))
+
+
+def check_usable(model: Model, checkpoint: Checkpoint, needs: Sequence[str]) -> None:
+    """Raise InputError unless a single file is of a kind that is read and has the parts that are needed.
+
+    What else it holds, which nothing reads, is told in a warning.
+    """
+    if not checkpoint.is_supported:
+        raise InputError(f"{model.ref}: is a {checkpoint.family}", "only Stable Diffusion 1.x and 2.x are supported")
+    lacks = [PART_NAMES[part] for part in needs if part in checkpoint.lacks]
+    if lacks:
+        has = " and ".join(PART_NAMES[part] for part in checkpoint.sources)
+        hint = "put the parts together with sdcli models convert --vae REF --text-encoder REF"
+        raise InputError(f"{model.ref}: holds the {has} alone, no {' and no '.join(lacks)}", hint)
+    if checkpoint.strangers:
+        count, first = len(checkpoint.strangers), reprlib.repr(checkpoint.strangers[0])
+        warnings.warn(f"{model.ref}: {count:,} of its tensors are not used ({first}, for one)", SdcliWarning, 3)
 
 
 def check_folder(folder: Path) -> None:
@@ -82,17 +117,20 @@ def check_folder(folder: Path) -> None:
 
 def settings(model: Model) -> dict[str, Any]:
     """The model's own defaults (`scheduler, steps, guidance, size`), empty when it states none."""
-    path = model.folder / "sdcli.json"
-    return read_json(path) if path.exists() else {}
+    return layout.settings(model.folder)
 
 
 def model_hash(model: Model) -> str:
-    """SHA-256 over the sorted (relative name, SHA-256) of a model's weight files, in hex.
+    """SHA-256 of a single file, else over the sorted (relative name, SHA-256) of a model's weight files, in hex.
 
     The file hashes are cached in the user's cache by path, size and modification time.
     """
     digest = hashlib.sha256()
     cache = _HashCache()
+    if model.folder.is_file():
+        found = cache.of(model.source if model.source is not None else model.folder)
+        cache.save()
+        return found
     for path in _all_weight_files(model.folder):
         digest.update(f"{path.relative_to(model.folder).as_posix()} {cache.of(path)}\n".encode())
     cache.save()
@@ -107,11 +145,28 @@ def file_hash(path: Path) -> str:
     return found
 
 
+def files(model: Model) -> list[Path]:
+    """The files that hold a model's weights."""
+    return [model.source or model.folder] if model.folder.is_file() else _all_weight_files(model.folder)
+
+
+def hashes(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """The SHA-256 of each file, in hex, read anew: unlike `model_hash`, not from the cache."""
+    for path in paths:
+        with open_regular(path) as stream:
+            yield path, hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def cache_folder() -> Path:
     """Where sdcli keeps what it can make again: SDCLI_CACHE, else XDG's cache folder."""
     chosen = os.environ.get("SDCLI_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(chosen) if chosen else Path(base) / "sdcli"
+
+
+def checkpoints_folder() -> Path:
+    """Where the copies of pickled checkpoints lie, as safetensors."""
+    return cache_folder() / "checkpoints"
 
 
 def hub_cache_folder() -> Path:
@@ -122,7 +177,7 @@ def hub_cache_folder() -> Path:
 
 
 def listed() -> Iterator[dict[str, Any]]:
-    """The models that work without a network: the embedded one, then those in the Hub cache."""
+    """The models that work without a network: the embedded one, those in the Hub cache, copies of pickled ones."""
     yield _row(Model(BUILTIN, BUILTIN_FOLDER))
     for index in sorted(hub_cache_folder().glob("models--*--*/snapshots/*/model_index.json")):
         repo = index.parents[2].name.removeprefix("models--").replace("--", "/", 1)
@@ -131,63 +186,8 @@ def listed() -> Iterator[dict[str, Any]]:
             yield _row(Model(f"{repo}@{index.parent.name}", index.parent))
         except InputError:
             continue  # another kind of pipeline, or a download that was broken off
-
-
-def facts(model: Model) -> dict[str, Any]:
-    """What a model is, from its configs and weight headers alone.
-
-    Raises InputError when a config or a header is malformed.
-    """
-    unet = read_json(model.folder / "unet" / "config.json")
-    vae = read_json(model.folder / "vae" / "config.json")
-    scheduler = read_json(model.folder / "scheduler" / "scheduler_config.json")
-    conditioning = _conditioning(model.folder)
-    try:
-        return _facts(model, unet, vae, scheduler, conditioning)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(
-            f"{model.folder}: its configs make no sense ({reason(error)})", "get the model again"
-        ) from error
-
-
-def _facts(
-    model: Model, unet: dict[str, Any], vae: dict[str, Any], scheduler: dict[str, Any], conditioning: dict[str, Any]
-) -> dict[str, Any]:
-    parameters, dtypes = {}, set()
-    for part in parts(model.folder):
-        headers = [safetensors_header(path) for path in weight_files(model.folder, part)]
-        tensors = [tensor for header in headers for tensor in header.values()]
-        parameters[part] = sum(math.prod(tensor["shape"]) for tensor in tensors)
-        dtypes |= {str(tensor["dtype"]) for tensor in tensors}
-    factor = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
-    side = int(unet.get("sample_size") or 0) * factor
-    total = sum(parameters.values())
-    return {
-        "model": model.ref,
-        "folder": str(model.folder),
-        "family": _family(unet) if conditioning["kind"] == "text" else "latent diffusion",
-        "conditioning": conditioning,
-        "size": f"{side}x{side}",
-        "vae_factor": factor,
-        "latent_channels": vae.get("latent_channels"),
-        "scaling_factor": vae.get("scaling_factor"),
-        "prediction_type": scheduler.get("prediction_type", "epsilon"),
-        "scheduler": scheduler.get("_class_name"),
-        "parameters": parameters | {"total": total},
-        "dtypes": sorted(dtypes),
-        "weights_bytes": {"float32": 4 * total, "float16": 2 * total},
-        "settings": settings(model),
-    }
-
-
-def _conditioning(folder: Path) -> dict[str, Any]:
-    """What a model draws from: text, one of its classes (how many, and the first of them), or nothing."""
-    names = classes(folder)
-    if names is None:
-        return {"kind": "text"}
-    if not names:
-        return {"kind": "none"}
-    return {"kind": "class", "classes": len(names), "first": list(names[:MAX_CLASSES_SHOWN])}
+    for path in sorted(checkpoints_folder().glob("*.safetensors")):
+        yield _row(Model(str(path), path))
 
 
 class _HashCache:
@@ -230,15 +230,16 @@ def _row(model: Model) -> dict[str, Any]:
     return {
         "model": model.ref,
         "folder": str(model.folder),
-        "bytes": sum(path.stat().st_size for path in _all_weight_files(model.folder)),
+        "bytes": sum(path.stat().st_size for path in files(model)),
     }
 
 
-def _family(unet: dict[str, Any]) -> str:
-    """Stable Diffusion's versions differ in the width of their text encoder."""
-    name = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(unet.get("cross_attention_dim", 0))
-    task = " inpainting" if unet.get("in_channels") == 9 else ""
-    return (name or "Stable Diffusion of its own size") + task
+def _from_file(ref: str, path: Path) -> Model:
+    """The model in a single file: of safetensors that file, of a pickled checkpoint its copy in the cache."""
+    if jail.is_pickled(path):
+        return Model(ref, jail.as_safetensors(path, checkpoints_folder()), path)
+    layout.single_file(path)
+    return Model(ref, path)
 
 
 def _from_hub(repo: str, revision: str | None, offline: bool) -> Path:

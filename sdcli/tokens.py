@@ -70,7 +70,7 @@ def walk(spec: TokensSpec) -> Walk:
     swaps = word_swaps(spec.replace, spec.mix)
     targets = (*spec.embeddings, *spec.mask)
     check_targets(targets, spec.if_exists)
-    model = store.resolve(spec.model, offline=spec.offline)
+    model = store.resolve(spec.model, offline=spec.offline, needs=("text_encoder",))
     if layout.classes(model.folder) is not None:
         check_no_words(files, swaps)
         raise UsageError("--model: this one reads no prompts", "use a model that does; see sdcli models show")

@@ -14,24 +14,31 @@ import pytest
 import sdcli
 
 ROOT = Path(sdcli.__file__).parent
-PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "archive", "warm")
-GROUND = {"sdcli", "errors", "files", "layout"}  # anyone may import them; `sdcli` itself holds the version
+PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "archive", "warm", "original")
+# Anyone may import them; `sdcli` itself holds the version.
+GROUND = {"sdcli", "errors", "files", "headers", "original", "layout", "jail"}
 FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
 FOUNDATION |= {"conditioning", "initial", "inputs", "latent_files", "lora_files", "naming", "beside", "events"}
-FOUNDATION |= {"drawing", "reading", "records", "extras", "jobs", "lab", "pages", "archive", "warm"}
+FOUNDATION |= {"drawing", "reading", "records", "extras", "model_specs", "jobs", "lab", "pages", "archive", "warm"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
 BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "sdcli.archive.specs", "events"}
-BEFORE_THE_STORY |= {"sdcli.warm.client", "sdcli.warm.identity", "sdcli.warm.place"}
+BEFORE_THE_STORY |= {"sdcli.warm.client", "sdcli.warm.identity", "sdcli.warm.place", "facts", "removal", "model_specs"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
     "errors": set(),
     "files": {"errors"},
-    "layout": {"errors", "files"},
+    "headers": {"errors", "files"},
+    "jail": {"errors", "files"},
+    "original": {"errors", "files", "headers", "original"},
+    "layout": {"errors", "files", "headers", "original"},
     "specs": GROUND,
     "train_specs": GROUND | {"specs"},
     "output": GROUND,
     "store": GROUND,
+    "facts": GROUND | {"store"},
+    "removal": GROUND | {"store"},
+    "model_specs": GROUND | {"specs"},
     "scheduler_config": GROUND,
     "scheduler_table": GROUND | {"scheduler_config"},
     "scheduler_steps": GROUND | {"scheduler_config", "scheduler_table"},  # of the latter the type alone
@@ -112,7 +119,8 @@ PIPELINE_LEAVES = {
     "wildcards",
 }
 LIGHT = (
-    *("errors", "files", "layout", "specs", "train_specs", "output", "store", "schedulers"),
+    *("errors", "files", "headers", "jail", "original.checkpoint", "layout"),
+    *("specs", "train_specs", "output", "store", "facts", "schedulers"),
     *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
     *("lora_files", "pipeline.adapter_facts", "pipeline.lora_keys", "pipeline.lora_names", "pipeline.lora_shapes"),
     *("initial", "inputs", "beside", "plan", "jobs.tally", "jobs.lines", "jobs.inputs", "jobs.plan", "jobs.ledger"),

@@ -332,9 +332,9 @@ def test_latents_may_be_of_as_many_pixels_as_pictures_that_are_read() -> None:
 @pytest.mark.parametrize(
     ("header", "why"),
     [
-        ({"dtype": "F32", "shape": "x", "data_offsets": [0, 0]}, "it holds no latents"),
-        ({"dtype": "F32", "shape": [1, True], "data_offsets": [0, 0]}, "its shape is"),
-        ([], "header cannot be read"),
+        ({"dtype": "F32", "shape": "x", "data_offsets": [0, 0]}, "makes no sense: latents is"),
+        ({"dtype": "F32", "shape": [1, True], "data_offsets": [0, 0]}, "makes no sense: latents is"),
+        ([], "makes no sense: latents has no dtype"),
     ],
 )
 def test_a_header_that_makes_no_sense_is_refused(sd1: Path, tmp_path: Path, header: object, why: str) -> None:

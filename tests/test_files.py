@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ import pytest
 from sdcli import files
 from sdcli.errors import InputError, OutputError, ResourceError
 from sdcli.files import (
+    atomic_folder,
     atomic_write,
     check_writable,
     open_regular,
@@ -341,6 +343,44 @@ def test_what_is_to_be_private_is_never_readable_by_others_in_between(tmp_path: 
             assert stat.S_IMODE((tmp_path / "x").stat().st_mode) == mode
     finally:
         os.umask(before)
+
+
+# atomic_folder
+
+
+def spoil(target: Path) -> None:
+    with atomic_folder(target) as part:
+        (part / "a").touch()
+        raise InputError("bad")
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "new" / "model") as part:
+        (part / "unet").mkdir()
+        (part / "unet" / "a").write_text("x", encoding="utf-8")
+        assert names(tmp_path / "new") == [part.name]
+    assert names(tmp_path / "new") == ["model"]
+    assert (tmp_path / "new" / "model" / "unet" / "a").read_text(encoding="utf-8") == "x"
+    with pytest.raises(InputError, match="bad"):
+        spoil(tmp_path / "new" / "other")
+    assert names(tmp_path / "new") == ["model"]
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_a_folder_takes_no_place_that_is_taken(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "model")
+    with pytest.raises(OutputError, match="model: exists"), atomic_folder(tmp_path / "model"):
+        pass
+    assert names(tmp_path) == ["model"]
+
+
+def test_the_folder_of_a_process_that_was_killed_is_removed_by_the_next(tmp_path: Path) -> None:
+    dead = tmp_path / f".model.{2**22 + 1}-0123abcd.part"
+    (dead / "unet").mkdir(parents=True)
+    os.utime(dead, (1, 1))
+    with atomic_folder(tmp_path / "model"):
+        pass
+    assert names(tmp_path) == ["model"]
 
 
 # check_writable, output_error

@@ -45,6 +45,7 @@ TABLE: list[tuple[str, dict[str, Any]]] = [
     ("sd1", {"prompt": "naïve <w> 小狗\nof two lines", "embedding": ("wordling.safetensors:<w>",)}),
     ("sd1", {"prompt": PROMPT, "lora": ("style.safetensors:0.5",)}),
     ("sd1", {"prompt": PROMPT, "clip_skip": 1}),
+    ("sd1", {"prompt": PROMPT, "prediction": "v"}),
     ("sd1", {"prompt": "a {red|green|blue} {cat|dog}, \\{x|y\\}", "negative": "{a|b}", "guidance": 2.0}),
     ("sd1", {"prompt": PROMPT, "latents": "noise.safetensors"}),
     ("sd1", {"prompt": PROMPT, "init_image": "disc.png", "strength": 0.5, "scheduler": "euler-a"}),

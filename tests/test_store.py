@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from sdcli import layout, store
 from sdcli.errors import ExitCode, InputError
+from sdcli.facts import facts_of
 from tests import models
 
 # Runs code in a fresh interpreter in which every use of the network ends the process with 99.
@@ -106,9 +107,9 @@ def test_what_only_looks_like_a_hub_id_is_refused(ref: str) -> None:
     refused(ref, offline=True)
 
 
-def test_a_file_is_no_model_yet(tmp_path: Path) -> None:
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
-    assert "is a file" in refused(str(tmp_path / "model.safetensors"))
+    assert "is no whole safetensors file" in refused(str(tmp_path / "model.safetensors"))
 
 
 # The Hub.
@@ -179,7 +180,7 @@ def test_settings_are_those_of_the_models_own_file(model: Path) -> None:
 
 
 def test_facts_come_from_configs_and_headers(sd1: Path) -> None:
-    facts = store.facts(store.Model("tiny", sd1))
+    facts = facts_of(store.Model("tiny", sd1))
     counted = {
         part: sum(t.numel() for t in load_file(models.weight_file(sd1 / part)).values()) for part in layout.parts(sd1)
     }
@@ -213,7 +214,7 @@ def test_facts_come_from_configs_and_headers(sd1: Path) -> None:
 def test_facts_tell_what_a_model_without_text_draws_from(
     tmp_path: Path, names: list[str], conditioning: dict[str, Any]
 ) -> None:
-    facts = store.facts(store.resolve(str(models.write_classes(tmp_path / "model", names=names))))
+    facts = facts_of(store.resolve(str(models.write_classes(tmp_path / "model", names=names))))
     assert facts["conditioning"] == conditioning
     assert facts["family"] == "latent diffusion"
     assert facts["parameters"].keys() == {"vae", "unet", "class_embedder", "total"}
@@ -234,7 +235,7 @@ def test_facts_of_a_class_model_whose_names_make_no_sense_are_refused(classed: P
     folder = models.copy(classed, tmp_path / "model")
     models.edit_json(folder / "class_embedder" / "config.json", names=[5])
     with pytest.raises(InputError, match=r"class_embedder/config\.json:names: is 5"):
-        store.facts(store.Model("m", folder))
+        facts_of(store.Model("m", folder))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_facts_of_a_class_model_whose_names_make_no_sense_are_refused(classed: P
 )
 def test_the_family_is_known_by_its_width(model: Path, width: int, channels: int, family: str) -> None:
     models.edit_json(model / "unet" / "config.json", cross_attention_dim=width, in_channels=channels)
-    assert store.facts(store.Model("m", model))["family"] == family
+    assert facts_of(store.Model("m", model))["family"] == family
 
 
 @pytest.mark.parametrize(
@@ -263,23 +264,23 @@ def test_the_family_is_known_by_its_width(model: Path, width: int, channels: int
 def test_facts_of_a_malformed_model_are_refused(model: Path, part: str, changes: dict[str, Any]) -> None:
     models.edit_json(model / part / "config.json", **changes)
     with pytest.raises(InputError, match="its configs make no sense"):
-        store.facts(store.Model("m", model))
+        facts_of(store.Model("m", model))
 
 
 @pytest.mark.parametrize("row", [{}, {"dtype": "F32", "shape": ["x"]}])
 def test_facts_of_a_senseless_header_are_refused(model: Path, row: dict[str, Any]) -> None:
     text = json.dumps({"a": {"data_offsets": [0, 4], **row}}).encode()
     models.weight_file(model / "unet").write_bytes(len(text).to_bytes(8, "little") + text + b"\0" * 4)
-    with pytest.raises(InputError, match="configs make no sense"):
-        store.facts(store.Model("m", model))
+    with pytest.raises(InputError, match="no sense"):
+        facts_of(store.Model("m", model))
 
 
 def test_facts_and_hash_are_of_the_weights_that_are_read(model: Path) -> None:
-    before = (store.facts(store.Model("m", model)), store.model_hash(store.Model("m", model)))
+    before = (facts_of(store.Model("m", model)), store.model_hash(store.Model("m", model)))
     path = models.weight_file(model / "unet")
     shutil.copy(path, path.with_name("diffusion_pytorch_model.fp16.safetensors"))
     shutil.copy(path, path.with_name("diffusion_pytorch_model.non_ema.safetensors"))
-    assert (store.facts(store.Model("m", model)), store.model_hash(store.Model("m", model))) == before
+    assert (facts_of(store.Model("m", model)), store.model_hash(store.Model("m", model))) == before
 
 
 # The hash of a model.

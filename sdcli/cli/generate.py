@@ -102,6 +102,7 @@ def generate(
     negative: Negative = GenerateSpec.negative,
     class_name: ClassName = GenerateSpec.class_name,
     model: options.Model = GenerateSpec.model,
+    prediction: options.Prediction = GenerateSpec.prediction,
     steps: options.DrawingSteps = GenerateSpec.steps,
     scheduler: options.Scheduler = GenerateSpec.scheduler,
     sigmas: options.Sigmas = GenerateSpec.sigmas,

@@ -2,28 +2,52 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sdcli import output, store
+from sdcli import output
 from sdcli.cli import options
+from sdcli.errors import InputError, UsageError
+from sdcli.model_specs import ConvertSpec
 
 app = typer.Typer(help="What models there are, and what they are.", rich_markup_mode=None)
+
+Ref = Annotated[
+    str,
+    typer.Argument(metavar="REF", help="builtin, a model folder, a single file, or a Hub id owner/name[@revision]."),
+]
+Out = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="PATH", help="What to write: a new folder, or a new .safetensors file."),
+]
+To = Annotated[
+    str | None, typer.Option("--to", metavar="FORM", help="diffusers or single-file. Default: by the name of PATH.")
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="float32, float16 or bfloat16; auto leaves every tensor as it is.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights of the UNet that some files hold, too.")]
+Vae = Annotated[
+    str | None, typer.Option("--vae", metavar="REF", help="Take the VAE of this model, folder or file instead.")
+]
+TextEncoder = Annotated[
+    str | None, typer.Option("--text-encoder", metavar="REF", help="Take the text encoder of this model instead.")
+]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Remove it; without this it is only told what would go.")]
 
 
 @app.command("list")
 def list_models(json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
-    """List the models that work without a network: the embedded one and the Hub cache."""
+    """List the models that work without a network: the embedded one, the Hub cache, copies of pickled checkpoints."""
+    from sdcli import store  # deferred, as below: 0.03 s that --help does not need
+
     for row in store.listed():
         output.result(f"{row['model']}  {row['bytes'] / 1e6:.1f} MB  {row['folder']}", row)
 
 
 @app.command("show")
 def show(
-    ref: Annotated[
-        str, typer.Argument(metavar="REF", help="builtin, a model folder, or a Hub id owner/name[@revision].")
-    ],
+    ref: Ref,
     with_hash: Annotated[
         bool, typer.Option("--hash", help="Add the SHA-256 over the weights; reads all of them.")
     ] = False,
@@ -33,8 +57,78 @@ def show(
     debug: options.Debug = False,
 ) -> None:
     """Say what a model is, from its configs and weight headers alone."""
-    model = store.resolve(ref, offline=offline)
-    facts = store.facts(model)
+    from sdcli import facts, store
+
+    model = store.find(ref, offline=offline)
+    told = facts.facts_of(model)
     if with_hash:
-        facts["model_hash"] = store.model_hash(model)
-    output.document(facts)
+        told["model_hash"] = store.model_hash(model)
+    output.document(told)
+
+
+@app.command("convert")
+def convert(
+    ref: Ref,
+    out: Out,
+    to: To = ConvertSpec.to,
+    dtype: Dtype = ConvertSpec.dtype,
+    ema: Ema = ConvertSpec.ema,
+    prediction: options.Prediction = ConvertSpec.prediction,
+    vae: Vae = ConvertSpec.vae,
+    text_encoder: TextEncoder = ConvertSpec.text_encoder,
+    offline: options.Offline = ConvertSpec.offline,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Write a model as a folder in the diffusers layout, or as a single file for other programs; prints its path."""
+    given = locals()
+    given["model"], given["output"] = given.pop("ref"), given.pop("out")
+    spec = ConvertSpec(**{k: v for k, v in given.items() if k not in options.NO_SETTINGS})
+    from sdcli import convert as story  # deferred: imports torch
+
+    record = story.run(spec)
+    output.result(record["path"], record)
+
+
+@app.command("verify")
+def verify(
+    ref: Ref,
+    offline: options.Offline = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Look at every tensor of a model: all there, in the shapes its configs say, finite; and hash its files."""
+    from sdcli import store
+
+    model = store.find(ref, offline=offline)
+    from sdcli import verify as story  # deferred: imports torch
+
+    faults: list[str] = []
+    for report in story.run(model):
+        words = ", ".join(f"{key} {value}" for key, value in report.facts.items())
+        output.result(f"{report.what}: {'; '.join(report.faults) or 'sound'} ({words})", report.record())
+        faults += report.faults
+    if faults:
+        raise InputError(f"{ref}: {len(faults)} faults ({faults[0]}, for one)", "get the model again")
+
+
+@app.command("remove")
+def remove(
+    ref: Ref,
+    yes: Yes = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Remove a downloaded model, or the copy of a pickled checkpoint, from the cache; never a file of your own."""
+    from sdcli import removal
+
+    planned = removal.plan_removal(ref)
+    paths = [str(path) for path in planned.paths]
+    if not yes:
+        what = f"{ref}: {planned.size / 1e6:.1f} MB in {len(paths)} places would go ({paths[0]}, for one)"
+        raise UsageError(what, "add --yes to remove it")
+    removal.remove(planned)
+    output.result("\n".join(paths), {"model": ref, "removed": paths, "bytes": planned.size})

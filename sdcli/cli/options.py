@@ -38,8 +38,14 @@ Model = Annotated[
         "-m",
         envvar="SDCLI_MODEL",
         metavar="REF",
-        help="builtin, a model folder, or a Hub id owner/name[@rev].",
+        help="builtin, a model folder, a single file, or a Hub id owner/name[@rev].",
         autocompletion=_model_refs,
+    ),
+]
+Prediction = Annotated[
+    str | None,
+    typer.Option(
+        "--prediction", metavar="NAME", help="What the UNet predicts: epsilon, v or x0. Default: as the model says."
     ),
 ]
 Device = Annotated[

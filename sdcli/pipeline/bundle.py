@@ -1,4 +1,4 @@
-"""A Stable Diffusion in the diffusers layout: folder -> modules, and modules -> folder.
+"""A Stable Diffusion: folder in the diffusers layout, or single file -> modules, and modules -> folder.
 
 Nothing is imported by a name found in a file: class names go through `_CLASSES`. Weights are safetensors alone,
 mapped from disk onto modules that were built without memory of their own.
@@ -12,25 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sdcli.errors import InputError, NumericalError
-from sdcli.files import atomic_write, read_bytes
-from sdcli.layout import (
-    MAX_JSON_BYTES,
-    PARTS,
-    STEMS,
-    class_names,
-    conditioner,
-    read_json,
-    root,
-    weight_files,
-    write_json,
-)
+from sdcli import layout
+from sdcli.errors import InputError
+from sdcli.files import read_bytes
+from sdcli.layout import MAX_JSON_BYTES, PARTS, STEMS, class_names, conditioner, root, write_json
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.vocabulary import Swap, Vocabulary, check_fit, load_tokenizer
+from sdcli.pipeline.weights import TEXT_PREFIX, check_numbers, check_shapes, read_state, shapes, write_tensors
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -46,8 +36,7 @@ TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "tokenizer.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
-TEXT_PREFIX = "text_model."  # the published key names; transformers 5 saves without it
-OLD_ATTENTION_KEYS = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+PADDING_FILES = ("tokenizer_config.json", "special_tokens_map.json")  # which say what a prompt is filled with
 # Counts of layers cost time and memory before a single weight is compared with them; Stable Diffusion's reach 24.
 LAYER_KEYS = {
     "layers_per_block",
@@ -99,7 +88,7 @@ def load_bundle(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Mo
         vae=load_vae(folder, device=device, dtype=dtype),
         unet=load_unet(folder, device=device, dtype=dtype),
         conditioner=load_conditioner(folder, device=device, dtype=dtype),
-        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        scheduler_config=layout.config(folder, "scheduler"),
         device=device,
         dtype=dtype,
     )
@@ -125,7 +114,7 @@ def load_conditioner(folder: Path, *, device: torch.device, dtype: torch.dtype) 
 def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
     """The tokenizer and text encoder of a model folder; errors as in `load_bundle`."""
     model = cast("CLIPTextModel", _load(folder, "text_encoder", device, dtype))
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer = load_tokenizer(layout.tokenizer(folder))
     check_fit(folder, tokenizer, int(model.config.vocab_size))
     return TextEncoder(tokenizer, model)
 
@@ -146,53 +135,85 @@ def build(config: Config) -> nn.Module:
         raise InputError(f"{name}: its config cannot be built ({error})", "mend config.json") from error
 
 
+def build_part(place: Path, name: str, config: Config | None = None) -> nn.Module:
+    """A part of a model without memory, which has shapes alone: the weights that are read become its memory.
+
+    config: in place of its own. Raises InputError when there is none, or it is not that of such a part.
+    """
+    if not place.is_file() and not (place / name).is_dir():
+        raise InputError(f"{place}: has no {name}/", "name the folder of a whole model in the diffusers layout")
+    config = dict(config) if config is not None else layout.config(place, name)
+    if name == "text_encoder":  # transformers writes `architectures` where diffusers writes `_class_name`
+        kinds = config.get("architectures")
+        config["_class_name"] = kinds[0] if isinstance(kinds, list) and kinds else ""
+    if config.get("_class_name") not in PARTS[name]:
+        what = f"{place if place.is_file() else place / name}: is a {config.get('_class_name')!r}"
+        raise InputError(what, f"{name} must be a {' or '.join(PARTS[name])}")
+    with torch.device("meta"):
+        return build(config)
+
+
 def save_bundle(folder: Path, bundle: ModelBundle, tokenizer: Path | None, settings: Config) -> None:
     """Write a whole model into an empty folder in the diffusers layout, weights in `bundle.dtype`.
 
-    tokenizer: the tokenizer folder to copy; None for a model without a text encoder.
+    tokenizer: what to copy, as `layout.tokenizer` gives it; None for a model without a text encoder.
     settings: the model's own defaults, for `sdcli.json`.
     """
     save_part(folder / "vae", bundle.vae, bundle.dtype)
     save_part(folder / "unet", bundle.unet, bundle.dtype)
     (folder / "scheduler").mkdir()
     write_json(folder / "scheduler" / "scheduler_config.json", bundle.scheduler_config)
-    index: Config = {"_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None]}
-    index |= {"requires_safety_checker": False, "safety_checker": [None, None]}
-    index |= {"scheduler": ["diffusers", bundle.scheduler_config["_class_name"]]}
     if isinstance(bundle.conditioner, ClassEmbedder):
         save_part(folder / "class_embedder", bundle.conditioner, bundle.dtype)
-        index |= {"class_embedder": ["sdcli", "ClassEmbedder"]}
     else:
         assert tokenizer is not None
         save_part(folder / "text_encoder", bundle.conditioner.model, bundle.dtype)
-        _copy_tokenizer(tokenizer, folder / "tokenizer")
-        index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
-    index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", type(bundle.vae).__name__]}
-    write_json(folder / "model_index.json", index)
+        copy_tokenizer(tokenizer, folder / "tokenizer")
+    write_index(folder, type(bundle.vae).__name__, bundle.scheduler_config["_class_name"])
     write_json(folder / "sdcli.json", settings)
 
 
-def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy what a CLIP tokenizer is made of, and nothing else that lies or is linked there."""
+def write_index(folder: Path, vae: str, scheduler: str) -> None:
+    """Write the model_index.json of a model whose parts are there. vae, scheduler: their classes in diffusers."""
+    index: Config = {"_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None]}
+    index |= {"requires_safety_checker": False, "safety_checker": [None, None]}
+    index |= {"scheduler": ["diffusers", scheduler]}
+    if conditioner(folder) == "class_embedder":
+        index |= {"class_embedder": ["sdcli", "ClassEmbedder"]}
+    else:
+        index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", vae]}
+    write_json(folder / "model_index.json", index)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what a CLIP tokenizer is made of, and nothing else that lies or is linked there.
+
+    source: as `layout.tokenizer` gives it; of a single file CLIP's own is written, padded as that model's is.
+    """
     target.mkdir()
+    checkpoint = layout.single_file(source)
+    folder = source if checkpoint is None else layout.TOKENIZER_FOLDER
     for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            (target / name).write_bytes(read_bytes(source / name, max_bytes=MAX_JSON_BYTES, within=root(source.parent)))
+        if (folder / name).exists():
+            (target / name).write_bytes(read_bytes(folder / name, max_bytes=MAX_JSON_BYTES, within=root(folder.parent)))
+    if checkpoint is not None:
+        for name in PADDING_FILES:
+            write_json(target / name, layout.read_json(target / name) | {"pad_token": checkpoint.pad_token})
 
 
 def save_part(folder: Path, module: nn.Module, dtype: torch.dtype) -> None:
     """Write one part (config.json and weights) under the key names every program knows."""
     folder.mkdir(parents=True)
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
-    is_text = type(module).__name__ == "CLIPTextModel"
-    if is_text:
+    write_part(folder, part_config(module), module.state_dict(), dtype)
+
+
+def write_part(folder: Path, config: Config, state: Mapping[str, Tensor], dtype: torch.dtype | None) -> None:
+    """Write config.json and weights of one part into its folder, which is there; dtype as in `write_tensors`."""
+    if folder.name == "text_encoder":
         state = {TEXT_PREFIX + key: value for key, value in state.items()}
-    for key, value in state.items():
-        if not value.isfinite().all():
-            raise NumericalError(f"{folder.name}: {key} is not finite in {dtype}", "nothing was written")
-    write_json(folder / "config.json", part_config(module))
-    with atomic_write(folder / f"{STEMS[folder.name]}.safetensors") as part:
-        save_file(state, part, metadata={"format": "pt"})
+    write_tensors(folder / f"{STEMS[folder.name]}.safetensors", state, {"format": "pt"}, dtype)
+    write_json(folder / "config.json", config)
 
 
 def part_config(module: nn.Module) -> Config:
@@ -207,25 +228,10 @@ def part_config(module: nn.Module) -> Config:
 
 
 def _load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    if not (folder / name).is_dir():
-        raise InputError(f"{folder}: has no {name}/", "name the folder of a whole model in the diffusers layout")
-    config = read_json(folder / name / "config.json")
-    if name == "text_encoder":  # transformers writes `architectures` where diffusers writes `_class_name`
-        config["_class_name"] = (config.get("architectures") or [""])[0]
-    if config.get("_class_name") not in PARTS[name]:
-        raise InputError(
-            f"{folder / name}: is a {config.get('_class_name')!r}", f"{name} must be a {' or '.join(PARTS[name])}"
-        )
-    with torch.device("meta"):  # shapes alone: the weights that are read become the module's own memory
-        module = build(config)
-    tensors = {key: value for path in weight_files(folder, name) for key, value in _read_weights(path).items()}
-    state = _modern_keys(tensors, name)
-    expected = {key: tuple(value.shape) for key, value in module.state_dict().items()}
-    found = {key: tuple(value.shape) for key, value in state.items()}
-    _check_keys(folder / name, expected, found)
-    for key, value in state.items():
-        if not value.isfinite().all():
-            raise NumericalError(f"{folder / name}: {key} holds NaN or Inf", "get the weights again")
+    module = build_part(folder, name)
+    state = read_state(folder, name)
+    check_shapes(folder, name, shapes(module.state_dict()), shapes(state))
+    check_numbers(folder, name, state)
     module.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
     if name == "text_encoder":  # the one buffer no checkpoint carries
         positions = torch.arange(len(state["embeddings.position_embedding.weight"]), device=device).expand((1, -1))
@@ -238,37 +244,6 @@ def _flat(value: object) -> list[object]:
     if isinstance(value, list | tuple):
         return [entry for one in value for entry in _flat(one)]
     return [] if value is None else [value]
-
-
-def _read_weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
-        raise InputError(f"{path}: is no whole safetensors file ({error})", "get the file again") from error
-
-
-def _modern_keys(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Bring the key names of older writers to those of the modules."""
-    if name == "text_encoder":
-        state = {key.removeprefix(TEXT_PREFIX): value for key, value in state.items()}
-        state.pop("embeddings.position_ids", None)
-    if name == "vae":
-        for old, new in OLD_ATTENTION_KEYS.items():
-            state = {(key.replace(old, new) if ".attentions." in key else key): v for key, v in state.items()}
-    return state
-
-
-def _check_keys(path: Path, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> None:
-    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    if missing or unexpected:
-        example = (missing or unexpected)[0]
-        raise InputError(
-            f"{path}: {len(missing)} tensors are missing and {len(unexpected)} unexpected ({example}, for one)",
-            "weights and config.json belong to different models",
-        )
-    for key, shape in expected.items():
-        if found[key] != shape:
-            raise InputError(f"{path}: {key} has shape {found[key]}, the config says {shape}", "mend config.json")
 
 
 def _build_vae(config: Config) -> nn.Module:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 
 from sdcli.errors import InputError
-from sdcli.layout import safetensors_header, weight_files
+from sdcli.layout import safetensors_header, single_file, weight_files
 
 Shape = tuple[int, ...]
 Layers = Mapping[str, Mapping[str, Shape]]  # part of the model -> layer -> shape of its weight
@@ -41,6 +41,11 @@ ALONE = {
 
 def model_layers(folder: Path) -> dict[str, dict[str, Shape]]:
     """The layers that an adapter may change, from the headers of a model's weights. Raises InputError."""
+    checkpoint = single_file(folder)
+    if checkpoint is not None:
+        sources = checkpoint.sources
+        shapes_of = {part: {key: source.shape for key, source in sources[part].items()} for part in sources}
+        return {part: layers_of(shapes_of[part]) for part in ADAPTED_PARTS if part in sources}
     found = {}
     for part in ADAPTED_PARTS:
         if (folder / part).is_dir():

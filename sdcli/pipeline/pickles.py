@@ -13,12 +13,10 @@ import json
 import os
 import re
 import resource
-import signal
-import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
@@ -28,25 +26,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sdcli.errors import InputError, ResourceError
-from sdcli.files import open_regular, reason
+from sdcli import jail
+from sdcli.errors import InputError
+from sdcli.files import reason
+from sdcli.jail import GET_SAFETENSORS, NO_ROOM, REFUSED, ZIP_MAGIC
 
 Value: TypeAlias = "bool | int | float | str | Tensor | list[Value] | dict[str | int, Value] | None"
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
-ZIP_MAGIC = b"PK\x03\x04"
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch began its files before 1.6 wrote zip archives
 MAX_ENTRIES = 100_000
 MAX_SHOWN = 100  # characters of a name that a file gives
 MAX_PICKLE_BYTES = 64 << 20  # without the tensors, which lie beside it; Stable Diffusion's has 0.5 MB
 MAX_DEPTH = 50
 MAX_VALUES = 200_000
+CALLBACKS = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
 BYTES_OUT, SPARE_BYTES_OUT = 2, 64 << 20  # of tensors for each byte of the file, and besides: they may share storage
 BYTES_IN, SPARE_BYTES_IN = 3, 256 << 20  # of memory likewise: as read, as a tensor, once more to make it contiguous
 SECONDS = 20
 BYTES_A_SECOND = 50_000_000
-REFUSED, NO_ROOM = 3, 5  # exit codes of the child: it says why on stdout; the file it hands over cannot be written
-GET_SAFETENSORS = "get the same as safetensors"
 DTYPES = {  # the names that safetensors has for them
     torch.float64: "F64",
     torch.float32: "F32",
@@ -61,8 +58,15 @@ DTYPES = {  # the names that safetensors has for them
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-# The path of imports is the parent's, and nothing is read from where the command happens to run.
-CHILD = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sdcli.pipeline import pickles; pickles.serve()"
+MAX_WRAPPERS = 3  # `state_dict` within `state_dict`
+# What Lightning's and numpy's pickles name beside the weights. None of it is loaded: something inert stands for each.
+LIGHTNING = (
+    *(f"{package}.callbacks.{name}" for package in ("pytorch_lightning", "lightning.pytorch") for name in CALLBACKS),
+    *("pytorch_lightning.utilities.parsing.AttributeDict", "lightning.fabric.utilities.data.AttributeDict"),
+    *(f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")),
+    *("numpy.dtype", *(f"numpy.dtypes.{kind}DType" for kind in ("Float32", "Float64", "Int64"))),
+    "argparse.Namespace",
+)
 
 
 def read_pickle(path: Path, *, max_bytes: int | None = None) -> Value:
@@ -72,32 +76,18 @@ def read_pickle(path: Path, *, max_bytes: int | None = None) -> Value:
     max_bytes: the largest file accepted.
     Raises InputError when the file is malformed or holds anything else, ResourceError when there is no room to read it.
     """
-    with open_regular(path, max_bytes=max_bytes) as stream, tempfile.TemporaryFile() as handed_over:
-        start = stream.read(len(LEGACY_MAGIC))
-        if not start.startswith(ZIP_MAGIC) and start != LEGACY_MAGIC:
-            raise InputError(f"{path}: was not written by torch.save", "name a .pt, .bin or .ckpt file that was")
-        code = subprocess.run(
-            [sys.executable, "-I", "-c", CHILD, json.dumps(sys.path)],
-            stdin=stream,
-            stdout=handed_over,
-            stderr=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            check=False,
-        ).returncode
-        if code != 0:
-            handed_over.seek(0)
-            _tell(path, code, handed_over.read())
+    with tempfile.TemporaryFile() as handed_over:
+        jail.run(path, "everything", handed_over, max_bytes=max_bytes)
         return _taken(path, handed_over.fileno())
 
 
-def serve() -> NoReturn:
-    """Read the file on stdin and hand it over on stdout: the work of the child process."""
+def serve(read: Callable[[BinaryIO, int, BinaryIO], None]) -> NoReturn:
+    """Read the file on stdin and hand it over on stdout: the work of the child process, by one of the two readers."""
     _warm_up()
     size = os.fstat(sys.stdin.fileno()).st_size
     _limit(size)
     try:
-        value = parse(sys.stdin.buffer, size)
-        _hand_over(value, sys.stdout.buffer)
+        read(sys.stdin.buffer, size, sys.stdout.buffer)
     except InputError as error:
         sys.stdout.buffer.write(json.dumps({"what": error.message, "hint": error.hint}).encode())
         sys.exit(REFUSED)
@@ -106,19 +96,57 @@ def serve() -> NoReturn:
     sys.exit(0)
 
 
+def everything(stream: BinaryIO, size: int, handed_over: BinaryIO) -> None:
+    """Hand over the whole value of a file: its tensors by number, the rest as JSON. Raises InputError as `parse`."""
+    tensors: list[Tensor] = []
+    tree = _to_json(parse(stream, size), tensors)
+    numbered = {str(number): tensor for number, tensor in enumerate(tensors)}
+    _hand_over(numbered, {"tree": json.dumps(tree)}, handed_over)
+
+
+def checkpoint(stream: BinaryIO, size: int, handed_over: BinaryIO) -> None:
+    """Hand over the weights of a checkpoint under their names, out of whatever its trainer has wrapped them in.
+
+    What else a trainer saves with them (callbacks, optimizers) is not looked at, but for the number of its step.
+    Raises InputError as `parse`, and for a file without named tensors.
+    """
+    loaded = _load(stream, size, LIGHTNING)
+    step = loaded.get("global_step") if isinstance(loaded, dict) else None
+    for _ in range(MAX_WRAPPERS):
+        inner = loaded.get("state_dict") if isinstance(loaded, dict) else None
+        if inner is None:
+            break
+        loaded = inner
+    named = loaded if isinstance(loaded, dict) else {}
+    weights = {key: one for key, one in named.items() if isinstance(key, str) and isinstance(one, Tensor)}
+    if not weights or "__metadata__" in weights:  # of safetensors the name of what is no tensor
+        raise InputError("holds no weights under names", "name a checkpoint of Stable Diffusion")
+    value = _Checker(size).value(weights)
+    metadata = {"global_step": str(step)} if isinstance(step, int) else {}
+    _hand_over(cast("dict[str, Tensor]", value), metadata, handed_over)
+
+
 def parse(stream: BinaryIO, size: int) -> Value:
     """The checked value of a file of torch.save of `size` bytes, by torch's parser in this very process.
 
     Raises InputError, whose message does not name the file, for all that is no plain value or does not fit the size.
     """
+    loaded = _load(stream, size, ("torch.nn.modules.container.ParameterDict",))
+    try:
+        return _Checker(size).value(loaded)
+    except RecursionError as error:
+        raise InputError("is nested too deeply, or holds too many values", "get the file again") from error
+
+
+def _load(stream: BinaryIO, size: int, inert: Sequence[str]) -> object:
+    """What torch's parser makes of a file, unchecked. inert: classes by name, of which attributes alone are kept."""
     try:
         stream.seek(0)
         if stream.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
             _check_zip(stream, size)
         stream.seek(0)
-        with torch.serialization.safe_globals([(_Attributes, "torch.nn.modules.container.ParameterDict")]):
-            loaded = torch.load(stream, map_location="cpu", weights_only=True)
-        return _Checker(size).value(loaded)
+        with torch.serialization.safe_globals([(_Attributes, name) for name in inert]):
+            return torch.load(stream, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except MemoryError as error:
@@ -134,6 +162,13 @@ def parse(stream: BinaryIO, size: int) -> Value:
 
 class _Attributes:
     """Stands for an object of a known class: what was saved of it, without anything it could do."""
+
+    def __init__(self, *arguments: object) -> None:
+        """Takes what the class would be called with, and makes nothing of it."""
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, dict):
+            vars(self).update({key: value for key, value in state.items() if isinstance(key, str)})
 
 
 class _Checker:
@@ -223,11 +258,10 @@ def _limit(size: int) -> None:
             resource.setrlimit(kind, most)
 
 
-def _hand_over(value: Value, stream: BinaryIO) -> None:
-    """Write a value as safetensors: tensors named by number, everything else as JSON in the header."""
-    tensors: list[Tensor] = []
-    tree = _to_json(value, tensors)
-    header: dict[str, object] = {"__metadata__": {"tree": json.dumps(tree)}}
+def _hand_over(named: Mapping[str, Tensor], metadata: Mapping[str, str], stream: BinaryIO) -> None:
+    """Write tensors as safetensors."""
+    names, tensors = list(named), list(named.values())
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
     # The widest first, as the library writes them: each then starts at a multiple of its own width.
     order = sorted(range(len(tensors)), key=lambda number: -tensors[number].element_size())
     end = 0
@@ -235,7 +269,7 @@ def _hand_over(value: Value, stream: BinaryIO) -> None:
         tensor = tensors[number]
         begin, end = end, end + tensor.numel() * tensor.element_size()
         place = {"shape": list(tensor.shape), "data_offsets": [begin, end]}
-        header[str(number)] = {"dtype": DTYPES[tensor.dtype], **place}
+        header[names[number]] = {"dtype": DTYPES[tensor.dtype], **place}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     stream.write(len(text).to_bytes(8, "little") + text)
@@ -274,15 +308,3 @@ def _taken(path: Path, descriptor: int) -> Value:
             return _from_json(json.loads((file.metadata() or {})["tree"]), file.get_tensor)
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({reason(error)})", "get the file again") from error
-
-
-def _tell(path: Path, code: int, words: bytes) -> NoReturn:
-    """Raise what the end of the child means."""
-    if code == REFUSED:
-        told = json.loads(words)
-        raise InputError(f"{path}: {told['what']}", told["hint"])
-    if code in (NO_ROOM, 1, -signal.SIGKILL):  # 1: it could not even begin
-        what = f"{path}: there is not the room to read it"
-        raise ResourceError(what, f"free memory, and space in {tempfile.gettempdir()}")
-    how = "took too long" if code == -signal.SIGXCPU else f"ended with signal {-code}"
-    raise InputError(f"{path}: reading it {how}", GET_SAFETENSORS)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from sdcli import layout
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import open_regular
-from sdcli.layout import MAX_JSON_BYTES, read_json
 from sdcli.pipeline import prompt as syntax
 from sdcli.pipeline.prompt import Chunks, Piece
 
@@ -56,7 +56,7 @@ class Vocabulary:
 
 def load_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary of a model folder, from its tokenizer and the text encoder's config. Raises InputError."""
-    tokenizer, config = load_tokenizer(folder / "tokenizer"), read_json(folder / "text_encoder" / "config.json")
+    tokenizer, config = load_tokenizer(layout.tokenizer(folder)), layout.config(folder, "text_encoder")
     found = {}
     # The defaults are those of transformers, which does not write what equals them.
     for key, default, most in (("max_position_embeddings", 77, MAX_POSITIONS), ("vocab_size", 49408, 1 << 24)):
@@ -68,11 +68,19 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:
-    """The CLIP tokenizer in a folder: vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes."""
+    """The CLIP tokenizer in a folder: vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes.
+
+    folder: as `layout.tokenizer` gives it; of a single file it is CLIP's own, padded as that model was trained.
+    """
     from transformers import CLIPTokenizer  # deferred: only what reads text pays for it
 
+    checkpoint = layout.single_file(folder)
+    if checkpoint is not None:
+        found = load_tokenizer(layout.TOKENIZER_FOLDER)
+        found.pad_token = checkpoint.pad_token
+        return found
     for name in ("tokenizer.json",) if (folder / "tokenizer.json").exists() else ("vocab.json", "merges.txt"):
-        open_regular(folder / name, max_bytes=MAX_JSON_BYTES).close()
+        open_regular(folder / name, max_bytes=layout.MAX_JSON_BYTES).close()
     try:
         return cast("CLIPTokenizer", CLIPTokenizer.from_pretrained(folder, local_files_only=True))
     except MemoryError:

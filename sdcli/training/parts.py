@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from accelerate import Accelerator
 
-from sdcli import store
+from sdcli import layout, store
 from sdcli.errors import InputError, UsageError
 from sdcli.layout import read_json
 from sdcli.pipeline import noise
@@ -52,7 +52,7 @@ class ModelParts:
     """All parts train-unet works with, and what its export inherits."""
 
     bundle: ModelBundle
-    tokenizer: Path | None  # None without a text encoder
+    tokenizer: Path | None  # as `save_bundle` takes it; None without a text encoder
     settings: Config
     origin: str
 
@@ -87,7 +87,7 @@ def vae(spec: TrainVaeSpec, device: torch.device) -> VaePart:
         torch.manual_seed(spec.seed)
         model = cast("Vae", build(_with_codebook(configs["vae"], spec) if spec.regularizer == "vq" else configs["vae"]))
         return VaePart(model, is_fresh=True, origin=_origin(spec.init, configs))
-    found = store.resolve(spec.model, offline=spec.offline)
+    found = store.resolve(spec.model, offline=spec.offline, needs=("vae",))
     model = load_vae(found.folder, device=device, dtype=torch.float32).requires_grad_(True)
     own = "vq" if is_vq(model) else "kl"
     if spec.regularizer not in (None, own):
@@ -205,7 +205,7 @@ def _from_model(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
     if spec.vae is not None:
         bundle = replace(bundle, vae=_named_vae(spec.vae, device, spec.offline))
         origin += weights_hash(bundle.vae)
-    tokenizer = found.folder / "tokenizer" if own == "text" else None
+    tokenizer = layout.tokenizer(found.folder) if own == "text" else None
     return ModelParts(bundle, tokenizer, store.settings(found), origin)
 
 
@@ -218,7 +218,7 @@ def _from_scratch(spec: TrainUnetSpec, device: torch.device, dataset: data.Datas
     if spec.condition in (None, "text"):
         text_model = cast("CLIPTextModel", build(configs["text_encoder"]))
         torch.nn.Module.to(text_model, device)  # transformers wraps `to` in a way that loses its type
-        conditioner = TextEncoder(load_tokenizer(store.TOKENIZER_FOLDER), text_model)
+        conditioner = TextEncoder(load_tokenizer(layout.TOKENIZER_FOLDER), text_model)
     else:
         names = dataset.classes if spec.condition == "class" else ()
         if spec.condition == "class" and not names:
@@ -226,7 +226,7 @@ def _from_scratch(spec: TrainUnetSpec, device: torch.device, dataset: data.Datas
         conditioner = ClassEmbedder(names, int(unet.config["cross_attention_dim"])).to(device)
     vae = _named_vae(spec.vae, device, spec.offline)
     bundle = ModelBundle(vae, unet, conditioner, configs["scheduler"], device, torch.float32)
-    tokenizer = store.TOKENIZER_FOLDER if isinstance(conditioner, TextEncoder) else None
+    tokenizer = layout.TOKENIZER_FOLDER if isinstance(conditioner, TextEncoder) else None
     origin = f"{_origin(spec.init, configs)} {weights_hash(vae)}"
     return ModelParts(bundle, tokenizer, configs.get("settings", {}), origin)
 
@@ -259,7 +259,7 @@ def _with_variances(unet: UNet2DConditionModel) -> None:
 
 def _named_vae(ref: str, device: torch.device, offline: bool) -> Vae:
     """A VAE by a folder that holds `vae/` (a model, or the export of train-vae), or by a model reference."""
-    folder = Path(ref) if (Path(ref) / "vae").is_dir() else store.resolve(ref, offline=offline).folder
+    folder = Path(ref) if (Path(ref) / "vae").is_dir() else store.resolve(ref, offline=offline, needs=("vae",)).folder
     return load_vae(folder, device=device, dtype=torch.float32)
 
 

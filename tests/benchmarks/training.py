@@ -29,7 +29,7 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 
-from sdcli import store
+from sdcli import layout, store
 from sdcli.pipeline import text
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import ModelBundle, TextEncoder, build, load_bundle, save_bundle
@@ -57,10 +57,10 @@ def build_quarter(folder: Path) -> None:
     vae = build(configs["vae"] | {"norm_num_groups": 16, "block_out_channels": [32, 64, 128, 128]})
     unet_part = build(configs["unet"] | QUARTER | {"sample_size": 32})
     width = {"hidden_size": 192, "intermediate_size": 768, "projection_dim": 192}
-    encoder = TextEncoder(load_tokenizer(store.TOKENIZER_FOLDER), cast("Any", build(configs["text_encoder"] | width)))
+    encoder = TextEncoder(load_tokenizer(layout.TOKENIZER_FOLDER), cast("Any", build(configs["text_encoder"] | width)))
     cpu, kept = torch.device("cpu"), torch.float32
     bundle = ModelBundle(cast("Any", vae), cast("Any", unet_part), encoder, configs["scheduler"], cpu, kept)
-    save_bundle(folder, bundle, store.TOKENIZER_FOLDER, {})
+    save_bundle(folder, bundle, layout.TOKENIZER_FOLDER, {})
 
 
 def ours(folder: Path, model: Path, batch_size: int, steps: int) -> Iterator[float]:

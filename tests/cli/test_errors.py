@@ -98,7 +98,7 @@ ARGUMENTS: list[tuple[list[str], ExitCode, str]] = [
     (["--lora", "cat.st"], ExitCode.INPUT, "cat.st: is no LoRA file: it holds <cat>; give a textual inversion to"),
     (["--model", "nowhere"], ExitCode.INPUT, "nowhere: no such model; use builtin, a folder"),
     (["--model", "./nowhere"], ExitCode.INPUT, "./nowhere: no such model"),
-    (["--model", "file"], ExitCode.INPUT, "file: is a file; name a model folder"),
+    (["--model", "file"], ExitCode.INPUT, "file: is no whole safetensors file"),
     (["--model", "."], ExitCode.INPUT, ".: has no model_index.json"),
     (["--model", "owner/none", "--offline"], ExitCode.INPUT, "owner/none: is not in the local cache"),
     (["--model", "\x1b[31mred\nline"], ExitCode.INPUT, r"\x1b[31mred\nline: no such model"),

@@ -499,7 +499,7 @@ def test_a_part_of_the_wrong_kind_is_no_vae(model: Path) -> None:
 def test_saving_weights_that_overflow_their_type_writes_no_weights(sd1: Path, tmp_path: Path) -> None:
     unet = load_unet(sd1, device=CPU, dtype=torch.float32)
     unet.conv_in.weight.mul_(1e9)
-    with pytest.raises(NumericalError, match=r"unet: conv_in\.weight is not finite in torch\.float16"):
+    with pytest.raises(NumericalError, match=r"unet/.*: conv_in\.weight is not finite in torch\.float16"):
         bundle.save_part(tmp_path / "unet", unet, torch.float16)
     assert list(tmp_path.rglob("*.safetensors")) == []
 

@@ -19,6 +19,7 @@ import pytest
 import torch
 from torch import nn
 
+from sdcli import jail
 from sdcli.errors import InputError, ResourceError, SdcliError
 from sdcli.pipeline import pickles
 from sdcli.pipeline.pickles import parse, read_pickle
@@ -294,12 +295,12 @@ assert resource.getrlimit(resource.RLIMIT_CPU)[0] - used <= pickles.SECONDS + 1
         (-signal.SIGXCPU, InputError, "reading it took too long"),
         (-signal.SIGSEGV, InputError, "reading it ended with signal 11"),
         (-signal.SIGKILL, ResourceError, "there is not the room to read it"),
-        (pickles.NO_ROOM, ResourceError, "there is not the room to read it"),
+        (jail.NO_ROOM, ResourceError, "there is not the room to read it"),
     ],
 )
 def test_the_end_of_the_child_is_told(code: int, kind: type[SdcliError], said: str) -> None:
     with pytest.raises(kind, match=f"a.pt: {said}"):
-        pickles._tell(Path("a.pt"), code, b"")
+        jail.tell(Path("a.pt"), code, b"")
 
 
 @pytest.mark.parametrize("name", ["none.pt", "."])

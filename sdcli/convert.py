@@ -1,0 +1,129 @@
+"""STORY: a model in any form -> a folder in the diffusers layout, or a single file in its authors' naming."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdcli import layout, store
+from sdcli.errors import InputError, OutputError
+from sdcli.files import atomic_folder, check_writable, exists, is_folder, make_folder, remove_dead_parts
+from sdcli.model_specs import ConvertSpec
+from sdcli.original.checkpoint import read_checkpoint
+from sdcli.parts import configs_shape
+from sdcli.pipeline import single_file
+from sdcli.pipeline.bundle import build_part, copy_tokenizer, part_config, write_index, write_part
+from sdcli.pipeline.vocabulary import load_vocabulary
+from sdcli.pipeline.weights import State, check_shapes, read_state, shapes, write_tensors
+from sdcli.scheduler_config import check_config
+from sdcli.specs import PREDICTIONS
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """All that a model is made of, its tensors mapped from wherever they are."""
+
+    conditioner: str
+    configs: Mapping[str, Config]  # by part, and of the scheduler
+    states: Mapping[str, State]
+    text_place: Path  # whose tokenizer it is
+    settings: Config
+
+
+def run(spec: ConvertSpec) -> dict[str, Any]:
+    """Write a model in the form asked for, whole or not at all; returns what was written.
+
+    Raises InputError for a model that is not whole or not sound, UsageError for options that do not fit it,
+    NumericalError for weights that are not finite in the type asked for, OutputError when the target exists.
+    """
+    if exists(spec.output):
+        raise OutputError(f"{spec.output}: exists", "name another")
+    check_writable(spec.output.parent)
+    gathered = _gather(spec)
+    dtype = getattr(torch, spec.dtype) if spec.dtype != "auto" else None
+    make_folder(spec.output.parent)
+    if spec.form == "diffusers":
+        _write_folder(spec.output, gathered, dtype)
+    else:
+        _write_file(spec.output, gathered, dtype)
+    written = [path for path in spec.output.rglob("*") if path.is_file()] if is_folder(spec.output) else [spec.output]
+    return {
+        "path": str(spec.output),
+        "to": spec.form,
+        "prediction_type": gathered.configs["scheduler"].get("prediction_type", "epsilon"),
+        "tensors": {part: len(state) for part, state in gathered.states.items()},
+        "bytes": sum(path.stat().st_size for path in written),
+    }
+
+
+def _gather(spec: ConvertSpec) -> Gathered:
+    """Read what is to be written. Raises InputError when a part is missing, or fits no config or no other part."""
+    given = {"vae": spec.vae, "text_encoder": spec.text_encoder}
+    substitutes = {part: _place_of(ref, part, spec.offline) for part, ref in given.items() if ref is not None}
+    needs = [part for part in store.PARTS_OF_A_WHOLE if part not in substitutes]
+    model = store.resolve(spec.model, offline=spec.offline, needs=needs)
+    conditioner = "text_encoder" if "text_encoder" in substitutes else layout.conditioner(model.folder)
+    places = dict.fromkeys(("unet", "vae", conditioner), model.folder) | substitutes
+    prediction = PREDICTIONS[spec.prediction] if spec.prediction is not None else None
+    configs, states = {}, {}
+    for part, place in places.items():
+        module = build_part(place, part, _config(place, part, prediction))
+        configs[part] = part_config(module)
+        states[part] = read_state(place, part, averaged=spec.ema and part == "unet")
+        check_shapes(place, part, shapes(module.state_dict()), shapes(states[part]))
+    configs["scheduler"] = _config(model.folder, "scheduler", prediction)
+    if prediction is not None:
+        configs["scheduler"]["prediction_type"] = prediction
+    check_config(configs["scheduler"])
+    configs_shape(model.folder, configs, configs["scheduler"], may_read_mask=True)
+    text_place = places.get("text_encoder", model.folder)
+    if conditioner == "text_encoder":
+        load_vocabulary(text_place)  # whether there is a tokenizer, and its pieces have rows in the table
+    return Gathered(conditioner, configs, states, text_place, store.settings(model))
+
+
+def _place_of(ref: str, part: str, offline: bool) -> Path:
+    """Where a part is that takes the place of the model's own: in any model, or in a folder of that part alone."""
+    if is_folder(Path(ref) / part):
+        return Path(ref)
+    return store.resolve(ref, offline=offline, needs=(part,)).folder
+
+
+def _config(place: Path, part: str, prediction: str | None) -> Config:
+    """A part's config; of a single file the native size hangs on what the UNet predicts."""
+    if prediction is not None and place.is_file():
+        checkpoint = read_checkpoint(place, prediction)
+        return dict(checkpoint.scheduler if part == "scheduler" else checkpoint.configs[part])
+    return layout.config(place, part)
+
+
+def _write_folder(target: Path, model: Gathered, dtype: torch.dtype | None) -> None:
+    with atomic_folder(target) as folder:
+        for part, state in model.states.items():
+            (folder / part).mkdir()
+            write_part(folder / part, model.configs[part], state, dtype)
+        (folder / "scheduler").mkdir()
+        layout.write_json(folder / "scheduler" / "scheduler_config.json", model.configs["scheduler"])
+        if model.conditioner == "text_encoder":
+            copy_tokenizer(layout.tokenizer(model.text_place), folder / "tokenizer")
+        write_index(folder, model.configs["vae"]["_class_name"], model.configs["scheduler"]["_class_name"])
+        layout.write_json(folder / "sdcli.json", model.settings)
+
+
+def _write_file(target: Path, model: Gathered, dtype: torch.dtype | None) -> None:
+    if model.conditioner != "text_encoder":
+        raise InputError("a model without a text encoder: a single file has no place for it", "keep the folder")
+    pad_token = single_file.check_pad_token(model.text_place)
+    state = single_file.original_state(model.configs, model.states)
+    said = single_file.metadata(model.configs, model.settings, target.stem, pad_token)
+    remove_dead_parts(target.parent)
+    try:
+        write_tensors(target, state, said, dtype, overwrite=False)
+    except FileExistsError as error:
+        raise OutputError(f"{target}: exists", "name another") from error

@@ -1,0 +1,316 @@
+"""`sdcli models` and single files in every command that takes a model, as a shell sees them."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sdcli import store
+from sdcli.errors import ExitCode
+from tests import models, originals
+from tests.commands import Shell, tree
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Stable Diffusion 1.x, small, in its authors' naming, in float16; to be read only."""
+    return originals.write(tmp_path_factory.mktemp("original") / "sd1.safetensors", dtype=torch.float16)
+
+
+@pytest.fixture
+def shell(capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Shell:
+    """Commands in an empty folder, with caches of their own."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("SDCLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    return Shell(capfdbinary, monkeypatch)
+
+
+def test_a_single_file_is_drawn_with_like_a_folder(shell: Shell, original: Path) -> None:
+    drawn = shell("generate", "a cat", "-m", original, "--size", "64x64", "--steps", 2, "--seed", 1, "--json")
+    record = json.loads(drawn.stdout)
+    assert (drawn.code, record["model"], record["width"]) == (0, str(original), 64)
+    assert record["model_hash"] == next(store.hashes([original]))[1]
+    dry = shell("generate", "a cat", "-m", original, "--dry-run", "--json")
+    assert json.loads(dry.stdout)["size"] == "512x512"  # the size it was trained for
+
+
+def test_another_prediction_draws_what_the_model_draws_whose_config_says_so(shell: Shell, model: Path) -> None:
+    common = ("generate", "a cat", "-m", model, "--steps", 2, "--seed", 1, "--no-metadata", "-o")
+    plain = Path(shell(*common, "plain.png").lines[0]).read_bytes()
+    asked = shell(*common, "asked.png", "--prediction", "v", "--json")
+    models.edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    said = Path(shell(*common, "said.png").lines[0]).read_bytes()
+    assert json.loads(asked.stdout)["prediction"] == "v"
+    assert Path("asked.png").read_bytes() == said != plain
+    wrong = shell("generate", "a cat", "--prediction", "noise")
+    assert (wrong.code, wrong.stderr) == (2, "sdcli: error: --prediction noise: unknown; use one of epsilon, v, x0\n")
+
+
+def test_batch_bench_tokens_and_the_codec_take_a_single_file(shell: Shell, original: Path) -> None:
+    picture = shell("generate", "a cat", "-m", original, "--size", "64x64", "--steps", 1, "-o", "a.png").lines[0]
+    common = ("-m", original, "--json")
+    Path("jobs.txt").write_text("a cat\na dog\n", encoding="utf-8")
+    batch = shell("batch", "jobs.txt", "-o", "out", "--size", "64x64", "--steps", 1, *common)
+    assert (batch.code, len(batch.lines)) == (0, 2)
+    tokens = shell("tokens", "a cat", *common)
+    assert json.loads(tokens.stdout)["chunks"][0]["ids"][:3] == [49406, 320, 2368]
+    skipped = shell(
+        "generate", "a cat", "-m", original, "--clip-skip", 1, "--size", "64x64", "--steps", 1, "-o", "s.png"
+    )
+    assert skipped.code == 0, skipped.stderr
+    assert shell("generate", "a cat", "-m", original, "--clip-skip", 2, "-o", "t.png").code == ExitCode.USAGE
+    encoded = shell("encode", picture, "-o", "a.latents.safetensors", *common)
+    decoded = shell("decode", "a.latents.safetensors", "-o", "b.png", *common)
+    assert (encoded.code, decoded.code, Path("b.png").exists()) == (0, 0, True)
+    bench = shell("bench", "--schedulers", "ddim", "--steps", 2, "--reference-steps", 4, "--size", "64x64", *common)
+    assert bench.code == 0, bench.stderr
+
+
+def test_show_says_what_a_file_is(shell: Shell, original: Path) -> None:
+    told = json.loads(shell("models", "show", original, "--hash", "--json").stdout)
+    assert told["parts"] == ["unet", "vae", "text_encoder"]
+    assert (told["size"], told["prediction_type"], told["ema"]) == ("512x512", "epsilon", False)
+    assert told["dtypes"] == ["F16"]
+    assert told["model_hash"] == next(store.hashes([original]))[1]
+
+
+def test_a_part_alone_is_shown_and_decodes_but_does_not_draw(shell: Shell, original: Path) -> None:
+    vae = {k.removeprefix("first_stage_model."): v for k, v in load_file(original).items() if k.startswith("first_")}
+    save_file(vae, "vae.safetensors")
+    told = json.loads(shell("models", "show", "vae.safetensors", "--json").stdout)
+    assert (told["parts"], told["lacks"]) == (["vae"], ["unet", "text_encoder"])
+    shutil.copy(Path(__file__).parents[2] / "sdcli" / "builtin" / "gallery.png", "photo.png")
+    encoded = shell("encode", "photo.png", "--size", "64x64", "-m", "vae.safetensors", "-o", "x.latents.safetensors")
+    assert encoded.code == 0, encoded.stderr
+    drawn = shell("generate", "a cat", "-m", "vae.safetensors")
+    assert (drawn.code, drawn.stdout) == (ExitCode.INPUT, "")
+    assert drawn.stderr.startswith("sdcli: error: vae.safetensors: holds the VAE alone, no UNet and no text encoder; ")
+
+
+def test_xl_is_named_and_refused(shell: Shell) -> None:
+    save_file({key: torch.zeros(shape) for key, shape in originals.XL_KEYS.items()}, "xl.safetensors")
+    told = json.loads(shell("models", "show", "xl.safetensors", "--json").stdout)
+    assert told["family"] == "Stable Diffusion XL"
+    drawn = shell("generate", "a cat", "-m", "xl.safetensors")
+    assert drawn.code == ExitCode.INPUT
+    assert "xl.safetensors: is a Stable Diffusion XL; only Stable Diffusion 1.x and 2.x are supported" in drawn.stderr
+
+
+def test_tensors_that_are_not_used_are_told(shell: Shell, original: Path) -> None:
+    save_file(load_file(original) | {"odd.weight": torch.zeros(1)}, "odd.safetensors")
+    outcome = shell("generate", "a cat", "-m", "odd.safetensors", "--dry-run")
+    assert "warning: odd.safetensors: 1 of its tensors are not used ('odd.weight', for one)" in outcome.stderr
+
+
+def test_convert_prints_what_it_wrote(shell: Shell, original: Path) -> None:
+    outcome = shell("models", "convert", original, "-o", "folder")
+    assert (outcome.code, outcome.stdout) == (0, "folder\n")
+    record = json.loads(shell("models", "convert", "folder", "-o", "a.safetensors", "--json").stdout)
+    assert (record["path"], record["to"]) == ("a.safetensors", "single-file")
+    assert record["bytes"] == Path("a.safetensors").stat().st_size
+
+
+def test_verify_finds_a_sound_model_sound(shell: Shell, original: Path, sd1: Path) -> None:
+    for model in (original, sd1):
+        outcome = shell("models", "verify", model, "--json")
+        rows = [json.loads(line) for line in outcome.lines]
+        assert (outcome.code, outcome.stderr) == (0, "")
+        assert [row["what"] for row in rows][:4] == ["vae", "unet", "text_encoder", "model"] or model == original
+        assert all(row["faults"] == [] for row in rows)
+        assert {"path", "sha256"} <= rows[-1].keys()
+
+
+Damage = Callable[[Path], object]
+
+
+def without_a_tensor(model: Path) -> None:
+    models.edit_weights(model / "unet", lambda state: {k: v for k, v in state.items() if k != "conv_in.bias"})
+
+
+def not_a_number(model: Path) -> None:
+    models.edit_weights(model / "vae", lambda state: state | {"quant_conv.bias": state["quant_conv.bias"] * torch.nan})
+
+
+def another_width(model: Path) -> None:
+    models.edit_json(model / "unet" / "config.json", cross_attention_dim=24)
+
+
+def no_schedule(model: Path) -> None:
+    models.edit_json(model / "scheduler" / "scheduler_config.json", beta_start=-1)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (without_a_tensor, "1 tensors are missing and 0 unexpected (conv_in.bias, for one)"),
+        (not_a_number, "quant_conv.bias holds NaN or Inf"),
+        (another_width, "reads context of width 24, the text encoder gives 16"),
+        (no_schedule, "beta_start"),
+    ],
+)
+def test_verify_names_what_is_wrong_and_looks_on(shell: Shell, model: Path, damage: Damage, said: str) -> None:
+    damage(model)
+    outcome = shell("models", "verify", model, "--json")
+    rows = [json.loads(line) for line in outcome.lines]
+    assert outcome.code == ExitCode.INPUT
+    assert any(said in fault for row in rows for fault in row["faults"])
+    assert len(rows) == 7  # three parts, the whole, three files
+
+
+def test_verify_compares_a_downloaded_file_with_the_name_the_hub_gave_it(
+    shell: Shell, sd1: Path, tmp_path: Path
+) -> None:
+    snapshot = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny")
+    assert shell("models", "verify", snapshot).code == 0
+    blob = models.weight_file(snapshot / "vae").resolve()
+    state = load_file(blob)
+    save_file({key: value + 1 for key, value in state.items()}, blob)
+    outcome = shell("models", "verify", snapshot)
+    assert outcome.code == ExitCode.INPUT
+    assert "is damaged: its SHA-256 is not the one it was fetched by" in outcome.stderr
+
+
+# Removing.
+
+
+def test_a_downloaded_model_is_removed_after_saying_what_would_go(shell: Shell, sd1: Path, tmp_path: Path) -> None:
+    models.hub_cache(sd1, tmp_path / "hub", "owner/tiny")
+    models.hub_cache(sd1, tmp_path / "hub", "owner/other")
+    before = tree(tmp_path / "hub")
+    asked = shell("models", "remove", "owner/tiny")
+    assert (asked.code, asked.stdout, tree(tmp_path / "hub")) == (ExitCode.USAGE, "", before)
+    assert "MB in 1 places would go" in asked.stderr and "add --yes" in asked.stderr
+    done = shell("models", "remove", "owner/tiny", "--yes", "--json")
+    assert (done.code, json.loads(done.stdout)["model"]) == (0, "owner/tiny")
+    assert [path.name for path in (tmp_path / "hub").iterdir()] == ["models--owner--other"]
+
+
+def test_a_revision_goes_without_the_files_that_another_uses(shell: Shell, sd1: Path, tmp_path: Path) -> None:
+    snapshot = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny", revision="v1")
+    other = snapshot.with_name("f" * 40)
+    shutil.copytree(snapshot, other, symlinks=True)
+    (snapshot / "unet" / "extra.json").symlink_to("../../../blobs/only")
+    (snapshot.parents[1] / "blobs" / "only").write_text("{}", encoding="utf-8")
+    assert shell("models", "remove", "owner/tiny@v1", "-y").code == 0
+    assert not snapshot.exists() and not (snapshot.parents[1] / "blobs" / "only").exists()
+    assert shell("models", "verify", other).code == 0
+
+
+@pytest.mark.parametrize(
+    ("ref", "code", "said"),
+    [
+        ("builtin", ExitCode.USAGE, "comes with sdcli"),
+        ("mine.safetensors", ExitCode.USAGE, "is yours, and in no cache"),
+        (".", ExitCode.USAGE, "is yours, and in no cache"),
+        ("owner/none", ExitCode.INPUT, "is not in the cache"),
+        ("../..", ExitCode.USAGE, "is yours"),
+        ("a/..", ExitCode.INPUT, "is not in the cache"),
+        ("owner/tiny@none", ExitCode.INPUT, "is not in the cache"),
+        ("owner/tiny@../../secret", ExitCode.INPUT, ""),
+        ("no such thing", ExitCode.INPUT, "no such model"),
+    ],
+)
+def test_nothing_but_what_is_in_a_cache_is_removed(
+    shell: Shell, original: Path, sd1: Path, tmp_path: Path, ref: str, code: int, said: str
+) -> None:
+    models.hub_cache(sd1, tmp_path / "hub", "owner/tiny")
+    shutil.copy(original, "mine.safetensors")
+    (tmp_path / "hub" / "secret").write_text("x", encoding="utf-8")
+    before = tree(tmp_path)
+    outcome = shell("models", "remove", ref, "--yes")
+    assert (outcome.code, outcome.stdout) == (code, "")
+    assert said in outcome.stderr
+    assert tree(tmp_path) == before
+
+
+def test_a_link_out_of_the_cache_is_not_followed(shell: Shell, sd1: Path, tmp_path: Path) -> None:
+    (tmp_path / "hub").mkdir()
+    shutil.copytree(sd1, tmp_path / "mine")
+    (tmp_path / "hub" / "models--owner--tiny").symlink_to(tmp_path / "mine")
+    outcome = shell("models", "remove", "owner/tiny", "--yes")
+    assert outcome.code == ExitCode.USAGE
+    assert "leads outside" in outcome.stderr
+    assert (tmp_path / "mine" / "model_index.json").exists()
+
+
+def test_the_copy_of_a_pickled_checkpoint_is_listed_and_removed_and_the_file_stays(
+    shell: Shell, original: Path, tmp_path: Path
+) -> None:
+    copies = tmp_path / "cache" / "checkpoints"
+    copies.mkdir(parents=True)
+    torch.save({"state_dict": {}}, "sd.ckpt")
+    from sdcli import jail
+
+    copy = jail.copy_of(Path("sd.ckpt"), copies)
+    shutil.copy(original, copy)
+    assert any(str(copy) in line for line in shell("models", "list").lines)
+    assert shell("models", "remove", "sd.ckpt", "-y").code == 0
+    assert (list(copies.iterdir()), Path("sd.ckpt").exists()) == ([], True)
+    assert "has no copy in the cache" in shell("models", "remove", "sd.ckpt", "-y").stderr
+
+
+# Untrusted files.
+
+
+def test_no_mutation_of_a_header_makes_a_traceback(shell: Shell, tmp_path: Path) -> None:
+    """Seeded: bytes of the header turned, removed or doubled, lengths and shapes among them."""
+    source = random.Random(7)
+    kind = originals.Kind(vocabulary=10)
+    data = originals.write(tmp_path / "sound.safetensors", kind, dtype=torch.float16).read_bytes()
+    length = struct.unpack("<Q", data[:8])[0]
+    header, tensors = data[8 : 8 + length], data[8 + length :]
+    refused = 0
+    for number in range(60):
+        text = bytearray(header)
+        for _ in range(source.randint(1, 3)):
+            at = source.randrange(len(text))
+            kind_of_change = source.randrange(3)
+            if kind_of_change == 0:
+                text[at] = source.choice(b'0123456789[]{},:"eE.-x')
+            elif kind_of_change == 1:
+                del text[at : at + source.randint(1, 30)]
+            else:
+                text[at:at] = text[at : at + source.randint(1, 30)]
+        stated = len(text) if number % 4 else source.choice([0, 1, 2**63, len(text) - 1, len(text) + 1])
+        path = Path("bad.safetensors")
+        path.write_bytes(struct.pack("<Q", stated) + text + tensors)
+        outcome = shell("models", "show", path)
+        assert outcome.code in (ExitCode.OK, ExitCode.INPUT), outcome.stderr
+        assert (outcome.code == 0) == (outcome.stderr == "")
+        assert len(outcome.stderr.splitlines()) <= 1
+        refused += outcome.code != 0
+    assert refused > 40
+
+
+@pytest.mark.parametrize("name", ["folder", "fifo", "empty", "text", "cut"])
+def test_what_is_no_checkpoint_is_refused_in_one_line(shell: Shell, original: Path, name: str) -> None:
+    import os
+
+    path = Path(name)
+    makers: dict[str, Callable[[], object]] = {
+        "folder": path.mkdir,
+        "fifo": lambda: os.mkfifo(path),
+        "empty": path.touch,
+        "text": lambda: path.write_text("a model", encoding="utf-8"),
+        "cut": lambda: path.write_bytes(original.read_bytes()[:-100]),
+    }
+    makers[name]()
+    before = sorted(Path().iterdir())
+    for command in (
+        ("models", "show", path),
+        ("models", "convert", path, "-o", "out"),
+        ("generate", "a cat", "-m", path),
+    ):
+        outcome = shell(*command)
+        assert (outcome.code, outcome.stdout, len(outcome.stderr.splitlines())) == (ExitCode.INPUT, "", 1)
+    assert sorted(Path().iterdir()) == before
