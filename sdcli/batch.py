@@ -21,10 +21,10 @@ from sdcli.jobs.plan import Checked, Job, Resolver
 from sdcli.jobs.stdin import stdin_lines
 from sdcli.jobs.studio import Studio
 from sdcli.jobs.tally import Tally
-from sdcli.naming import GALLERY
 from sdcli.pages.gallery import MAX_PICTURES, write_gallery
 from sdcli.pipeline.device import local_device, pick_device
 from sdcli.pipeline.metadata import read_record
+from sdcli.plan.naming import GALLERY
 from sdcli.specs import BatchSpec
 
 WINDOW = 1024  # jobs among which those of equal settings are sought

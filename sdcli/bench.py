@@ -19,7 +19,6 @@ from sdcli.lab.row import Laboratory, is_compared, measured, row_of, warmed
 from sdcli.lab.row import Progress as Progress  # one of the events
 from sdcli.lab.specs import BenchSpec
 from sdcli.lab.table import COLUMNS, DONE, csv_bytes, figure
-from sdcli.lora_files import lora_facts
 from sdcli.pipeline import frechet, solution, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.contexts import contexts, lengths
@@ -29,7 +28,8 @@ from sdcli.pipeline.measures import RunningGaussian
 from sdcli.pipeline.noise import alpha_bars
 from sdcli.pipeline.reference import NoiseLevels
 from sdcli.pipeline.solution import Pictures, solved
-from sdcli.scheduler_config import prediction_type
+from sdcli.plan.lora_files import lora_facts
+from sdcli.schedulers.config import prediction_type
 
 REFERENCE = "reference.safetensors"
 MAX_FEATURES_BYTES = 1 << 30

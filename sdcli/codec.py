@@ -13,15 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from sdcli import latent_files, layout, schedulers, store
-from sdcli.conditioning import Label, inverted_label
 from sdcli.drawing import read_adapters
 from sdcli.errors import NumericalError, SdcliWarning, UsageError
 from sdcli.files import place
 from sdcli.inputs import files_of, targets_of
 from sdcli.lab.specs import RoundtripSpec
-from sdcli.lora_files import LoraFile, check_fit, lora_facts, lora_file
-from sdcli.naming import check_quality, is_output_folder, picture_format
-from sdcli.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
 from sdcli.pipeline import features, images, measures, prompt, sampling, text, vae, vocabulary
 from sdcli.pipeline.bundle import load_conditioner, load_unet, load_vae
 from sdcli.pipeline.classes import ClassEmbedder
@@ -31,6 +27,10 @@ from sdcli.pipeline.inversion import invert
 from sdcli.pipeline.lora import merged_conditioner, with_adapters
 from sdcli.pipeline.metadata import picture_bytes
 from sdcli.plan import DEFAULT_STEPS, check_no_wildcards, check_text, own_settings
+from sdcli.plan.conditioning import Label, inverted_label
+from sdcli.plan.lora_files import LoraFile, check_fit, lora_facts, lora_file
+from sdcli.plan.naming import check_quality, is_output_folder, picture_format
+from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
 from sdcli.specs import CodecSpec, parse_size
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from sdcli.errors import InputError, OutputError
 from sdcli.files import atomic_folder, check_writable, exists, is_folder, make_folder, remove_dead_parts
 from sdcli.model_specs import ConvertSpec
 from sdcli.original.checkpoint import read_checkpoint
-from sdcli.parts import configs_shape
 from sdcli.pipeline import single_file
 from sdcli.pipeline.bundle import build_part, copy_tokenizer, part_config, write_index, write_part
 from sdcli.pipeline.vocabulary import load_vocabulary
 from sdcli.pipeline.weights import State, check_shapes, read_state, shapes, write_tensors
-from sdcli.scheduler_config import check_config
+from sdcli.plan.parts import configs_shape
+from sdcli.schedulers.config import check_config
 from sdcli.specs import PREDICTIONS
 
 Config = dict[str, Any]

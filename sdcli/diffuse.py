@@ -16,13 +16,13 @@ from sdcli import latent_files, layout, store
 from sdcli.errors import NumericalError, UsageError
 from sdcli.files import place
 from sdcli.lab.specs import DiffuseSpec, parse_timesteps
-from sdcli.naming import check_targets, is_output_folder
-from sdcli.parts import check_multiple, vae_factor
 from sdcli.pipeline import images, noise, sampling, vae
 from sdcli.pipeline.bundle import load_vae
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.metadata import png_bytes
-from sdcli.scheduler_config import check_config
+from sdcli.plan.naming import check_targets, is_output_folder
+from sdcli.plan.parts import check_multiple, vae_factor
+from sdcli.schedulers.config import check_config
 from sdcli.specs import parse_size
 
 MIN_TILE = 128  # px; what is smaller is enlarged by a whole factor in a strip

@@ -16,11 +16,11 @@ from sdcli.errors import SdcliWarning, UsageError
 from sdcli.files import place
 from sdcli.lab import plots
 from sdcli.lab.specs import FigureSpec
-from sdcli.naming import check_targets, is_output_folder
 from sdcli.pipeline import noise
 from sdcli.pipeline.reference import NoiseLevels
 from sdcli.plan import DEFAULT_STEPS, own_settings
-from sdcli.scheduler_config import check_config
+from sdcli.plan.naming import check_targets, is_output_folder
+from sdcli.schedulers.config import check_config
 
 TITLES = {"betas": "beta_t", "alpha-bar": "alpha_bar_t", "snr": "signal-to-noise ratio"}
 NAMES_SHOWN = 3  # of schedulers that walk the same sigmas, in a legend

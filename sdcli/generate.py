@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdcli import drawing, extras, latent_files, naming, records
+from sdcli import drawing, latent_files
+from sdcli.drawing import extras, records
+from sdcli.drawing.reading import Reader, Reading
 from sdcli.events import ImageRecord as ImageRecord
 from sdcli.events import Progress as Progress
 from sdcli.files import exists, place, remove_dead_parts
@@ -21,8 +23,7 @@ from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import picture_bytes
-from sdcli.plan import Plan
-from sdcli.reading import Reader, Reading
+from sdcli.plan import Plan, naming
 from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from sdcli import latent_files
 from sdcli.errors import InputError, UsageError
 from sdcli.files import is_folder, open_regular
-from sdcli.naming import check_targets, is_output_folder
+from sdcli.plan.naming import check_targets, is_output_folder
 
 
 def files_of(inputs: Sequence[Path], suffixes: frozenset[str], *, opened: bool = True) -> list[Path]:

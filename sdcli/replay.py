@@ -29,12 +29,12 @@ from sdcli.errors import (
 )
 from sdcli.files import exists, read_bytes
 from sdcli.inputs import check_apart, files_of
-from sdcli.naming import SUFFIXES, check_targets, is_output_folder, picture_format
 from sdcli.pipeline import images
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.metadata import read_record
 from sdcli.pipeline.provenance import Provenance
 from sdcli.plan import Plan, plan
+from sdcli.plan.naming import SUFFIXES, check_targets, is_output_folder, picture_format
 from sdcli.specs import GenerateSpec
 
 UNEXPLAINED = "nothing told differs: it was changed, or drawn on another device, by another torch, or in a batch"

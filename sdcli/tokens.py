@@ -14,13 +14,13 @@ from sdcli import layout, store
 from sdcli.errors import UsageError
 from sdcli.files import place
 from sdcli.lab.specs import TokensSpec
-from sdcli.naming import check_targets
-from sdcli.parts import check_clip_skip, text_width
 from sdcli.pipeline import prompt as syntax
 from sdcli.pipeline import vocabulary, wildcards
 from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Vocabulary
 from sdcli.plan import EmbeddingFile, Plan, check_no_words, check_text, embedding_file
+from sdcli.plan.naming import check_targets
+from sdcli.plan.parts import check_clip_skip, text_width
 from sdcli.specs import WordSwap, word_swaps
 
 if TYPE_CHECKING:

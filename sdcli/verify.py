@@ -10,11 +10,11 @@ from typing import Any
 
 from sdcli import layout, store
 from sdcli.errors import SdcliError
-from sdcli.parts import parts_shape
 from sdcli.pipeline.bundle import build_part
 from sdcli.pipeline.vocabulary import load_vocabulary
 from sdcli.pipeline.weights import State, check_shapes, is_finite, read_state, shapes
-from sdcli.scheduler_config import check_config
+from sdcli.plan.parts import parts_shape
+from sdcli.schedulers.config import check_config
 
 NAMES_SHOWN = 5
 BLOB = re.compile(r"[0-9a-f]{64}")  # what the Hub's cache calls a weight file: its SHA-256

@@ -15,14 +15,14 @@ import sdcli
 
 ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "archive", "warm", "original")
+PACKAGES += ("schedulers", "plan", "drawing")
 # Anyone may import them; `sdcli` itself holds the version.
 GROUND = {"sdcli", "errors", "files", "headers", "original", "layout", "jail"}
-FOUNDATION = GROUND | {"specs", "train_specs", "store", "schedulers", "scheduler_config", "plan", "parts", "ledger"}
-FOUNDATION |= {"conditioning", "initial", "inputs", "latent_files", "lora_files", "naming", "beside", "events"}
-FOUNDATION |= {"drawing", "reading", "records", "extras", "model_specs", "jobs", "lab", "pages", "archive", "warm"}
-BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "output", "store", "schedulers", "scheduler_config", "plan"}
-BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "sdcli.archive.specs", "events"}
-BEFORE_THE_STORY |= {"sdcli.warm.client", "sdcli.warm.identity", "sdcli.warm.place", "facts", "removal", "model_specs"}
+FOUNDATION = GROUND | {"specs", "train_specs", "model_specs", "store", "schedulers", "plan", "ledger", "inputs"}
+FOUNDATION |= {"latent_files", "events", "drawing", "jobs", "lab", "pages", "archive", "warm"}
+BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "model_specs", "output", "store", "schedulers", "plan", "events"}
+BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "sdcli.archive.specs", "facts", "removal"}
+BEFORE_THE_STORY |= {"sdcli.warm.client", "sdcli.warm.identity", "sdcli.warm.place"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
@@ -39,61 +39,60 @@ MAY_IMPORT: dict[str, set[str]] = {
     "facts": GROUND | {"store"},
     "removal": GROUND | {"store"},
     "model_specs": GROUND | {"specs"},
-    "scheduler_config": GROUND,
-    "scheduler_table": GROUND | {"scheduler_config"},
-    "scheduler_steps": GROUND | {"scheduler_config", "scheduler_table"},  # of the latter the type alone
-    "schedulers": GROUND | {"scheduler_config", "scheduler_steps", "scheduler_table"},
-    "conditioning": GROUND | {"specs"},
+    "schedulers.config": GROUND,
+    "schedulers.table": GROUND | {"sdcli.schedulers.config"},
+    "schedulers.steps": GROUND | {"sdcli.schedulers.config", "sdcli.schedulers.table"},  # of the latter the type alone
+    "schedulers": GROUND | {"schedulers"},
     "latent_files": GROUND,
-    "lora_files": GROUND | {"store", "sdcli.pipeline.lora_keys", "sdcli.pipeline.lora_names"},
-    "naming": GROUND | {"specs", "latent_files"},
-    "beside": GROUND | {"specs", "naming"},
-    "inputs": GROUND | {"naming", "latent_files"},
-    "parts": GROUND | {"scheduler_config"},
-    "initial": GROUND | {"specs", "store", "schedulers", "latent_files", "parts", "sdcli.pipeline.images"},
+    "inputs": GROUND | {"sdcli.plan.naming", "latent_files"},
+    "plan.conditioning": GROUND | {"specs"},
+    "plan.lora_files": GROUND | {"store", "sdcli.pipeline.lora_keys", "sdcli.pipeline.lora_names"},
+    "plan.naming": GROUND | {"specs", "latent_files"},
+    "plan.beside": GROUND | {"specs", "sdcli.plan.naming"},
+    "plan.parts": GROUND | {"sdcli.schedulers.config"},
+    "plan.initial": GROUND
+    | {"specs", "store", "schedulers", "latent_files", "sdcli.plan.parts", "sdcli.pipeline.images"},
     # Of the pipeline leaves without torch: what is wrong in a prompt is found before anything heavy is imported.
     "plan": GROUND
-    | {"specs", "store", "schedulers", "scheduler_config", "conditioning", "latent_files", "naming", "parts", "initial"}
-    | {"beside", "lora_files", "sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"},
+    | {"specs", "store", "schedulers", "latent_files", "plan"}
+    | {"sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"},
     "ledger": GROUND,
     "jobs.lines": GROUND | {"specs"},
     "jobs.tally": GROUND,
-    "jobs.inputs": GROUND | {"specs", "initial", "latent_files", "sdcli.pipeline.images"},
+    "jobs.inputs": GROUND | {"specs", "sdcli.plan.initial", "latent_files", "sdcli.pipeline.images"},
     "jobs.plan": GROUND
-    | {"specs", "store", "schedulers", "conditioning", "lora_files", "naming", "plan"}
+    | {"specs", "store", "schedulers", "plan"}
     | {"sdcli.jobs.inputs", "sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.wildcards"},
     "jobs.ledger": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.album": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.stdin": GROUND | {"sdcli.jobs.lines"},
     # The two halves of the story of batch, which stand on generate's parts as it does.
-    "drawing": GROUND | {"specs", "plan", "parts", "schedulers", "latent_files", "lora_files", "pipeline"},
-    "reading": GROUND | {"plan", "pipeline"},
-    "records": GROUND | {"specs", "plan", "reading", "store", "latent_files", "lora_files", "pipeline"},
-    "extras": GROUND | {"specs", "plan", "naming", "beside", "pipeline"},
+    "drawing.reading": GROUND | {"plan", "pipeline"},
+    "drawing.records": GROUND | {"specs", "plan", "sdcli.drawing.reading", "store", "latent_files", "pipeline"},
+    "drawing.extras": GROUND | {"specs", "plan", "pipeline"},
+    "drawing": GROUND | {"specs", "plan", "schedulers", "latent_files", "pipeline"},
     "jobs.finish": GROUND | {"generate", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
-    "jobs.studio": GROUND
-    | {"drawing", "reading", "records", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
+    "jobs.studio": GROUND | {"drawing", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
     "events": set(),
     "warm": GROUND,
     "warm.place": GROUND | {"store"},
     "warm.client": GROUND | {"events", "plan", "specs", "warm"},
     "lab.specs": GROUND | {"specs"},
-    "lab.plan": GROUND
-    | {"specs", "store", "schedulers", "scheduler_config", "plan", "ledger", "naming", "sdcli.lab.specs"},
+    "lab.plan": GROUND | {"specs", "store", "schedulers", "plan", "ledger", "sdcli.lab.specs"},
     "lab.plots": GROUND,
     "lab.table": GROUND | {"sdcli.lab.plots"},
-    "lab.row": GROUND | {"schedulers", "scheduler_config", "pipeline", "sdcli.lab.plan", "sdcli.lab.table"},
+    "lab.row": GROUND | {"schedulers", "pipeline", "sdcli.lab.plan", "sdcli.lab.table"},
     "pages.curves": GROUND,
     "pages.charts": GROUND | {"sdcli.pages.curves"},
     "pages.page": GROUND,
     "pages.report": GROUND | {"train_specs", "sdcli.pages.charts", "sdcli.pages.curves", "sdcli.pages.page"},
-    "pages.gallery": GROUND | {"naming", "sdcli.pages.charts", "sdcli.pages.page"},
+    "pages.gallery": GROUND | {"sdcli.plan.naming", "sdcli.pages.charts", "sdcli.pages.page"},
     "archive.specs": GROUND | {"specs"},
     "archive.reading": GROUND | {"schedulers", "pipeline"},
     "archive.foreign": GROUND | {"specs", "schedulers", "pipeline", "sdcli.archive.reading"},
     "archive.hearing": GROUND | {"specs", "pipeline", "sdcli.archive.foreign"},
-    "archive.files": GROUND | {"plan", "lora_files", "sdcli.archive.foreign", "sdcli.archive.hearing"},
-    "archive.asking": GROUND | {"specs", "naming", "store", "pipeline", "archive"},
+    "archive.files": GROUND | {"plan", "sdcli.archive.foreign", "sdcli.archive.hearing"},
+    "archive.asking": GROUND | {"specs", "plan", "store", "pipeline", "archive"},
     "archive.comparing": GROUND | {"pipeline", "sdcli.archive.foreign"},
     "__main__": {"cli"},
     "cli": BEFORE_THE_STORY | {"cli"},
@@ -121,10 +120,9 @@ PIPELINE_LEAVES = {
 LIGHT = (
     *("errors", "files", "headers", "jail", "original.checkpoint", "layout"),
     *("specs", "train_specs", "output", "store", "facts", "schedulers"),
-    *("scheduler_config", "scheduler_table", "scheduler_steps", "conditioning", "latent_files", "naming", "parts"),
-    *("lora_files", "pipeline.adapter_facts", "pipeline.lora_keys", "pipeline.lora_names", "pipeline.lora_shapes"),
-    *("initial", "inputs", "beside", "plan", "jobs.tally", "jobs.lines", "jobs.inputs", "jobs.plan", "jobs.ledger"),
-    *("jobs.album", "jobs.stdin", "lab.specs", "lab.plan", "lab.plots", "lab.table", "archive.specs"),
+    *("plan", "latent_files", "inputs", "pipeline.adapter_facts", "pipeline.lora_shapes"),
+    *("jobs.tally", "jobs.lines", "jobs.inputs", "jobs.plan", "jobs.ledger", "jobs.album", "jobs.stdin"),
+    *("lab.specs", "lab.plan", "lab.plots", "lab.table", "archive.specs"),
     *("events", "warm.client", "warm.identity", "warm.messages", "warm.place"),
 )
 HEAVY = (

@@ -15,8 +15,8 @@ from PIL import Image
 from sdcli import store
 from sdcli.cli.app import COMMANDS, run
 from sdcli.errors import ExitCode
-from sdcli.parts import text_width
 from sdcli.pipeline.adapters import Embedding, write_embedding
+from sdcli.plan.parts import text_width
 from tests.models import write_lora
 
 README = Path(__file__).parents[1] / "README.md"

@@ -13,8 +13,8 @@ from sdcli.archive.foreign import Remark, shown
 from sdcli.archive.hearing import hear, is_own
 from sdcli.archive.specs import ReplaySpec
 from sdcli.errors import InputError
-from sdcli.naming import SUFFIXES
 from sdcli.pipeline.provenance import Provenance
+from sdcli.plan.naming import SUFFIXES
 from sdcli.specs import GenerateSpec
 
 MAX_REFERENCE = 200  # characters of a model's name that are shown

@@ -13,7 +13,7 @@ from pathlib import Path
 from sdcli import latent_files
 from sdcli.errors import SdcliWarning
 from sdcli.files import sha256
-from sdcli.initial import InitialPicture
+from sdcli.plan.initial import InitialPicture
 from sdcli.specs import BatchSpec, GenerateSpec
 
 FILES_AND_MORE = ("embedding", "lora")  # fields of `FILE:MORE`

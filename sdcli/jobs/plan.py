@@ -17,17 +17,17 @@ from typing import Any
 from unicodedata import normalize
 
 from sdcli import layout, store
-from sdcli.conditioning import asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import check_writable
 from sdcli.jobs import inputs, lines
 from sdcli.jobs.lines import Line
 from sdcli.jobs.tally import Tally, key_of
-from sdcli.lora_files import content
-from sdcli.naming import check_gallery, slug
 from sdcli.pipeline import wildcards
 from sdcli.pipeline.wildcards import Prompts, Template
 from sdcli.plan import Plan, drawn_prompts, embedding_file, plan, read_prompts
+from sdcli.plan.conditioning import asked_label
+from sdcli.plan.lora_files import content
+from sdcli.plan.naming import check_gallery, slug
 from sdcli.specs import MAX_SEED, BatchSpec, GenerateSpec, parse_shard
 
 MOST_SETTINGS = 256  # kept at a time: jobs that differ in more than prompt and seed ask for a plan of their own

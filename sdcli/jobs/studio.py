@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from sdcli import drawing, records
-from sdcli.drawing import Words
+from sdcli import drawing
+from sdcli.drawing import Words, records
+from sdcli.drawing.reading import Reader, Reading
 from sdcli.errors import InputError, SdcliError
 from sdcli.jobs.finish import Denoised, Failed, failure_of
 from sdcli.jobs.plan import Job
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.device import pick_dtype
 from sdcli.plan import Plan
-from sdcli.reading import Reader, Reading
 
 
 class Studio:

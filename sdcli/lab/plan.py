@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli import layout, ledger, naming, plan, schedulers, store
+from sdcli import layout, ledger, plan, schedulers, store
 from sdcli.errors import InputError, UsageError
 from sdcli.files import check_writable, is_folder, open_regular
 from sdcli.lab.specs import BenchSpec
-from sdcli.scheduler_config import has_zero_terminal_snr, prediction_type
+from sdcli.plan import naming
 from sdcli.schedulers import Scheduler
+from sdcli.schedulers.config import has_zero_terminal_snr, prediction_type
 from sdcli.specs import GenerateSpec
 
 # Things the embedded model knows, and other models, too.

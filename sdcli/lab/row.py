@@ -23,7 +23,7 @@ from sdcli.pipeline.measures import Gaussian, RunningGaussian, frechet_distance,
 from sdcli.pipeline.noise import alpha_bars
 from sdcli.pipeline.reference import NoiseLevels, first_scale, missed
 from sdcli.pipeline.solution import Pictures, Reference
-from sdcli.scheduler_config import has_zero_terminal_snr, train_timesteps
+from sdcli.schedulers.config import has_zero_terminal_snr, train_timesteps
 
 # Of the noise that an end at the first timestep instead of sigma 0 would leave; whole strides leave a tenth.
 LARGEST_MISS = 0.5

@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import quote
 
 from sdcli.files import atomic_write
-from sdcli.naming import GALLERY
 from sdcli.pages.charts import number
 from sdcli.pages.page import EMBEDDED, Picture, Setting, as_text, as_title, picture, render
+from sdcli.plan.naming import GALLERY
 
 MAX_PICTURES = 10_000
 # Of a whole page, shared out evenly among its pictures; with links and frame a page has at most 64 MB.

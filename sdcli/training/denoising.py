@@ -17,7 +17,7 @@ from sdcli.pipeline import noise, sampling, text
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import TextEncoder
 from sdcli.pipeline.images import to_images
-from sdcli.scheduler_config import prediction_type
+from sdcli.schedulers.config import prediction_type
 from sdcli.train_specs import DenoisingSpec
 from sdcli.training import buckets, caches, data, parts, start
 from sdcli.training.caches import Moments

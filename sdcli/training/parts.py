@@ -28,7 +28,7 @@ from sdcli.pipeline.bundle import (
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.vae import is_vq
 from sdcli.pipeline.vocabulary import load_tokenizer
-from sdcli.scheduler_config import check_config, has_zero_terminal_snr, prediction_type
+from sdcli.schedulers.config import check_config, has_zero_terminal_snr, prediction_type
 from sdcli.train_specs import TrainSpec, TrainUnetSpec, TrainVaeSpec
 from sdcli.training import caches, conditions, data
 from sdcli.training.loop import Preparing

@@ -34,7 +34,7 @@ from sdcli.pipeline import text
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import ModelBundle, TextEncoder, build, load_bundle, save_bundle
 from sdcli.pipeline.vocabulary import load_tokenizer
-from sdcli.scheduler_config import prediction_type
+from sdcli.schedulers.config import prediction_type
 from sdcli.train_specs import TrainUnetSpec
 from sdcli.training import data, parts, unet
 from sdcli.training.loop import StepDone

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sdcli.errors import UsageError
 from sdcli.pipeline.start import Start, first_latents, start_at, with_known
-from sdcli.scheduler_table import BUILT_IN
 from sdcli.schedulers import create, find
+from sdcli.schedulers.table import BUILT_IN
 from tests import models
 from tests.orders import CONFIG, LEADING, eps_of, exact
 

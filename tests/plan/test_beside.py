@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from sdcli.beside import Beside, arrange, frame
 from sdcli.errors import OutputError, UsageError
+from sdcli.plan.beside import Beside, arrange, frame
 from sdcli.specs import GenerateSpec
 
 SIZE = {"width": 32, "height": 32}

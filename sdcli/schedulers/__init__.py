@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 from sdcli.errors import UsageError
-from sdcli.scheduler_config import (
+from sdcli.schedulers.config import (
     LEARNED_VARIANCES,
     SIGMA_KEYS,
     check_config,
@@ -30,9 +30,9 @@ from sdcli.scheduler_config import (
     has_zero_terminal_snr,
     prediction_type,
 )
-from sdcli.scheduler_steps import check_count, step_limits
-from sdcli.scheduler_table import BUILT_IN, ENDINGS, ORDERED, SIGMAS, VARIANCES
-from sdcli.scheduler_table import Scheduler as Scheduler  # packages of others name it from here
+from sdcli.schedulers.steps import check_count, step_limits
+from sdcli.schedulers.table import BUILT_IN, ENDINGS, ORDERED, SIGMAS, VARIANCES
+from sdcli.schedulers.table import Scheduler as Scheduler  # packages of others name it from here
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

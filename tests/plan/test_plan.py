@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from sdcli.conditioning import Label
 from sdcli.errors import ExitCode, InputError, OutputError, SdcliError, UsageError
 from sdcli.plan import EmbeddingFile, plan
+from sdcli.plan.conditioning import Label
 from sdcli.specs import GenerateSpec
 from tests import models
 

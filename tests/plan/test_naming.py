@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sdcli.errors import OutputError, UsageError
-from sdcli.naming import fill, slug, targets
+from sdcli.plan.naming import fill, slug, targets
 from sdcli.specs import GenerateSpec
 
 

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import latent_files, layout, schedulers, store
-from sdcli.beside import Beside, arrange
-from sdcli.conditioning import Label, asked_label
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
-from sdcli.initial import InitialPicture, initial_picture, size_of_latents, size_of_picture
-from sdcli.lora_files import LoraFile, check_fit, lora_file
-from sdcli.naming import latent_targets, targets
-from sdcli.parts import check_clip_skip, check_multiple, parts_shape
 from sdcli.pipeline import prompt, wildcards
 from sdcli.pipeline.wildcards import Prompts, Template
-from sdcli.scheduler_config import train_timesteps
+from sdcli.plan.beside import Beside, arrange
+from sdcli.plan.conditioning import Label, asked_label
+from sdcli.plan.initial import InitialPicture, initial_picture, size_of_latents, size_of_picture
+from sdcli.plan.lora_files import LoraFile, check_fit, lora_file
+from sdcli.plan.naming import latent_targets, targets
+from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape
+from sdcli.schedulers.config import train_timesteps
 from sdcli.specs import MAX_SEED, PREDICTIONS, GenerateSpec, WordSwap, parse_interval, parse_size, word_swaps
 
 DEFAULT_STEPS = 25

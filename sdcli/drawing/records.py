@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, latent_files, store
+from sdcli.drawing.reading import Reading
 from sdcli.files import sha256
-from sdcli.lora_files import lora_facts
 from sdcli.pipeline import init
 from sdcli.pipeline.adapters import MAX_BYTES, Embedding
 from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import Plan
-from sdcli.reading import Reading
+from sdcli.plan.lora_files import lora_facts
 from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:

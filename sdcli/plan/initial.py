@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sdcli import latent_files, layout, store
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import open_regular
-from sdcli.parts import reads_mask, vae_factor
+from sdcli.plan.parts import reads_mask, vae_factor
 from sdcli.specs import MAX_SIDE, MIN_SIDE, GenerateSpec, parse_size
 
 if TYPE_CHECKING:

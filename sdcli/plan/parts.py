@@ -8,7 +8,7 @@ from typing import Any
 
 from sdcli import layout
 from sdcli.errors import InputError, UsageError
-from sdcli.scheduler_config import has_learned_variance
+from sdcli.schedulers.config import has_learned_variance
 
 MAX_LEVELS = 8  # of a VAE: Stable Diffusion's have 4
 DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion 1.x, in latents

@@ -11,7 +11,7 @@ from typing import Any
 
 from sdcli.errors import OutputError, UsageError
 from sdcli.files import check_writable, exists, is_folder
-from sdcli.naming import (
+from sdcli.plan.naming import (
     SUFFIXES,
     apart,
     check_free,

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import CLIPTextModel
 
-from sdcli import reading
+from sdcli.drawing import reading
+from sdcli.drawing.reading import Reader
 from sdcli.errors import SdcliWarning
 from sdcli.pipeline import text
 from sdcli.pipeline.bundle import TextEncoder, load_conditioner, load_text
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import Plan, plan
-from sdcli.reading import Reader
 from sdcli.specs import GenerateSpec
 
 SHORT, LONG = "a puppy", "cat " * 80

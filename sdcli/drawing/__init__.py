@@ -13,8 +13,6 @@ from torch import Tensor
 
 from sdcli import latent_files, schedulers
 from sdcli.errors import SdcliWarning
-from sdcli.lora_files import LoraFile
-from sdcli.parts import text_width, vae_factor
 from sdcli.pipeline import init, sampling, text, vae, vocabulary
 from sdcli.pipeline.adapters import Embedding, read_embedding
 from sdcli.pipeline.bundle import ModelBundle, TextEncoder
@@ -24,6 +22,8 @@ from sdcli.pipeline.lora_names import model_layers
 from sdcli.pipeline.start import Start, start_at
 from sdcli.pipeline.vocabulary import Swap
 from sdcli.plan import Plan
+from sdcli.plan.lora_files import LoraFile
+from sdcli.plan.parts import text_width, vae_factor
 from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from sdcli.errors import UsageError
-from sdcli.scheduler_config import steps_offset, train_timesteps
+from sdcli.schedulers.config import steps_offset, train_timesteps
 
 if TYPE_CHECKING:
-    from sdcli.scheduler_table import Scheduler
+    from sdcli.schedulers.table import Scheduler
 
 LARGEST_SHARE_LEFT_OUT = 0.1  # of the timesteps; measured: more leaves noise of std 0.1 and above in the result
 DISTILLED_STEPS = 50  # of LCM and TCD where the config is silent, as in diffusers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sdcli.scheduler_config import PREDICTIONS, SPACINGS
+from sdcli.schedulers.config import PREDICTIONS, SPACINGS
 
 SIGMAS = ("model", "karras", "exponential", "beta")  # where the noise levels lie; `model`: at the timesteps
 VARIANCES = ("fixed-small", "fixed-large", "learned-range")

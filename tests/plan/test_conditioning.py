@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdcli.conditioning import Label, asked_label, find_class
 from sdcli.errors import ExitCode, UsageError
+from sdcli.plan.conditioning import Label, asked_label, find_class
 from sdcli.specs import GenerateSpec
 
 NAMES = ("cat", "dog", "0", "sea urchin, echinoid", "Cat", "3")

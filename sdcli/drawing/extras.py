@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from sdcli.beside import frame
 from sdcli.files import exists, place
-from sdcli.naming import picture_format
 from sdcli.pipeline import film, sheets
 from sdcli.pipeline.metadata import picture_bytes, png_bytes
 from sdcli.pipeline.sampling import Step
 from sdcli.plan import Plan
+from sdcli.plan.beside import frame
+from sdcli.plan.naming import picture_format
 from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:

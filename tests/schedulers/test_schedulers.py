@@ -13,9 +13,6 @@ import pytest
 import torch
 
 from sdcli.errors import InputError, UsageError
-from sdcli.scheduler_config import RULES, SIGMA_KEYS, SPACINGS
-from sdcli.scheduler_steps import step_limits
-from sdcli.scheduler_table import BUILT_IN
 from sdcli.schedulers import (
     Scheduler,
     check_steps,
@@ -26,6 +23,9 @@ from sdcli.schedulers import (
     listing,
     names,
 )
+from sdcli.schedulers.config import RULES, SIGMA_KEYS, SPACINGS
+from sdcli.schedulers.steps import step_limits
+from sdcli.schedulers.table import BUILT_IN
 
 SD15: dict[str, object] = {
     "_class_name": "PNDMScheduler",

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sdcli.errors import InputError, UsageError
-from sdcli.lora_files import LoraFile, check_fit, content, lora_facts, lora_file
+from sdcli.plan.lora_files import LoraFile, check_fit, content, lora_facts, lora_file
 from tests import models
 
 
