@@ -16,7 +16,7 @@ SUPPORTED := import sys; v = sys.version_info[:2]; \
 	sys.exit(None if (3, 11) <= v < (3, 14) else "sdcli needs Python 3.11 to 3.13, this is %d.%d; make PYTHON=..." % v)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check fix bench quality builtin clean
+.PHONY: help demo test test-all check fix bench fuzz quality builtin clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +45,9 @@ bench: .venv/.dev ## measure the solvers' orders; time start-up, a whole picture
 	@$(BIN)/python tests/benchmarks/warm.py
 	@$(BIN)/python tests/benchmarks/training.py
 	@$(BIN)/python -m tests.benchmarks.batch
+
+fuzz: .venv/.dev ## damage files of every kind and have them read, for half an hour; RUNS=100 for less
+	@$(BIN)/python -m tests.fuzz.run --runs $(or $(RUNS),2000)
 
 quality: .venv/.dev ## measure the embedded model: what its VAE keeps, and which concepts it draws
 	@$(BIN)/python tests/quality/quality.py
