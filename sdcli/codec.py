@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from sdcli import latent_files, layout, schedulers, store
+from sdcli.checks import parse_size
 from sdcli.drawing import read_adapters
 from sdcli.errors import NumericalError, SdcliWarning, UsageError
 from sdcli.files import place
@@ -31,7 +32,7 @@ from sdcli.plan.conditioning import Label, inverted_label
 from sdcli.plan.lora_files import LoraFile, check_fit, lora_facts, lora_file
 from sdcli.plan.naming import check_quality, is_output_folder, picture_format
 from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
-from sdcli.specs import CodecSpec, parse_size
+from sdcli.specs import CodecSpec
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sdcli import layout, store
+from sdcli.checks import PREDICTIONS
 from sdcli.errors import InputError, OutputError
 from sdcli.files import atomic_folder, check_writable, exists, is_folder, make_folder, remove_dead_parts
 from sdcli.model_specs import ConvertSpec
@@ -20,7 +21,6 @@ from sdcli.pipeline.vocabulary import load_vocabulary
 from sdcli.pipeline.weights import State, check_shapes, read_state, shapes, write_tensors
 from sdcli.plan.parts import configs_shape
 from sdcli.schedulers.config import check_config
-from sdcli.specs import PREDICTIONS
 
 Config = dict[str, Any]
 

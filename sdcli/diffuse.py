@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from sdcli import latent_files, layout, store
+from sdcli.checks import parse_size
 from sdcli.errors import NumericalError, UsageError
 from sdcli.files import place
 from sdcli.lab.specs import DiffuseSpec, parse_timesteps
@@ -23,7 +24,6 @@ from sdcli.pipeline.metadata import png_bytes
 from sdcli.plan.naming import check_targets, is_output_folder
 from sdcli.plan.parts import check_multiple, vae_factor
 from sdcli.schedulers.config import check_config
-from sdcli.specs import parse_size
 
 MIN_TILE = 128  # px; what is smaller is enlarged by a whole factor in a strip
 MARGIN, LABEL = 8, 22  # px, between the tiles of a strip and above them

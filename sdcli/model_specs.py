@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdcli.checks import DTYPES, PREDICTIONS, one_of
 from sdcli.errors import UsageError
-from sdcli.specs import DTYPES, PREDICTIONS, one_of
 
 FORMS = ("diffusers", "single-file")
 SUFFIX = ".safetensors"

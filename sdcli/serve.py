@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 from sdcli import generate, layout, store
+from sdcli.checks import parse_idle
 from sdcli.errors import SdcliWarning, explained
 from sdcli.events import ImageRecord, Progress
 from sdcli.files import output_error
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.device import give_back, pick_device, pick_dtype
 from sdcli.plan import plan
-from sdcli.specs import GenerateSpec, ServeSpec, parse_idle
+from sdcli.specs import GenerateSpec, ServeSpec
 from sdcli.warm.messages import Line, LineEnded, valued
 
 REQUEST_SECONDS = 5.0  # in which one whose turn it is says what he wants

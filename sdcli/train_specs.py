@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from sdcli.checks import MAX_SEED, at_least, between, in_unicode, one_of, option
 from sdcli.errors import UsageError
-from sdcli.specs import MAX_SEED, at_least, between, in_unicode, one_of, option
 
 LORA_LR = 1e-4
 

@@ -17,7 +17,7 @@ ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "archive", "warm", "original")
 PACKAGES += ("schedulers", "plan", "drawing")
 # Anyone may import them; `sdcli` itself holds the version.
-GROUND = {"sdcli", "errors", "files", "headers", "original", "layout", "jail"}
+GROUND = {"sdcli", "errors", "checks", "files", "headers", "original", "layout", "jail"}
 FOUNDATION = GROUND | {"specs", "train_specs", "model_specs", "store", "schedulers", "plan", "ledger", "inputs"}
 FOUNDATION |= {"latent_files", "events", "drawing", "jobs", "lab", "pages", "archive", "warm"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "model_specs", "output", "store", "schedulers", "plan", "events"}
@@ -27,6 +27,7 @@ BEFORE_THE_STORY |= {"sdcli.warm.client", "sdcli.warm.identity", "sdcli.warm.pla
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
     "errors": set(),
+    "checks": {"errors"},
     "files": {"errors"},
     "headers": {"errors", "files"},
     "jail": {"errors", "files"},
@@ -118,7 +119,7 @@ PIPELINE_LEAVES = {
     "wildcards",
 }
 LIGHT = (
-    *("errors", "files", "headers", "jail", "original.checkpoint", "layout"),
+    *("errors", "checks", "files", "headers", "jail", "original.checkpoint", "layout"),
     *("specs", "train_specs", "output", "store", "facts", "schedulers"),
     *("plan", "latent_files", "inputs", "pipeline.adapter_facts", "pipeline.lora_shapes"),
     *("jobs.tally", "jobs.lines", "jobs.inputs", "jobs.plan", "jobs.ledger", "jobs.album", "jobs.stdin"),

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdcli.checks import MAX_SEED, parse_size
 from sdcli.cli import codec, generate, train_embedding, train_unet, train_vae
 from sdcli.cli.options import NO_SETTINGS
 from sdcli.errors import ExitCode, UsageError
 from sdcli.lab.specs import RoundtripSpec
-from sdcli.specs import MAX_SEED, CodecSpec, GenerateSpec, parse_size
+from sdcli.specs import CodecSpec, GenerateSpec
 from sdcli.train_specs import TrainEmbeddingSpec, TrainUnetSpec, TrainVaeSpec
 
 IN_RANGE: list[tuple[type, dict[str, Any]]] = [

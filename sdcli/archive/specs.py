@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sdcli.errors import UsageError
-from sdcli.specs import (
+from sdcli.checks import (
     DTYPES,
     IF_EXISTS,
     MAX_SEED,
@@ -20,6 +19,7 @@ from sdcli.specs import (
     parse_interval,
     parse_size,
 )
+from sdcli.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)

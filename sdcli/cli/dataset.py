@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdcli import output
+from sdcli.checks import at_least
 from sdcli.cli import options
 from sdcli.errors import InputError
-from sdcli.specs import at_least
 
 if TYPE_CHECKING:
     from sdcli.training.faults import Checked

@@ -17,6 +17,7 @@ from typing import Any
 from unicodedata import normalize
 
 from sdcli import layout, store
+from sdcli.checks import MAX_SEED, parse_shard
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import check_writable
 from sdcli.jobs import inputs, lines
@@ -28,7 +29,7 @@ from sdcli.plan import Plan, drawn_prompts, embedding_file, plan, read_prompts
 from sdcli.plan.conditioning import asked_label
 from sdcli.plan.lora_files import content
 from sdcli.plan.naming import check_gallery, slug
-from sdcli.specs import MAX_SEED, BatchSpec, GenerateSpec, parse_shard
+from sdcli.specs import BatchSpec, GenerateSpec
 
 MOST_SETTINGS = 256  # kept at a time: jobs that differ in more than prompt and seed ask for a plan of their own
 MOST_OF_A_JOB = 100_000  # images of one line

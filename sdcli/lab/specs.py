@@ -9,19 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from sdcli.checks import DTYPES, IF_EXISTS, MAX_SEED, MAX_STEPS, at_least, between, one_of, option, parse_size
 from sdcli.errors import UsageError
-from sdcli.specs import (
-    DTYPES,
-    IF_EXISTS,
-    MAX_SEED,
-    MAX_STEPS,
-    at_least,
-    between,
-    one_of,
-    option,
-    parse_size,
-    word_swaps,
-)
+from sdcli.specs import word_swaps
 
 TENSOR_SUFFIXES = (".safetensors", ".png")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import latent_files, layout, schedulers, store
+from sdcli.checks import MAX_SEED, PREDICTIONS, parse_interval, parse_size
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.pipeline import prompt, wildcards
@@ -22,7 +23,7 @@ from sdcli.plan.lora_files import LoraFile, check_fit, lora_file
 from sdcli.plan.naming import latent_targets, targets
 from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape
 from sdcli.schedulers.config import train_timesteps
-from sdcli.specs import MAX_SEED, PREDICTIONS, GenerateSpec, WordSwap, parse_interval, parse_size, word_swaps
+from sdcli.specs import GenerateSpec, WordSwap, word_swaps
 
 DEFAULT_STEPS = 25
 DEFAULT_SCHEDULER = "dpm"

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli import latent_files, layout, store
+from sdcli.checks import MAX_SIDE, MIN_SIDE, parse_size
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import open_regular
 from sdcli.plan.parts import reads_mask, vae_factor
-from sdcli.specs import MAX_SIDE, MIN_SIDE, GenerateSpec, parse_size
+from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:
     from sdcli.schedulers import Scheduler

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from sdcli.checks import parse_idle
 from sdcli.errors import ExitCode, UsageError
-from sdcli.specs import parse_idle
 from sdcli.warm import place
 from tests.commands import Shell
 
