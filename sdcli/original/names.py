@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_NAME = 200  # characters of a module's name
 Names = dict[str, str]  # module in the authors' naming -> module in diffusers'
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -109,14 +110,12 @@ def open_clip_names(layers: int) -> Names:
 
 def renamed(key: str, names: Names) -> str | None:
     """A tensor's name in the other naming; None where the table has no module that it could belong to."""
-    module, tail = key, ""
-    while True:
-        module, _, last = module.rpartition(".")
-        tail = f".{last}{tail}"
-        if not module:
-            return None
-        if module in names:
-            return names[module] + tail
+    end = key.rfind(".", 0, MAX_NAME)  # no module of a table has a longer name
+    while end > 0:
+        if key[:end] in names:
+            return names[key[:end]] + key[end:]
+        end = key.rfind(".", 0, end)
+    return None
 
 
 def inverse(names: Names) -> Names:
