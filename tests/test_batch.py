@@ -198,13 +198,20 @@ def test_deterministic_pictures_are_those_of_generate_of_shares_and_of_what_a_re
     (folder.out / "1.png").unlink()
     folder.made(jobs, **own)
     assert folder.pictures() == whole
-    folder.out = folder.path / "shared"
     given = [word for name, value in start.items() for word in (f"--{name.replace('_', '-')}", value)]
-    command = ["batch", folder.write(reversed(jobs)), "-o", folder.out, "--model", folder.model, "--steps", 3]
-    for share in ("2/2", "1/2"):
-        ended = forks.sdcli(*command, *given, "--scheduler", "euler-a", "--deterministic", "--shard", share)
-        assert ended.code == 0, ended.stderr
-    assert folder.pictures() == whole
+    given += ["--model", folder.model, "--steps", 3, "--scheduler", "euler-a", "--deterministic"]
+    made = []
+    for name, shares in (
+        ("whole", ["1/1"]),
+        ("shared", ["2/2", "1/2"]),
+    ):  # by processes of one kind
+        folder.out = folder.path / name
+        for share in shares:
+            command = ["batch", folder.write(reversed(jobs)), "-o", folder.out, *given, "--shard", share]
+            ended = forks.sdcli(*command)
+            assert ended.code == 0, ended.stderr
+        made.append(folder.pictures())
+    assert made[0] == made[1] and made[0].keys() == whole.keys()
 
 
 def test_jobs_of_equal_settings_are_drawn_together_and_a_prompt_is_encoded_once(

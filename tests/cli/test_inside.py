@@ -78,13 +78,13 @@ BROKEN = dataclasses.replace(find("heun"), module="nowhere_at_all")
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A small package as pip leaves it, with one scheduler that works, one that cannot be made and one that is not."""
-    info = tmp_path / "site" / "gentle_sampler-1.0.dist-info"
+    info = tmp_path / "site" / "walking_sampler-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: gentle-sampler\nVersion: 1.0\n", encoding="utf-8")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: walking-sampler\nVersion: 1.0\n", encoding="utf-8")
     names = {"gentle-walk": "GENTLE", "broken-walk": "BROKEN", "no-walk": "MISSING"}
-    lines = [f"{name} = gentle_sampler:{target}" for name, target in names.items()]
+    lines = [f"{name} = walking_sampler:{target}" for name, target in names.items()]
     (info / "entry_points.txt").write_text("\n".join(["[sdcli.schedulers.v1]", *lines]), encoding="utf-8")
-    (tmp_path / "site" / "gentle_sampler.py").write_text(PLUG_IN, encoding="utf-8")
+    (tmp_path / "site" / "walking_sampler.py").write_text(PLUG_IN, encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
 
 

@@ -99,12 +99,13 @@ def test_other_files_are_neither(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", [1 << 62, 40_000, -4, 1.5, None])
-def test_an_alpha_that_lies_nowhere_is_left_out(tmp_path: Path, place: Any) -> None:
+def test_an_alpha_that_lies_nowhere_is_refused(tmp_path: Path, place: Any) -> None:
     header = {"x.lora_up.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}
     header["x.alpha"] = {"dtype": "F32", "shape": [], "data_offsets": [place, 4]}
     data = json.dumps(header).encode()
     (tmp_path / "a").write_bytes(len(data).to_bytes(8, "little") + data + bytes(4))
-    assert (describe(tmp_path / "a") or {})["alphas"] == {}
+    with pytest.raises(InputError, match=r"its safetensors header makes no sense: x\.alpha"):
+        describe(tmp_path / "a")
 
 
 def test_a_header_spoiled_anywhere_is_told_or_refused(tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def test_names_of_sd15_are_those_in_published_files_and_no_two_layers_share_one(
 def test_a_header_with_a_shape_that_is_none_is_refused(tmp_path: Path, shape: Any) -> None:
     header = json.dumps({"a.alpha": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
     (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(InputError, match=r"a: a\.alpha has the shape"):
+    with pytest.raises(InputError, match=r"a: its safetensors header makes no sense: a\.alpha"):
         read_header(tmp_path / "a")
 
 

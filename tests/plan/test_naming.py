@@ -58,7 +58,10 @@ VALUES = {"index": 3, "seed": 2**64 - 1, "slug": "a-red-apple", **SETTINGS}
 
 def named(output: Path, seeds: tuple[int, ...] = (7, 8), subject: str = "A red apple!", **values: Any) -> list[str]:
     """The targets of two images."""
-    return [str(path) for path in targets(GenerateSpec(output=Path(output), **values), seeds, subject, SETTINGS)]
+    return [
+        str(path)
+        for path in targets(GenerateSpec(output=Path(output), **values), seeds, [subject] * len(seeds), SETTINGS)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,7 @@ def test_a_filled_name_that_no_file_system_takes_is_refused(tmp_path: Path) -> N
 
 def test_webp_is_refused_sides_that_it_cannot_have(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="width 16384 px: WebP takes up to 16383"):
-        targets(GenerateSpec(output=tmp_path, format="webp"), (7,), "x", SETTINGS | {"width": 16384})
+        targets(GenerateSpec(output=tmp_path, format="webp"), (7,), ["x"], SETTINGS | {"width": 16384})
 
 
 def test_folders_that_are_there_are_no_templates_whatever_their_names(tmp_path: Path) -> None:

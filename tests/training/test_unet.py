@@ -381,7 +381,7 @@ def test_weights_that_do_not_fit_float16_are_not_exported(
     command = ("train-unet", "--data", pictures, "--model", model, "--run", tmp_path / "run", "--device", "cpu")
     ended = forks.sdcli(*command, "--resolution", 16, "--steps", 1, "--lr", 0, "--export-dtype", "float16")
     assert ended.code == 7
-    assert "unet: conv_out.bias is not finite in torch.float16" in ended.stderr
+    assert "conv_out.bias is not finite in torch.float16" in ended.stderr
     assert not [name for name in names(tmp_path / "run") if name.startswith("export")]
 
 
