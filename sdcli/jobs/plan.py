@@ -51,7 +51,7 @@ class Settings:
     plan: Plan
     classes: tuple[str, ...] | None
     digest: str
-    contents: Mapping[str, str]  # the SHA-256 of the files that inputs.PATHS name
+    contents: Mapping[str, Any]  # by their field of a record the SHA-256 of the files that are named, or of several
     additions: str  # a hash of what inputs.FILES_AND_MORE add to the model
 
 
@@ -280,6 +280,7 @@ def _settings(asked: GenerateSpec) -> Settings:
     decided = plan(_alone(asked))
     facts: dict[str, Any] = {
         "model": store.model_hash(decided.model),
+        "schedule": decided.scheduler_config,  # no part of the weights: what the UNet predicts, and the noise it knows
         "scheduler": [decided.scheduler.name, dict(decided.scheduler.choices)],
         "steps": decided.steps,
         "guidance": decided.guidance,
@@ -288,7 +289,10 @@ def _settings(asked: GenerateSpec) -> Settings:
         **({"lora": [content(one) for one in decided.loras]} if decided.loras else {}),
         "embedding": [[inputs.content(one.path), one.token] for one in map(embedding_file, asked.embedding)],
     }
-    contents: dict[str, str] = {}
+    contents: dict[str, Any] = {
+        "loras": [digest for digest, _ in facts.get("lora", [])],
+        "embeddings": [digest for digest, _ in facts["embedding"]],
+    }
     for one in dataclasses.fields(GenerateSpec):
         value = getattr(asked, one.name)
         if one.name not in BatchSpec.OF_THE_RUN | OF_A_JOB | RESOLVED and value != one.default:

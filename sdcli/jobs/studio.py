@@ -122,10 +122,12 @@ class Studio:
 
 def _check_unchanged(job: Job, facts: Mapping[str, Any]) -> None:
     """Raise InputError where a file is not the one that the job's hash tells of."""
-    for name, digest in job.settings.contents.items():
-        if name in facts and facts[name]["sha256"] != digest:
-            what = f"{facts[name]['file']}: was changed while the batch ran"
-            raise InputError(what, "the same command again draws from what it is now")
+    for name, expected in job.settings.contents.items():
+        told = facts.get(name, [])
+        for one, digest in zip(told, expected, strict=True) if isinstance(told, list) else [(told, expected)]:
+            if one["sha256"] != digest:
+                what = f"{one['file']}: was changed while the batch ran"
+                raise InputError(what, "the same command again draws from what it is now")
 
 
 def _variant(plan: Plan) -> object:

@@ -22,7 +22,7 @@ from sdcli.plan.initial import InitialPicture, initial_picture, size_of_latents,
 from sdcli.plan.lora_files import LoraFile, check_fit, lora_file
 from sdcli.plan.naming import latent_targets, targets
 from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape
-from sdcli.schedulers.config import train_timesteps
+from sdcli.schedulers.config import prediction_type, train_timesteps
 from sdcli.specs import GenerateSpec, WordSwap, word_swaps
 
 DEFAULT_STEPS = 25
@@ -97,6 +97,7 @@ class Plan:
             "class": self.scheduler.class_name,
             "overrides": dict(self.scheduler.overrides),
             **({"step_arguments": dict(self.scheduler.step_arguments)} if self.scheduler.step_arguments else {}),
+            "prediction": {said: word for word, said in PREDICTIONS.items()}[prediction_type(self.scheduler_config)],
             "steps": self.steps,
             "evaluations": self.evaluations,
             "guidance": self.guidance,

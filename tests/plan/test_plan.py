@@ -382,6 +382,7 @@ def test_the_plan_describes_itself_in_plain_values(asked: Any, model: Path, tmp_
         "scheduler": "pndm",
         "class": "PNDM",
         "overrides": {"solver_order": 4},
+        "prediction": "epsilon",
         "steps": 4,
         "evaluations": 5,
         "guidance": 7.5,
