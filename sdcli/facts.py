@@ -80,8 +80,9 @@ def _facts_of_file(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
         factor = 2 ** (len(vae["block_out_channels"]) - 1)
         facts |= {"vae_factor": factor, "latent_channels": vae["latent_channels"]}
         facts |= {"scaling_factor": vae["scaling_factor"]}
-        if unet:
-            facts["size"] = f"{unet['sample_size'] * factor}x{unet['sample_size'] * factor}"
+        side = unet.get("sample_size")
+        if type(side) is int:
+            facts["size"] = f"{side * factor}x{side * factor}"
     if unet:
         facts |= {"prediction_type": checkpoint.scheduler.get("prediction_type", "epsilon")}
         facts |= {"prediction_told_by": checkpoint.prediction.told_by, "ema": bool(checkpoint.averages)}

@@ -24,6 +24,7 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch began it
 REFUSED, NO_ROOM = 3, 5  # exit codes of the child: it says why on stdout; the file it hands over cannot be written
 GET_SAFETENSORS = "get the same as safetensors"
 MAX_YAML_BYTES = 1 << 20
+COPY_NAME = re.compile(r"[\w.+,-]{1,100}-[0-9a-f]{16}\.safetensors", re.ASCII)  # of what as_safetensors makes
 MAX_WORDS = 1 << 16  # bytes of what the child says
 # The path of imports is the parent's, and nothing is read from where the command happens to run.
 CHILD = (
@@ -73,22 +74,23 @@ def as_safetensors(path: Path, folder: Path) -> Path:
         return copy
     make_folder(folder)
     remove_dead_parts(folder)
-    with atomic_write(copy) as part, part.open("w+b") as stream:
-        run(path, "checkpoint", stream)
+    mode = path.stat().st_mode & 0o777  # who may not read the one may not read the other
     beside = path.with_suffix(".yaml")
-    if exists(beside):  # it may say what the model predicts
-        with atomic_write(copy.with_suffix(".yaml")) as part:
+    if exists(beside):  # it may say what the model predicts; the copy counts as whole once its tensors are there
+        with atomic_write(copy.with_suffix(".yaml"), mode=mode) as part:
             part.write_bytes(read_bytes(beside, max_bytes=MAX_YAML_BYTES))
+    with atomic_write(copy, mode=mode) as part, part.open("w+b") as stream:
+        run(path, "checkpoint", stream)
     return copy
 
 
 def copy_of(path: Path, folder: Path) -> Path:
-    """Where the copy of a pickled checkpoint lies, or would: by the file's path, size and time, and its .yaml's."""
+    """Where the copy of a pickled checkpoint lies, or would: by what is new in a file written anew, its .yaml too."""
     known = str(path.resolve())
     for one in (path, path.with_suffix(".yaml")):
         if exists(one):
             status = one.stat()
-            known += f":{status.st_size}:{status.st_mtime_ns}"
+            known += f":{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
     digest = hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()[:16]
     stem = re.sub(r"[^\w.+,-]", "-", path.stem, flags=re.ASCII)[:100]
     return folder / f"{stem}-{digest}.safetensors"

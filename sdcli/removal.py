@@ -29,7 +29,10 @@ def plan_removal(ref: str) -> Removal:
     """
     if ref == store.BUILTIN:
         raise UsageError("builtin: comes with sdcli", "it goes with pip uninstall sdcli")
-    path = Path(ref).expanduser()
+    try:
+        path = Path(ref).expanduser()
+    except RuntimeError as error:  # ~nobody
+        raise InputError(f"{ref}: no such model", "sdcli models list says which there are") from error
     if exists(path):
         return _copy(ref, path)
     match = store.HUB_ID.fullmatch(ref)
@@ -53,7 +56,8 @@ def remove(removal: Removal) -> None:
 
 def _copy(ref: str, path: Path) -> Removal:
     root = store.checkpoints_folder()
-    copy = path if path.resolve().parent == root.resolve() else None
+    is_copy = path.resolve().parent == root.resolve() and jail.COPY_NAME.fullmatch(path.name) is not None
+    copy = path if is_copy else None
     if copy is None and path.is_file() and jail.is_pickled(path):
         copy = jail.copy_of(path, root)
         if not exists(copy):
@@ -74,7 +78,8 @@ def _downloaded(ref: str, repo: str, revision: str | None) -> Removal:
     snapshots = folder / "snapshots"
     names = [path.name for path in snapshots.iterdir()] if snapshots.is_dir() else []
     named = folder / "refs" / revision
-    commit = named.read_text(encoding="utf-8").strip() if named.is_file() else revision
+    is_inside = ".." not in named.parts and named.is_relative_to(folder)
+    commit = named.read_text(encoding="utf-8", errors="replace").strip() if is_inside and named.is_file() else revision
     if commit not in names:
         raise InputError(f"{ref}: is not in the cache", f"of {repo} there are {', '.join(sorted(names)) or 'none'}")
     if names == [commit]:

@@ -196,7 +196,7 @@ def _drawn(line: Line, request: Mapping[str, Any], kept: Kept, caught: list[warn
         else:
             _tell_record(line, event)
             todo -= event.facts.get("skipped", False)
-            yield 1
+            yield int("prompt" in event.facts)  # and no sheet or frame, nor one that was there before
         if not line.is_silent():
             raise LineEnded("nothing is to be heard now but the end")
 
@@ -280,12 +280,11 @@ def _listening(path: Path) -> Iterator[socket.socket]:
 
 def _files(folder: Path) -> tuple[object, ...]:
     """Every file that a model is read from, with its size and times."""
-    if folder.is_file():  # one file, all of it
-        status = folder.stat()
-        return (folder, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    beside = folder.with_suffix(".yaml")  # of a single file: it may say what the UNet predicts
     places = [folder, *(folder / name for name in (*layout.PARTS, "tokenizer", "scheduler"))]
     found = []
-    for path in sorted(path for place in places if place.is_dir() for path in place.iterdir()):
+    inside = [path for place in places if place.is_dir() for path in place.iterdir()]
+    for path in sorted(inside) if folder.is_dir() else (folder, beside):
         if path.is_file():
             status = path.stat()
             found.append((path, status.st_size, status.st_mtime_ns, status.st_ctime_ns))

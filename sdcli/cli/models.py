@@ -108,7 +108,8 @@ def verify(
     faults: list[str] = []
     for report in story.run(model):
         words = ", ".join(f"{key} {value}" for key, value in report.facts.items())
-        output.result(f"{report.what}: {'; '.join(report.faults) or 'sound'} ({words})", report.record())
+        told = output.escape(f"{report.what}: {'; '.join(report.faults) or 'sound'} ({words})")
+        output.result(told, report.record())
         faults += report.faults
     if faults:
         raise InputError(f"{ref}: {len(faults)} faults ({faults[0]}, for one)", "get the model again")

@@ -89,5 +89,5 @@ def _numbers(path: Path, entry: Entry) -> list[float]:
 
 def _spread(numbers: list[float]) -> float:
     """The standard deviation of all, not of a sample of them."""
-    mean = math.fsum(numbers) / len(numbers)
-    return math.sqrt(math.fsum((number - mean) ** 2 for number in numbers) / len(numbers))
+    mean = sum(numbers) / len(numbers)  # where fsum would raise, this is infinite
+    return math.hypot(*(number - mean for number in numbers)) / math.sqrt(len(numbers))

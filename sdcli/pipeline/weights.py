@@ -42,6 +42,8 @@ def read_state(place: Path, part: str, *, averaged: bool = False) -> State:
     """
     checkpoint = layout.single_file(place)
     if checkpoint is None:
+        if averaged and part == "unet":
+            raise InputError(f"{place}: holds no averaged weights (EMA)", "leave out --ema")
         state: State = {}
         for path in layout.weight_files(place, part):
             for key, tensor in _read_file(path).items():
