@@ -56,8 +56,10 @@ def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[
     device = pick_device(spec.device)
     words, adapters = drawing.read_words(plan), drawing.read_adapters(plan.loras, plan.model.folder)
     picture = drawing.read_picture(plan)
-    plain = load(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
-    bundle = drawing.equipped(plain, words, adapters)
+    # No name keeps the model as it was loaded: with adapters in its weights another takes its place.
+    bundle = load(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
+    bundle = drawing.equipped(bundle, words, adapters)
+    del adapters
     reader = Reader(bundle.conditioner, words.embeddings)
     shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)
     shared |= records.precision_facts(bundle)

@@ -29,7 +29,7 @@ from sdcli.schedulers import find, names
 from tests import models
 from tests.commands import Shell, tree
 from tests.forks import Forks
-from tests.test_schedulers import install
+from tests.schedulers.test_schedulers import install
 
 QUICK = ("--prompt", "a cat", "--reference-steps", 8, "--device", "cpu")
 

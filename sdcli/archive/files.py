@@ -13,7 +13,7 @@ from sdcli.files import exists, open_regular, sha256
 from sdcli.plan import EmbeddingFile, embedding_file
 from sdcli.plan.lora_files import LoraFile, lora_file
 
-MAX_BYTES = 1 << 30
+MAX_BYTES = 4 << 30  # of a LoRA, the largest of them
 OPTIONS = {"init_image": "--init-image", "mask": "--mask", "latents": "--latents"}
 OPTIONS |= {"embedding": "--embedding", "lora": "--lora"}
 REPEATED: dict[str, Callable[[str], EmbeddingFile | LoraFile]] = {"embedding": embedding_file, "lora": lora_file}

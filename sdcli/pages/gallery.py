@@ -32,7 +32,9 @@ MAX_CHOICE = 80  # characters of one
 IMAGES = f"{EMBEDDED} 'self' file:"
 
 FIRST = ("negative", "seed", "id", "size", "scheduler", "steps", "guidance", "model")  # of the settings; others follow
-NO_SETTINGS = frozenset({"prompt", "path", "key", "job", "width", "height", "model_hash", "tokens", "sdcli"})
+NO_SETTINGS = frozenset(
+    {"prompt", "path", "key", "job", "width", "height", "model_hash", "tokens", "negative_tokens", "sdcli"}
+)
 NO_SETTINGS |= {"evaluations", "seconds", "adopted", "skipped"}
 NO_CHOICE = frozenset({"Negative", "Seed", "ID"})
 
@@ -128,6 +130,8 @@ def _fitting(settings: Iterable[tuple[str, str]], room: int) -> dict[str, str]:
 
 def _said(value: object) -> str:
     """A value of a record in words; of a class, a file or an embedding its name."""
+    if isinstance(value, Mapping) and "scale" in value:  # of a LoRA
+        return f"{as_text(value.get('file', ''))}:{_said(value['scale'])}"
     if isinstance(value, Mapping):
         return next((as_text(value[key]) for key in ("name", "token", "file") if key in value), as_text(value))
     if isinstance(value, list):

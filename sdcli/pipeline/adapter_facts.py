@@ -43,7 +43,7 @@ PREFIXES = {
     "": ("unet", "diffusers"),
 }
 TITLES = ("modelspec.title", "ss_output_name")
-NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e"}  # as struct reads them
+NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}  # as struct reads them
 MAX_TEXT = 200  # characters of what a file says
 
 

@@ -48,7 +48,8 @@ def read_adapter(path: Path, layers: Layers, scale: float = 1.0) -> Adapter:
     """
     tensors, metadata = _contents(path)
     for key, value in tensors.items():
-        if not value.is_floating_point():
+        # An alpha may be a whole number: kohya's trainer writes the one that it was given.
+        if not value.is_floating_point() and not (key.endswith(".alpha") and value.dtype in (torch.int64, torch.int32)):
             raise InputError(f"{path}: {key[:100]} holds {value.dtype}", "get the file again")
     found = changes(str(path), {key: tuple(value.shape) for key, value in tensors.items()}, metadata, layers)
     for key, value in tensors.items():
