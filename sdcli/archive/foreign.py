@@ -93,7 +93,7 @@ def others(said: Provenance, given: frozenset[str]) -> tuple[dict[str, Any], str
         *_noise(rest, source),
         *_unheeded(rest, settings, source),
     ]
-    named = {"scheduler": "scheduler", TOKENS: "embedding"}
+    named = {"scheduler": "scheduler", TOKENS: "embedding", LORAS: "lora", "network": "lora"}
     return settings, _init_image(rest), [one for one in remarks if named.get(one.about, one.about) not in given]
 
 
@@ -108,7 +108,7 @@ def _prompts(settings: dict[str, Any], source: str) -> Iterator[Remark]:
     for name in ("prompt", "negative"):
         text = settings.get(name, "")
         for network in dict.fromkeys(match[0] for match in NETWORK.finditer(text)):
-            yield Remark("network", f"{shown(network)}: is left out, a network of the prompt is not loaded")
+            yield Remark("network", f"{shown(network)}: is left out; name the file of this network with --lora")
         settings[name] = _literal(NETWORK.sub("", text).strip())
         if source in OTHER_GRAMMAR and WEIGHTS.search(text):
             yield Remark("weights", f"weights in the {name}: are read as A1111 means them, not as {source} does")
@@ -200,7 +200,8 @@ def _unheeded(rest: Mapping[str, Any], settings: Mapping[str, Any], source: str)
         del groups["hires"]
     for group, names in groups.items():
         told = ", ".join(f"{name} {shown(rest[name])}".rstrip() for name in names)
-        why = "name its file with --embedding" if group == TOKENS else "there is nothing like it here"
+        option = {TOKENS: "--embedding", LORAS: "--lora"}.get(group)
+        why = f"name its file with {option}" if option is not None else "there is nothing like it here"
         yield Remark(group, f"{shown(told)}: is not honoured, {why}")
 
 
