@@ -462,6 +462,10 @@ def test_an_inversion_with_a_lora_is_of_the_model_that_it_makes(sd1: Path, photo
     made = [encoded(sd1, photo, tmp_path / f"{i}.safetensors", invert="a dog", steps=3, **h) for i, h in enumerate(how)]
     plain, changed, unchanged = (tensor(one.path) for one in made)
     assert torch.equal(plain, unchanged) and not torch.allclose(plain, changed, atol=0.01)
+    asked = GenerateSpec(prompt="a dog", model=str(sd1), scheduler="ddim", steps=3, guidance=1.0, output=tmp_path)
+    with pytest.warns(SdcliWarning, match="inversion with other LoRAs"):
+        plan(replace(asked, latents=made[1].path))
+    plan(replace(asked, latents=made[1].path, lora=(str(lora),)))  # a warning would be an error
     (said,) = json.loads(metadata(made[1].path)["loras"])
     assert (said["file"], said["scale"]) == ("lora.safetensors", 1.0)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
 import secrets
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sdcli.pipeline.wildcards import Prompts, Template
 from sdcli.plan.beside import Beside, arrange
 from sdcli.plan.conditioning import Label, asked_label
 from sdcli.plan.initial import InitialPicture, initial_picture, size_of_latents, size_of_picture
-from sdcli.plan.lora_files import LoraFile, check_fit, lora_file
+from sdcli.plan.lora_files import LoraFile, check_fit, content, lora_file
 from sdcli.plan.naming import latent_targets, targets
 from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape
 from sdcli.schedulers.config import prediction_type, train_timesteps
@@ -179,6 +180,7 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
     if spec.latents is not None:
         _warn_of_latents(spec.latents, {**named, "clip_skip": spec.clip_skip}, scheduler, config)
+        _warn_of_other_loras(spec.latents, loras)
     named["model"] = Path(model.ref).name
     decided = Plan(
         model=model,
@@ -330,6 +332,18 @@ def _warn_of_latents(
         settings["clip_skip"] = clip_skip
     note = latent_files.doubt(file, settings, train_timesteps(config) - 1)
     if note is not None:
+        warnings.warn(note, SdcliWarning, stacklevel=3)
+
+
+def _warn_of_other_loras(path: Path, loras: Sequence[LoraFile]) -> None:
+    """Warn of the noise of an inversion that was made with other LoRAs than the picture is to be drawn with."""
+    said = latent_files.look(path).metadata
+    try:
+        made = [[one["sha256"], one["scale"]] for one in json.loads(said.get("loras", "[]"))]
+    except (ValueError, KeyError, TypeError, RecursionError):  # no file of ours
+        made = []
+    if said.get("mode") == "invert" and made != [content(one) for one in loras]:
+        note = f"{path}: is the noise of an inversion with other LoRAs (--lora); with these it draws another picture"
         warnings.warn(note, SdcliWarning, stacklevel=3)
 
 
