@@ -8,12 +8,22 @@ from typing import Any
 
 from sdcli import layout
 from sdcli.errors import InputError
-from sdcli.files import reason
+from sdcli.files import exists, reason
 from sdcli.layout import classes, parts, safetensors_header, weight_files
 from sdcli.original.checkpoint import Checkpoint
+from sdcli.pipeline.adapter_facts import describe
 from sdcli.store import Model, settings
 
 MAX_CLASSES_SHOWN = 10
+
+
+def facts_of_adapter(path: Path) -> dict[str, Any] | None:
+    """What a LoRA or textual-inversion file is, of its header; None for all that is neither, and for a pickled one."""
+    try:
+        told = describe(path) if exists(path) else None
+    except InputError:
+        return None
+    return {"file": str(path), **told} if told is not None else None
 
 
 def facts_of(model: Model) -> dict[str, Any]:

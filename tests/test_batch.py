@@ -508,6 +508,17 @@ def test_a_file_that_is_replaced_while_the_batch_runs_is_not_drawn_from_under_th
     assert [event.how for event in folder.made([job])] == ["made"]
 
 
+def test_a_lora_that_is_replaced_while_the_batch_runs_is_not_drawn_with_under_the_hash_of_the_other(
+    folder: Folder,
+) -> None:
+    file = models.write_lora(folder.path / "a.safetensors", folder.model)
+    jobs = [{"prompt": "a dog"}, {"prompt": "a cat", "lora": [str(file)]}]
+    found = folder.run_on(jobs, lambda: models.write_lora(file, folder.model, gain=0.5))
+    (failed,) = (event for event in found if isinstance(event, Failed))
+    assert (failed.line, "a.safetensors: was changed while" in str(failed.error)) == (2, True)
+    assert [event.how for event in folder.made(jobs[1:])] == ["made"]
+
+
 def test_memory_that_runs_out_while_decoding_costs_only_the_image_that_is_too_large(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

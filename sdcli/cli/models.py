@@ -56,11 +56,18 @@ def show(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Say what a model is, from its configs and weight headers alone."""
+    """Say what a model, a LoRA or a learned word is, from configs and headers alone."""
     from sdcli import facts, store
 
-    model = store.find(ref, offline=offline)
-    told = facts.facts_of(model)
+    try:
+        model = store.find(ref, offline=offline)
+        told = facts.facts_of(model)
+    except InputError:
+        adapter = facts.facts_of_adapter(Path(ref))
+        if adapter is None:
+            raise
+        output.document(adapter)
+        return
     if with_hash:
         told["model_hash"] = store.model_hash(model)
     output.document(told)

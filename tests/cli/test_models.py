@@ -314,3 +314,28 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(shell: Shell, original: Pa
         outcome = shell(*command)
         assert (outcome.code, outcome.stdout, len(outcome.stderr.splitlines())) == (ExitCode.INPUT, "", 1)
     assert sorted(Path().iterdir()) == before
+
+
+def test_a_lora_and_a_learned_word_are_shown_as_what_they_are(shell: Shell, sd1: Path) -> None:
+    models.write_lora(Path("lora.safetensors"), sd1)
+    save_file({"<cat>": torch.ones(2, models.CONTEXT)}, "cat.safetensors")
+    lora, word = (
+        json.loads(shell("models", "show", f"{name}.safetensors", "--json").stdout) for name in ("lora", "cat")
+    )
+    assert (lora["file"], lora["kind"], word["kind"]) == ("lora.safetensors", "LoRA", "textual inversion")
+    Path("broken.safetensors").write_bytes(b"no header")
+    assert shell("models", "show", "broken.safetensors").code == ExitCode.INPUT
+
+
+def test_averages_that_a_folder_does_not_have_are_refused(shell: Shell, sd1: Path) -> None:
+    done = shell("models", "convert", sd1, "-o", "x.safetensors", "--ema")
+    assert (done.code, "holds no averaged weights (EMA)" in done.stderr) == (ExitCode.INPUT, True)
+    assert not Path("x.safetensors").exists()
+
+
+def test_a_yaml_that_is_written_later_is_seen(shell: Shell) -> None:
+    originals.write(Path("m.safetensors"))
+    before = json.loads(shell("models", "show", "m.safetensors", "--json").stdout)
+    Path("m.yaml").write_text('parameterization: "v"', encoding="utf-8")
+    after = json.loads(shell("models", "show", "m.safetensors", "--json").stdout)
+    assert (before["prediction_type"], after["prediction_type"]) == ("epsilon", "v_prediction")
