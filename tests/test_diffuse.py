@@ -249,6 +249,7 @@ def test_latents_do_not_go_into_a_folder_of_a_files_name(sd1: Path, photo: Path,
     assert saved.path == tmp_path / "v1.5" / "photo-0000.latents.safetensors"
 
 
+@pytest.mark.slow
 def test_pictures_are_not_kept_once_they_are_in_their_files(sd1: Path, photo: Path, tmp_path: Path) -> None:
     spec = DiffuseSpec(input=photo, model=str(sd1), output=tmp_path / "out", t=",".join(map(str, range(40))))
     most = 0

@@ -431,6 +431,7 @@ def test_a_dry_run_tells_the_decisions_and_writes_nothing(shell: Shell, sd1: Pat
         "scheduler": "heun",
         "class": "HeunDiscreteScheduler",
         "overrides": {},
+        "prediction": "epsilon",
         "steps": 4,
         "evaluations": 7,
         "guidance": 7.5,
