@@ -199,9 +199,10 @@ def test_accelerate_launch_makes_fifty_files_once(tmp_path: Path, sd1: Path) -> 
     jobs = tmp_path / "jobs.txt"
     jobs.write_text("".join(f"a cat {i}\n" for i in range(50)), encoding="utf-8")
     common = ["-m", "sdcli", "batch", str(jobs), "--model", str(sd1), "--steps", "1", "--deterministic", "-o"]
-    subprocess.run([sys.executable, *common, str(tmp_path / "one")], check=True, capture_output=True)
+    threads = os.environ | {"OMP_NUM_THREADS": "1"}  # as accelerate has it; sums round by the number of threads
+    subprocess.run([sys.executable, *common, str(tmp_path / "one")], check=True, capture_output=True, env=threads)
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
-    subprocess.run([*launch, *common, str(tmp_path / "two")], check=True, capture_output=True)
+    subprocess.run([*launch, *common, str(tmp_path / "two")], check=True, capture_output=True, env=threads)
     one, two = ({path.name: path.read_bytes() for path in (tmp_path / name).glob("*.png")} for name in ("one", "two"))
     assert len(one) == 50 and one == two
     rows = [json.loads(line) for line in (tmp_path / "two" / "ledger.jsonl").read_text(encoding="utf-8").splitlines()]
