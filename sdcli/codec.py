@@ -27,11 +27,12 @@ from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.inversion import invert
 from sdcli.pipeline.lora import merged_conditioner, with_adapters
 from sdcli.pipeline.metadata import picture_bytes
-from sdcli.plan import DEFAULT_STEPS, check_no_wildcards, check_text, own_settings
+from sdcli.plan import DEFAULT_STEPS, own_settings
 from sdcli.plan.conditioning import Label, inverted_label
 from sdcli.plan.lora_files import LoraFile, check_fit, lora_facts, lora_file
 from sdcli.plan.naming import check_quality, is_output_folder, picture_format
 from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
+from sdcli.plan.words import check_no_wildcards, check_text
 from sdcli.specs import CodecSpec
 
 if TYPE_CHECKING:

@@ -18,9 +18,10 @@ from sdcli.pipeline import prompt as syntax
 from sdcli.pipeline import vocabulary, wildcards
 from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Vocabulary
-from sdcli.plan import EmbeddingFile, Plan, check_no_words, check_text, embedding_file
+from sdcli.plan import Plan
 from sdcli.plan.naming import check_targets
 from sdcli.plan.parts import check_clip_skip, text_width
+from sdcli.plan.words import EmbeddingFile, check_no_words, check_text, embedding_file
 from sdcli.specs import WordSwap, word_swaps
 
 if TYPE_CHECKING:

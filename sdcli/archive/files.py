@@ -10,8 +10,8 @@ from sdcli.archive.foreign import Remark
 from sdcli.archive.hearing import Named
 from sdcli.errors import InputError
 from sdcli.files import exists, open_regular, sha256
-from sdcli.plan import EmbeddingFile, embedding_file
 from sdcli.plan.lora_files import LoraFile, lora_file
+from sdcli.plan.words import EmbeddingFile, embedding_file
 
 MAX_BYTES = 4 << 30  # of a LoRA, the largest of them
 OPTIONS = {"init_image": "--init-image", "mask": "--mask", "latents": "--latents"}

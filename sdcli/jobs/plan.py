@@ -25,10 +25,11 @@ from sdcli.jobs.lines import Line
 from sdcli.jobs.tally import Tally, key_of
 from sdcli.pipeline import wildcards
 from sdcli.pipeline.wildcards import Prompts, Template
-from sdcli.plan import Plan, drawn_prompts, embedding_file, plan, read_prompts
+from sdcli.plan import Plan, plan
 from sdcli.plan.conditioning import asked_label
 from sdcli.plan.lora_files import content
 from sdcli.plan.naming import check_gallery, slug
+from sdcli.plan.words import drawn_prompts, embedding_file, read_prompts
 from sdcli.specs import BatchSpec, GenerateSpec
 
 MOST_SETTINGS = 256  # kept at a time: jobs that differ in more than prompt and seed ask for a plan of their own

@@ -11,7 +11,7 @@ from sdcli import layout, ledger, plan, schedulers, store
 from sdcli.errors import InputError, UsageError
 from sdcli.files import check_writable, is_folder, open_regular
 from sdcli.lab.specs import BenchSpec
-from sdcli.plan import naming
+from sdcli.plan import naming, words
 from sdcli.schedulers import Scheduler
 from sdcli.schedulers.config import has_zero_terminal_snr, prediction_type
 from sdcli.specs import GenerateSpec
@@ -81,7 +81,7 @@ def plan_bench(spec: BenchSpec) -> BenchPlan:
     """
     chosen, notes = _chosen(spec)
     for option, text in (*(("--prompt", one) for one in spec.prompt), ("--negative", spec.negative)):
-        plan.check_no_wildcards(text, option)
+        words.check_no_wildcards(text, option)
     model = store.resolve(spec.model, offline=spec.offline)
     shared: dict[str, Any] = {"model": spec.model, "guidance": spec.guidance, "size": spec.size, "seed": spec.seed}
     shared |= {"negative": spec.negative, "lora": spec.lora, "offline": spec.offline, "output": Path("-")}

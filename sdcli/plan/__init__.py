@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import json
-import reprlib
 import secrets
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdcli import latent_files, layout, schedulers, store
+from sdcli import layout, schedulers, store
 from sdcli.checks import MAX_SEED, PREDICTIONS, parse_interval, parse_size
-from sdcli.errors import InputError, SdcliWarning, UsageError
-from sdcli.files import exists, open_regular
-from sdcli.pipeline import prompt, wildcards
-from sdcli.pipeline.wildcards import Prompts, Template
+from sdcli.errors import InputError, UsageError
+from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan.beside import Beside, arrange
 from sdcli.plan.conditioning import Label, asked_label
-from sdcli.plan.initial import InitialPicture, initial_picture, size_of_latents, size_of_picture
-from sdcli.plan.lora_files import LoraFile, check_fit, content, lora_file
+from sdcli.plan.initial import (
+    InitialPicture,
+    initial_picture,
+    size_of_latents,
+    size_of_picture,
+    warn_of_latents,
+    warn_of_other_loras,
+)
+from sdcli.plan.lora_files import LoraFile, check_fit, lora_file
 from sdcli.plan.naming import latent_targets, targets
 from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape
-from sdcli.schedulers.config import prediction_type, train_timesteps
+from sdcli.plan.words import EmbeddingFile, check_no_words, check_text, drawn_prompts, embedding_file, read_prompts
+from sdcli.schedulers.config import prediction_type
 from sdcli.specs import GenerateSpec, WordSwap, word_swaps
 
 DEFAULT_STEPS = 25
@@ -36,14 +39,6 @@ OWN_TYPES: dict[str, tuple[type, ...]] = {
     "guidance": (int, float),
     "size": (str,),
 }
-
-
-@dataclass(frozen=True)
-class EmbeddingFile:
-    """A textual-inversion file, and what prompts write for it in place of its own token."""
-
-    path: Path
-    token: str | None
 
 
 @dataclass(frozen=True)
@@ -179,8 +174,8 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
     named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
     if spec.latents is not None:
-        _warn_of_latents(spec.latents, {**named, "clip_skip": spec.clip_skip}, scheduler, config)
-        _warn_of_other_loras(spec.latents, loras)
+        warn_of_latents(spec.latents, {**named, "clip_skip": spec.clip_skip}, scheduler, config)
+        warn_of_other_loras(spec.latents, loras)
     named["model"] = Path(model.ref).name
     decided = Plan(
         model=model,
@@ -206,72 +201,6 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     )
     paths, beside = arrange(spec, decided.targets, decided.evaluations, named)
     return replace(decided, targets=paths, beside=beside)
-
-
-def embedding_file(text: str) -> EmbeddingFile:
-    """What `--embedding FILE[:TOKEN]` means: the whole is the file if there is one of that name, however many colons it
-    has; else what follows the last colon is the token.
-
-    Raises UsageError for an empty token, InputError when there is no such file.
-    """
-    before, after = text.rpartition(":")[::2]
-    if not before or exists(Path(text)):
-        open_regular(Path(text)).close()
-        return EmbeddingFile(Path(text), None)
-    if not exists(Path(before)):
-        raise InputError(f"--embedding {text}: no such file", "write it as FILE or FILE:TOKEN")
-    if not after.strip():
-        raise UsageError(f"--embedding {text}: the token after the colon is empty", "write it as FILE or FILE:TOKEN")
-    open_regular(Path(before)).close()
-    return EmbeddingFile(Path(before), after)
-
-
-def check_no_words(embeddings: tuple[EmbeddingFile, ...], swaps: tuple[WordSwap, ...]) -> None:
-    """Raise UsageError for options that are about words, given to a model that has no text encoder."""
-    for option, given in (("--embedding", embeddings), ("--replace and --mix", swaps)):
-        if given:
-            raise UsageError(f"{option}: this model reads no prompts", "leave it out, or name another model")
-
-
-def check_text(text: str) -> None:
-    """Raise UsageError for a prompt that is no valid text."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # bytes of the command line that are no UTF-8 arrive as lone surrogates
-        raise UsageError(f"the prompt {text!r} is no valid text", "write it in UTF-8") from error
-
-
-def read_prompts(spec: GenerateSpec) -> tuple[Template, Template]:
-    """Prompt and negative prompt, their wildcards found.
-
-    Raises UsageError for what is no valid text, for a weight in any choice that is out of range, and for a prompt that
-    may be drawn empty: whether it is must not depend on the seed.
-    """
-    for text in (spec.prompt, spec.negative):
-        check_text(text)
-    found = wildcards.template(spec.prompt), wildcards.template(spec.negative)
-    for one in found:
-        prompt.check(one.choices)
-    if found[0].has_wildcards and found[0].may_be_blank:
-        what = f"the prompt {reprlib.repr(spec.prompt)}: its wildcards may draw nothing at all"
-        raise UsageError(what, "say outside of them what to draw, or leave out the empty choice")
-    return found
-
-
-def check_no_wildcards(text: str, option: str) -> None:
-    """Raise UsageError for wildcards where there is no image with a seed that would draw them."""
-    if wildcards.template(text).has_wildcards:
-        what = f"{option} {reprlib.repr(text)}: has a wildcard, and no image's seed to draw it"
-        raise UsageError(what, r"write one of its choices; \{ is a plain brace")
-
-
-def drawn_prompts(positive: Template, negative: Template, seed: int) -> Prompts:
-    """What the image of a seed is drawn of. Raises UsageError where that makes a weight that is out of range."""
-    found = wildcards.prompts(positive, negative, seed)
-    for template, text in ((positive, found.prompt), (negative, found.negative)):
-        if template.has_wildcards:  # else it was looked at as a whole
-            prompt.check(text)
-    return found
 
 
 def _chosen(name: str, spec: GenerateSpec) -> schedulers.Scheduler:
@@ -317,34 +246,6 @@ def _size(
         width, height = _first(spec.width, native_width), _first(spec.height, native_height)
     check_multiple((width, height), factor)
     return width, height
-
-
-def _warn_of_latents(
-    path: Path, settings: dict[str, object], scheduler: schedulers.Scheduler, config: dict[str, Any]
-) -> None:
-    """Warn of a latent file from which these settings will not draw what it was made for."""
-    usual = {"eta": 0, "timestep_spacing": "leading"} | config  # diffusers' defaults for DDIM, which inverts
-    chosen = {key: value for key, value in scheduler.choices.items() if value != usual.get(key)}
-    clip_skip = settings["clip_skip"]
-    settings = {key: settings[key] for key in ("scheduler", "steps", "guidance")} | chosen
-    file = latent_files.look(path)
-    if clip_skip or "clip_skip" in file.metadata:
-        settings["clip_skip"] = clip_skip
-    note = latent_files.doubt(file, settings, train_timesteps(config) - 1)
-    if note is not None:
-        warnings.warn(note, SdcliWarning, stacklevel=3)
-
-
-def _warn_of_other_loras(path: Path, loras: Sequence[LoraFile]) -> None:
-    """Warn of the noise of an inversion that was made with other LoRAs than the picture is to be drawn with."""
-    said = latent_files.look(path).metadata
-    try:
-        made = [[one["sha256"], one["scale"]] for one in json.loads(said.get("loras", "[]"))]
-    except (ValueError, KeyError, TypeError, RecursionError):  # no file of ours
-        made = []
-    if said.get("mode") == "invert" and made != [content(one) for one in loras]:
-        note = f"{path}: is the noise of an inversion with other LoRAs (--lora); with these it draws another picture"
-        warnings.warn(note, SdcliWarning, stacklevel=3)
 
 
 def _first(*values: Any) -> Any:

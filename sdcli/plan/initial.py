@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,9 @@ from sdcli import latent_files, layout, store
 from sdcli.checks import MAX_SIDE, MIN_SIDE, parse_size
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import open_regular
+from sdcli.plan.lora_files import LoraFile, content
 from sdcli.plan.parts import reads_mask, vae_factor
+from sdcli.schedulers.config import train_timesteps
 from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:
@@ -118,6 +122,32 @@ def size_of_latents(spec: GenerateSpec, path: Path, model: store.Model) -> tuple
         note = f"{path}: holds a picture, not noise: what is drawn from it will look like neither"
         warnings.warn(note, SdcliWarning, stacklevel=2)
     return width, height
+
+
+def warn_of_latents(path: Path, settings: dict[str, object], scheduler: Scheduler, config: dict[str, Any]) -> None:
+    """Warn of a latent file from which these settings will not draw what it was made for."""
+    usual = {"eta": 0, "timestep_spacing": "leading"} | config  # diffusers' defaults for DDIM, which inverts
+    chosen = {key: value for key, value in scheduler.choices.items() if value != usual.get(key)}
+    clip_skip = settings["clip_skip"]
+    settings = {key: settings[key] for key in ("scheduler", "steps", "guidance")} | chosen
+    file = latent_files.look(path)
+    if clip_skip or "clip_skip" in file.metadata:
+        settings["clip_skip"] = clip_skip
+    note = latent_files.doubt(file, settings, train_timesteps(config) - 1)
+    if note is not None:
+        warnings.warn(note, SdcliWarning, stacklevel=3)
+
+
+def warn_of_other_loras(path: Path, loras: Sequence[LoraFile]) -> None:
+    """Warn of the noise of an inversion that was made with other LoRAs than the picture is to be drawn with."""
+    said = latent_files.look(path).metadata
+    try:
+        made = [[one["sha256"], one["scale"]] for one in json.loads(said.get("loras", "[]"))]
+    except (ValueError, KeyError, TypeError, RecursionError):  # no file of ours
+        made = []
+    if said.get("mode") == "invert" and made != [content(one) for one in loras]:
+        note = f"{path}: is the noise of an inversion with other LoRAs (--lora); with these it draws another picture"
+        warnings.warn(note, SdcliWarning, stacklevel=3)
 
 
 def _asked_size(spec: GenerateSpec, own: tuple[int, int]) -> tuple[int, int]:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from sdcli.errors import ExitCode, InputError, OutputError, SdcliError, UsageError
-from sdcli.plan import EmbeddingFile, plan
+from sdcli.plan import plan
 from sdcli.plan.conditioning import Label
+from sdcli.plan.words import EmbeddingFile
 from sdcli.specs import GenerateSpec
 from tests import models
 
