@@ -12,7 +12,7 @@ from sdcli.archive import reading
 from sdcli.archive.reading import MAX_FILE_BYTES
 from sdcli.errors import InputError, OutputError, SdcliError
 from sdcli.files import atomic_write, check_writable, exists, read_bytes, remove_dead_parts
-from sdcli.pipeline import containers, provenance
+from sdcli.pipeline import containers, exif
 from sdcli.specs import MetaSpec
 
 T = TypeVar("T")
@@ -101,5 +101,5 @@ def _strip(path: Path) -> MetaRecord:
 
 
 def _stripped(path: Path, data: bytes) -> bytes:
-    turned = provenance.orientation(containers.exif(data, path))
+    turned = exif.orientation(containers.exif(data, path))
     return containers.without_metadata(data, path, turned)
