@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,7 +21,6 @@ from torch import Tensor
 from sdcli.errors import InputError, LockedError, OutputError, SdcliWarning
 from sdcli.files import PART_NAME, atomic_write, make_folder, output_error, read_bytes, sync
 from sdcli.layout import read_json, write_json
-from sdcli.training import sharding
 
 FORMAT_VERSION = 1
 LOCK = ".lock"
@@ -220,45 +218,3 @@ def _load(path: Path) -> Snapshot:
     state = json.loads(read_bytes(path / "state.json", max_bytes=MAX_MANIFEST_BYTES))
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
     return Snapshot(step=state.pop("step"), tensors=tensors, state=state)
-
-
-def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """An optimizer's state as tensors named `<parameter>.<quantity>`, and its numbers and settings as plain JSON."""
-    whole = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    numbers: dict[str, float] = {}
-    stored: set[int] = set()
-    for name, value in ((f"{i}.{key}", value) for i, row in whole["state"].items() for key, value in _flat(row)):
-        if not isinstance(value, Tensor):
-            numbers[name] = value
-            continue
-        # All parameters share one code book of 8 bits; a safetensors file holds nothing twice.
-        tensors[name] = value.clone() if value.data_ptr() in stored else value
-        stored.add(value.data_ptr())
-    return tensors, {"param_groups": whole["param_groups"], "numbers": numbers}
-
-
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], settings: dict[str, Any]
-) -> None:
-    """The inverse of `optimizer_state`."""
-    state: dict[int, dict[str, Tensor | float]] = {}
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        parameter = parameters[int(index)]
-        is_of_each_weight = value.shape == parameter.shape  # the others, such as the step, are the parameter's own
-        state.setdefault(int(index), {})[key] = sharding.like(value, parameter) if is_of_each_weight else value
-    for name, number in settings["numbers"].items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = number
-    optimizer.load_state_dict({"state": state, "param_groups": settings["param_groups"]})
-
-
-def _flat(row: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The quantities of a parameter; bitsandbytes keeps those of 8 bits in a table of their own, and reads either."""
-    for key, value in row.items():
-        if isinstance(value, Mapping):
-            yield from value.items()
-        else:
-            yield key, value

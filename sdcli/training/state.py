@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 
 from sdcli.errors import NumericalError, ResourceError, SdcliWarning
 from sdcli.train_specs import TrainSpec
-from sdcli.training import checkpoint, sharding
+from sdcli.training import checkpoint, optimizers, sharding
 from sdcli.training.order import mixed_seed
 
 Batch = dict[str, Tensor]  # every tensor has one row a sample
@@ -112,7 +111,7 @@ class State:
         tensors: dict[str, Mapping[str, Tensor]] = {"rng": self._chance()}
         settings = {}
         for player in self.players:
-            optimizer, settings[player.turn.name] = checkpoint.optimizer_state(player.optimizer.optimizer)
+            optimizer, settings[player.turn.name] = optimizers.state(player.optimizer.optimizer)
             tensors |= {player.turn.name: player.kept, f"{player.turn.name}-optimizer": optimizer}
         if self.ema is not None:
             tensors["ema"] = self.ema.values
@@ -215,7 +214,7 @@ class State:
         for player in self.players:
             _assign(player.kept, snapshot.tensors[player.turn.name])
             optimizer, settings = snapshot.tensors[f"{player.turn.name}-optimizer"], snapshot.state["optimizers"]
-            checkpoint.load_optimizer_state(player.optimizer.optimizer, optimizer, settings[player.turn.name])
+            optimizers.load_state(player.optimizer.optimizer, optimizer, settings[player.turn.name])
         if self.ema is not None:
             _assign(self.ema.values, snapshot.tensors["ema"])
             self.ema.steps = snapshot.state["averaged_steps"]
@@ -285,7 +284,7 @@ class _Player:
         turn.module.to(accelerator.device).train()
         self.is_sharded = accelerator.distributed_type is DistributedType.FSDP
         self.learner = sharding.twin(turn.module) if self.is_sharded else turn.module
-        optimizer = _OPTIMIZERS[spec.optimizer](list(_trained(self.learner).values()), spec)
+        optimizer = optimizers.create(list(_trained(self.learner).values()), spec)
         self.module, self.optimizer = accelerator.prepare(self.learner, optimizer)
         self.trained = _trained(self.learner)  # sharding replaced them
         if self.is_sharded:
@@ -320,21 +319,6 @@ class _Player:
 
 def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-
-
-def _adamw(parameters: list[nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=spec.peak_lr, weight_decay=spec.weight_decay, fused=True)
-
-
-def _adamw8bit(parameters: list[nn.Parameter], spec: TrainSpec) -> torch.optim.Optimizer:
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of kernels of 4 bits, which nobody asked for
-    from bitsandbytes.optim.adamw import AdamW8bit  # deferred: few have it, and `start.accelerator_for` has asked
-
-    optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=spec.peak_lr, weight_decay=spec.weight_decay)
-    return optimizer
-
-
-_OPTIMIZERS = {"adamw": _adamw, "adamw8bit": _adamw8bit}
 
 
 @torch.no_grad()
