@@ -120,8 +120,7 @@ def train(
     if state.step == spec.steps and (folder / "export").is_dir() and (folder / "summary.json").exists():
         summary = read_json(folder / "summary.json")
         if (summary.pop("dtype", None), summary.pop("of", None)) == (spec.export_dtype, spec.export):
-            if not (folder / "report.html").exists():  # killed just before it
-                _report(folder, accelerator)
+            _report(folder, accelerator)  # a kill may have come just before it
             yield Finished(folder / "export", summary)
             return
 
