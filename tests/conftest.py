@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
 
+from tests.commands import Shell
 from tests.forks import Forks
 from tests.runs import train_unet, train_vae
 
@@ -45,6 +46,17 @@ def sd1(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import models  # deferred, as below: imports diffusers, which must see HF_HUB_OFFLINE
 
     return models.write_sd1(tmp_path_factory.mktemp("sd1"))
+
+
+@pytest.fixture
+def shell(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd1: Path
+) -> Shell:
+    """Commands in an empty folder, with the tiny model as the default."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("SDCLI_MODEL", str(sd1))
+    return Shell(capfdbinary, monkeypatch)
 
 
 @pytest.fixture(scope="session")

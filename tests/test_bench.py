@@ -34,17 +34,6 @@ from tests.schedulers.test_schedulers import install
 QUICK = ("--prompt", "a cat", "--reference-steps", 8, "--device", "cpu")
 
 
-@pytest.fixture
-def shell(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd1: Path
-) -> Shell:
-    """Commands in an empty folder, with the tiny model as the default."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("SDCLI_MODEL", str(sd1))
-    return Shell(capfdbinary, monkeypatch)
-
-
 def records(lines: list[str]) -> list[dict[str, Any]]:
     """The rows among the JSON lines of a call."""
     return [row for row in map(json.loads, lines) if "scheduler" in row]

@@ -22,17 +22,6 @@ GOOD = '{"prompt": "a cat", "steps": 2, "id": "x"}\n'
 BAD = '{"promt": "a cat"}\n'
 
 
-@pytest.fixture
-def shell(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd1: Path
-) -> Shell:
-    """Commands in an empty folder, with the tiny model as the default."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("SDCLI_MODEL", str(sd1))
-    return Shell(capfdbinary, monkeypatch)
-
-
 def write(text: str, name: str = "jobs.jsonl") -> str:
     Path(name).write_text(text, encoding="utf-8")
     return name

@@ -14,16 +14,12 @@ from tests.commands import Shell, tree
 
 
 @pytest.fixture
-def shell(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd1: Path
-) -> Shell:
+def shell(shell: Shell) -> Shell:
     """Commands in a folder with two pictures, with the tiny model as the default."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SDCLI_MODEL", str(sd1))
     for seed, name in enumerate(("one.png", "two.png")):
         noise = np.random.default_rng(seed).integers(0, 256, (16, 24, 3), dtype=np.uint8)
         Image.fromarray(noise).save(name)
-    return Shell(capfdbinary, monkeypatch)
+    return shell
 
 
 def test_there_and_back_prints_a_path_a_line(shell: Shell) -> None:

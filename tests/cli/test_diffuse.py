@@ -13,14 +13,10 @@ from tests.commands import Shell, tree
 
 
 @pytest.fixture
-def shell(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd1: Path
-) -> Shell:
+def shell(shell: Shell) -> Shell:
     """Commands in a folder with a picture, with the tiny model as the default."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SDCLI_MODEL", str(sd1))
     Image.new("RGB", (24, 16), "teal").save("photo.png")
-    return Shell(capfdbinary, monkeypatch)
+    return shell
 
 
 def test_a_strip_is_one_path(shell: Shell) -> None:

@@ -42,17 +42,6 @@ FIELDS = [
 ]
 
 
-@pytest.fixture
-def shell(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd1: Path
-) -> Shell:
-    """Commands in an empty folder, with the tiny model as the default."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("SDCLI_MODEL", str(sd1))
-    return Shell(capfdbinary, monkeypatch)
-
-
 def test_what_is_chosen_of_scheduler_and_guidance_is_in_the_record(shell: Shell) -> None:
     options = ["--scheduler", "dpm", "--order", "3", "--sigmas", "karras"]
     options += ["--guidance-interval", "0.2:0.8", "--guidance-rescale", "0.7"]

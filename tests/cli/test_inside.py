@@ -12,16 +12,6 @@ from sdcli.errors import ExitCode
 from tests.commands import Shell, tree
 
 
-@pytest.fixture
-def shell(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd1: Path
-) -> Shell:
-    """Commands in an empty folder, with the tiny model as the default."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SDCLI_MODEL", str(sd1))
-    return Shell(capfdbinary, monkeypatch)
-
-
 def test_a_figure_is_one_path_and_the_numbers_are_in_the_json(shell: Shell) -> None:
     outcome = shell("schedulers", "k-euler", "--plot", "sigmas", "--steps", 5)
     assert (outcome.code, outcome.stdout, outcome.stderr) == (0, "euler-sigmas.png\n", "")

@@ -15,17 +15,6 @@ from tests.commands import Shell, tree
 PROMPT = "A picture of a puppy"
 
 
-@pytest.fixture
-def shell(
-    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sd1: Path
-) -> Shell:
-    """Commands in an empty folder, with the tiny model as the default."""
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setenv("SDCLI_MODEL", str(sd1))
-    return Shell(capfdbinary, monkeypatch)
-
-
 def test_a_person_sees_the_articles_example(shell: Shell) -> None:
     outcome = shell("tokens", PROMPT)
     assert (outcome.code, outcome.stderr) == (0, "")
