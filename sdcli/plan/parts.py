@@ -124,10 +124,9 @@ def _check_further(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
         has = "two text encoders" if second is not None else "one text encoder"
         what = f"{folder}/unet: addition_embed_type is {reprlib.repr(kind)}, of a model with {has}"
         raise InputError(what, "use a Stable Diffusion 1.x, 2.x or XL model")
-    if configs["vae"].get("latents_mean") is not None or configs["vae"].get("latents_std") is not None:
-        raise InputError(
-            f"{folder}/vae: scales latents by latents_mean and latents_std", "use the VAE of another model"
-        )
+    for key in ("latents_mean", "latents_std"):
+        if configs["vae"].get(key) is not None:
+            raise InputError(f"{folder}/vae: scales latents by {key}, too", "use a model whose VAE does not")
     # 512 is the default of transformers, which does not write what equals it.
     pooled, of_size = second.get("projection_dim", 512), unet.get("addition_time_embed_dim")
     read = unet.get("projection_class_embeddings_input_dim")
