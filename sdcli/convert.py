@@ -15,7 +15,7 @@ from sdcli.errors import InputError, OutputError
 from sdcli.files import atomic_folder, check_writable, exists, is_folder, make_folder, remove_dead_parts
 from sdcli.model_specs import ConvertSpec
 from sdcli.original.checkpoint import read_checkpoint
-from sdcli.pipeline import single_file
+from sdcli.pipeline import known_words, single_file
 from sdcli.pipeline.bundle import build_part, copy_tokenizer, part_config, write_index, write_part
 from sdcli.pipeline.vocabulary import load_vocabulary
 from sdcli.pipeline.weights import State, check_shapes, read_state, shapes, write_tensors
@@ -34,6 +34,7 @@ class Gathered:
     states: Mapping[str, State]
     text_place: Path  # whose tokenizer it is
     settings: Config
+    words: frozenset[str] | None  # that it saw while it learned; None where it does not say
 
 
 def run(spec: ConvertSpec) -> dict[str, Any]:
@@ -85,7 +86,8 @@ def _gather(spec: ConvertSpec) -> Gathered:
     text_place = places.get("text_encoder", model.folder)
     if conditioner == "text_encoder":
         load_vocabulary(text_place)  # whether there is a tokenizer, and its pieces have rows in the table
-    return Gathered(conditioner, configs, states, text_place, store.settings(model))
+    seen = known_words.read(model.folder) if text_place == model.folder else None  # another encoder knows others
+    return Gathered(conditioner, configs, states, text_place, store.settings(model), seen)
 
 
 def _place_of(ref: str, part: str, offline: bool) -> Path:
@@ -114,6 +116,8 @@ def _write_folder(target: Path, model: Gathered, dtype: torch.dtype | None) -> N
             copy_tokenizer(layout.tokenizer(model.text_place), folder / "tokenizer")
         write_index(folder, model.configs["vae"]["_class_name"], model.configs["scheduler"]["_class_name"])
         layout.write_json(folder / "sdcli.json", model.settings)
+        if model.words is not None:
+            known_words.write(folder, model.words)
 
 
 def _write_file(target: Path, model: Gathered, dtype: torch.dtype | None) -> None:

@@ -23,7 +23,7 @@ BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).with_name("builtin") / "model"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 HUB_CONFIGS = (
-    *("model_index.json", "sdcli.json"),
+    *("model_index.json", "sdcli.json", "words.txt"),
     *(f"{part}/*.json" for part in (*PARTS, *TOKENIZERS.values(), "scheduler")),
 )
 HUB_VOCABULARY = tuple(f"{tokenizer}/merges.txt" for tokenizer in TOKENIZERS.values())

@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan.initial": GROUND
     | {"specs", "store", "schedulers", "latent_files", "sdcli.pipeline.images"}
     | {"sdcli.plan.lora_files", "sdcli.plan.parts"},
-    "plan": GROUND | {"specs", "store", "schedulers", "plan", "sdcli.pipeline.wildcards"},
+    "plan": GROUND | {"specs", "store", "schedulers", "plan", "sdcli.pipeline.known_words", "sdcli.pipeline.wildcards"},
     "ledger": GROUND,
     "jobs.lines": GROUND | {"specs"},
     "jobs.tally": GROUND,

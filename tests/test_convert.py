@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from sdcli import convert, generate, layout
 from sdcli.errors import InputError, NumericalError, OutputError, SdcliError, UsageError
 from sdcli.model_specs import ConvertSpec
+from sdcli.pipeline import known_words
 from sdcli.pipeline.bundle import build_part, part_config
 from sdcli.pipeline.weights import read_state
 from sdcli.plan import plan
@@ -77,6 +78,16 @@ def test_a_folder_comes_back_from_a_single_file_bit_by_bit(
     assert layout.config(back, "scheduler") == layout.config(folder, "scheduler")
     for part in PARTS:
         assert part_config(build_part(back, part)) == part_config(build_part(folder, part))
+
+
+def test_a_folder_keeps_the_words_that_its_model_saw_unless_it_gets_another_text_encoder(
+    sd1: Path, tmp_path: Path
+) -> None:
+    folder = models.copy(sd1, tmp_path / "model")
+    known_words.write(folder, ["a", "puppy"])
+    assert known_words.read(converted(folder, tmp_path / "same")) == {"a", "puppy"}
+    other = converted(folder, tmp_path / "other", text_encoder=str(sd1))
+    assert known_words.read(other) is None
 
 
 def test_the_same_model_gives_the_same_bytes(sd1: Path, tmp_path: Path) -> None:

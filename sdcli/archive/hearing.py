@@ -18,6 +18,7 @@ from sdcli.specs import BatchSpec, GenerateSpec
 NO_SETTINGS = frozenset({
     *("model", "model_hash", "evaluations", "tokens", "sdcli", "job", "id", "seconds", "path", "saved_latents"),
     *("class", "source", "raw", "negative_tokens", "prompt_template", "negative_template"),
+    *("unknown_words", "negative_unknown_words"),
 })  # fmt: skip
 # Where a record tells of files, by their field of GenerateSpec and what stands behind the name in its option.
 FILES = {

@@ -66,6 +66,8 @@ def word_facts(prompts: Prompts, read: Reading) -> dict[str, Any]:
         facts["tokens"] = read.chunks.counts()
     if read.away is not None and read.away.cut:
         facts["negative_tokens"] = read.away.counts()
+    told = {"unknown_words": read.unknown, "negative_unknown_words": read.away_unknown}
+    facts |= {name: list(words) for name, words in told.items() if words}
     return facts
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from sdcli import layout, schedulers, store
 from sdcli.checks import MAX_SEED, PREDICTIONS, parse_interval, parse_size
 from sdcli.errors import InputError, UsageError
+from sdcli.pipeline import known_words
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan.beside import Beside, arrange
 from sdcli.plan.conditioning import Label, asked_label
@@ -70,6 +71,7 @@ class Plan:
     embeddings: tuple[EmbeddingFile, ...] = ()
     swaps: tuple[WordSwap, ...] = ()
     clip_skip: int = 0
+    known_words: frozenset[str] | None = None  # that the model saw; None where it, or what is added to it, does not say
     latents: Path | None = None  # a file with the initial noise, in place of that of the seed
     initial: InitialPicture | None = None
     latent_targets: tuple[Path, ...] = ()  # where the final latents of each image go; none unless asked for
@@ -204,6 +206,7 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
         embeddings=embeddings,
         swaps=swaps,
         clip_skip=spec.clip_skip,
+        known_words=known_words.read(model.folder) if not loras else None,
         latents=spec.latents,
         initial=initial,
         latent_targets=latent_targets(spec, seeds, subjects),

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sdcli import __version__
 from sdcli.errors import ExitCode
+from sdcli.pipeline import known_words
 from sdcli.pipeline.adapters import Embedding, write_embedding
 from sdcli.store import Model, model_hash
 from tests import models
@@ -520,6 +521,16 @@ def test_a_dry_run_tells_what_of_the_negative_prompt_is_not_used(shell: Shell) -
     unheard = shell(*arguments, "dog", "--guidance", 1)
     assert "negative_tokens" not in json.loads(unheard.stdout)
     assert "warning: the negative prompt is not used: at guidance 1 nothing leads away from it" in unheard.stderr
+
+
+def test_a_dry_run_tells_words_that_the_model_never_saw(shell: Shell, sd1: Path) -> None:
+    folder = models.copy(sd1, Path("telling"))
+    known_words.write(folder, ["a", "dog", "red"])
+    told = shell("generate", "a {zyzzyva|quokka} dog", "-n", 9, "--seed", 1, "--model", folder, "--dry-run", "--json")
+    assert set(json.loads(told.stdout)["unknown_words"]) == {"zyzzyva", "quokka"}
+    assert "words that this model never saw while it learned: " in told.stderr
+    known = shell("generate", "a red dog", "--model", folder, "--dry-run", "--json")
+    assert "unknown_words" not in json.loads(known.stdout) and known.stderr == ""
 
 
 def test_what_wildcards_drew_is_in_the_names_the_record_and_the_dry_run(shell: Shell) -> None:
