@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
+from sdcli import layout
 from sdcli.errors import InputError, SdcliWarning
 from sdcli.files import atomic_write, exists, read_bytes
 from sdcli.pipeline import prompt as syntax
@@ -66,7 +67,7 @@ def warn_of_unknown(found: tuple[str, ...], what: str) -> None:
 def _read(path: Path, changed: int, size: int) -> frozenset[str]:
     """The file of a time of change and a size: jobs of many settings share one set."""
     try:
-        text = read_bytes(path, max_bytes=MAX_BYTES).decode("utf-8")
+        text = read_bytes(path, max_bytes=MAX_BYTES, within=layout.root(path.parent)).decode("utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: is not UTF-8", "get the file again, or remove it") from error
     return frozenset(text.split("\n")) - {""}

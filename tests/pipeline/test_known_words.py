@@ -53,6 +53,14 @@ def test_a_list_that_is_no_text_is_refused(tmp_path: Path) -> None:
         known_words.read(tmp_path)
 
 
+def test_a_list_that_lies_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "secret").write_text("puppy\n")
+    (tmp_path / "model" / "words.txt").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match=r"words\.txt"):
+        known_words.read(tmp_path / "model")
+
+
 def test_a_list_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_words, "MAX_BYTES", 4)
     (tmp_path / "words.txt").write_text("puppy\n")
