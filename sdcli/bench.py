@@ -19,7 +19,7 @@ from sdcli.lab.row import Laboratory, is_compared, measured, row_of, warmed
 from sdcli.lab.row import Progress as Progress  # one of the events
 from sdcli.lab.specs import BenchSpec
 from sdcli.lab.table import COLUMNS, DONE, csv_bytes, figure
-from sdcli.pipeline import frechet, solution, vae
+from sdcli.pipeline import frechet, prompt, solution, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.contexts import contexts, lengths
 from sdcli.pipeline.device import pick_device, pick_dtype
@@ -29,6 +29,7 @@ from sdcli.pipeline.noise import alpha_bars
 from sdcli.pipeline.reference import NoiseLevels
 from sdcli.pipeline.solution import Pictures, solved
 from sdcli.plan.lora_files import lora_facts
+from sdcli.plan.words import warn_of_networks
 from sdcli.schedulers.config import prediction_type
 
 REFERENCE = "reference.safetensors"
@@ -218,6 +219,8 @@ def _batches(spec: BenchSpec, plan: BenchPlan, bundle: ModelBundle) -> tuple[Pic
     shape = (int(bundle.unet.config["in_channels"]), plan.base.height // factor, plan.base.width // factor)
     negative = spec.negative if isinstance(null, str) else null
     away_from = negative if plan.base.guidance > 1 else None
+    if isinstance(null, str):
+        warn_of_networks(prompt.networks(*plan.subjects, spec.negative))
     batches = []
     for alike in _alike(lengths(bundle.conditioner, conditions, away_from)):
         for places in (alike[i : i + size] for i in range(0, len(alike), size)):

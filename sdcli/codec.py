@@ -32,7 +32,7 @@ from sdcli.plan.conditioning import Label, inverted_label
 from sdcli.plan.lora_files import LoraFile, check_fit, lora_facts, lora_file
 from sdcli.plan.naming import check_quality, is_output_folder, picture_format
 from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
-from sdcli.plan.words import check_no_wildcards, check_text
+from sdcli.plan.words import check_no_wildcards, check_text, warn_of_networks
 from sdcli.specs import CodecSpec
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
         check_text(words)
         check_no_wildcards(words, option)
         prompt.check(words)
+    warn_of_networks(prompt.networks(spec.invert or "", spec.negative))
     loras = tuple(lora_file(text) for text in spec.lora)
     label = inverted_label(spec, layout.classes(model.folder))
     check_clip_skip(model.folder, spec.clip_skip)

@@ -21,7 +21,7 @@ from sdcli.pipeline.vocabulary import Vocabulary
 from sdcli.plan import Plan
 from sdcli.plan.naming import check_targets
 from sdcli.plan.parts import check_clip_skip, text_width
-from sdcli.plan.words import EmbeddingFile, check_no_words, check_text, embedding_file
+from sdcli.plan.words import EmbeddingFile, check_no_words, check_text, embedding_file, warn_of_networks
 from sdcli.specs import WordSwap, word_swaps
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def walk(spec: TokensSpec) -> Walk:
         check_no_words(files, swaps)
         raise UsageError("--model: this one reads no prompts", "use a model that does; see sdcli models show")
     check_clip_skip(model.folder, spec.clip_skip)
+    warn_of_networks(syntax.networks(spec.prompt))
     words, embeddings = _words(model.folder, files, swaps)
     chunks = vocabulary.read(words, spec.prompt)
     vocabulary.warn_of_cut(chunks, "prompt")
@@ -96,6 +97,7 @@ def counted(plan: Plan) -> dict[str, Any]:
     Where a prompt has wildcards, a list: of each image. Nothing for a model that reads no prompts, or where vectors
     would have to be read from a file.
     """
+    warn_of_networks(syntax.networks(*(text for one in plan.prompts for text in (one.prompt, one.negative))))
     if plan.embeddings or layout.classes(plan.model.folder) is not None:
         return {}
     words, _ = _words(plan.model.folder, (), plan.swaps)

@@ -63,7 +63,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs.inputs": GROUND | {"specs", "sdcli.plan.initial", "latent_files", "sdcli.pipeline.images"},
     "jobs.plan": GROUND
     | {"specs", "store", "schedulers", "plan"}
-    | {"sdcli.jobs.inputs", "sdcli.jobs.lines", "sdcli.jobs.tally", "sdcli.pipeline.wildcards"},
+    | {"sdcli.jobs.inputs", "sdcli.jobs.lines", "sdcli.jobs.tally"}
+    | {"sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"},
     "jobs.ledger": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.album": GROUND | {"ledger", "sdcli.jobs.tally"},
     "jobs.stdin": GROUND | {"sdcli.jobs.lines"},

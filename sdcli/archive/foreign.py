@@ -11,11 +11,11 @@ from typing import Any
 from sdcli import schedulers
 from sdcli.archive.reading import has_usual_schedule
 from sdcli.errors import UsageError
+from sdcli.pipeline.prompt import NETWORK, networks
 from sdcli.pipeline.provenance import Provenance
 from sdcli.pipeline.wildcards import template
 
 MAX_SHOWN = 60  # characters of a value in a remark
-NETWORK = re.compile(r"<(lora|lyco|locon|hypernet):[^<>]*>", re.IGNORECASE)  # what A1111 takes out of the prompt
 BRACES = re.compile(r"(?<!\\)([{}|])")
 WEIGHTS = re.compile(r"\([^()]*:\s*[\d.]+\)|\[[^\[\]]+\]|[\w)][+-]{1,4}(?=[\s,]|$)|\)\d")
 OTHER_GRAMMAR = ("comfyui", "invokeai")  # weights in prompts mean something else there
@@ -107,7 +107,7 @@ def _prompts(settings: dict[str, Any], source: str) -> Iterator[Remark]:
     """Take networks out of the prompts, as A1111 does before it reads them."""
     for name in ("prompt", "negative"):
         text = settings.get(name, "")
-        for network in dict.fromkeys(match[0] for match in NETWORK.finditer(text)):
+        for network in networks(text):
             yield Remark("network", f"{shown(network)}: is left out; name the file of this network with --lora")
         settings[name] = _literal(NETWORK.sub("", text).strip())
         if source in OTHER_GRAMMAR and WEIGHTS.search(text):

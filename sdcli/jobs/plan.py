@@ -24,12 +24,13 @@ from sdcli.jobs import inputs, lines
 from sdcli.jobs.lines import Line
 from sdcli.jobs.tally import Tally, key_of
 from sdcli.pipeline import wildcards
+from sdcli.pipeline.prompt import networks
 from sdcli.pipeline.wildcards import Prompts, Template
 from sdcli.plan import Plan, plan
 from sdcli.plan.conditioning import asked_label
 from sdcli.plan.lora_files import content
 from sdcli.plan.naming import check_gallery, slug
-from sdcli.plan.words import drawn_prompts, embedding_file, read_prompts
+from sdcli.plan.words import drawn_prompts, embedding_file, read_prompts, warn_of_networks
 from sdcli.specs import BatchSpec, GenerateSpec
 
 MOST_SETTINGS = 256  # kept at a time: jobs that differ in more than prompt and seed ask for a plan of their own
@@ -114,16 +115,20 @@ def plan_batch(spec: BatchSpec) -> Checked:
     if str(spec.jobs) == "-":
         return checked
     resolver, names, alike = Resolver(spec, opens_pictures=True), Tally(), Tally()
+    named = dict[str, None]()
     for line in lines.read(spec.jobs):
         checked.lines += 1
         try:
             for job in _named_apart(resolver, line, names, spec.jobs):
                 checked.images += 1
+                named |= dict.fromkeys(networks(job.prompts.prompt, job.prompts.negative))
                 if job.id is not None and alike.add(key_of(normalize("NFC", job.target.name.casefold()))):
                     note = f"{spec.jobs}:{line.number}: id: {job.id} and another differ in case or accents' form alone"
                     warnings.warn(f"{note}: one file on macOS and Windows", SdcliWarning, stacklevel=2)
         except InputError as error:
             checked.add(error, line.number)
+    if spec.dry_run:  # else they are told of when they are drawn
+        warn_of_networks(named)
     if not checked.lines:
         raise InputError(f"{spec.jobs}: holds no job", "write a job a line")
     for wrong in checked.first if spec.keep_going or checked.bad > 1 else ():

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import reprlib
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdcli.errors import InputError, UsageError
+from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.pipeline import prompt, wildcards
 from sdcli.pipeline.wildcards import Prompts, Template
 from sdcli.specs import GenerateSpec, WordSwap
+
+MAX_NETWORK = 60  # characters of what names one that are told
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,16 @@ def check_no_wildcards(text: str, option: str) -> None:
     if wildcards.template(text).has_wildcards:
         what = f"{option} {reprlib.repr(text)}: has a wildcard, and no image's seed to draw it"
         raise UsageError(what, r"write one of its choices; \{ is a plain brace")
+
+
+def warn_of_networks(named: Iterable[str]) -> None:
+    """Warn of each `<lora:...>` in prompts: it says no file, and to the text encoder it is words like any others.
+
+    named: as `prompt.networks` finds them.
+    """
+    for one in named:
+        note = f"{one[:MAX_NETWORK]} in the prompt is read as words: name the file with --lora FILE:SCALE"
+        warnings.warn(note, SdcliWarning, stacklevel=2)
 
 
 def drawn_prompts(positive: Template, negative: Template, seed: int) -> Prompts:

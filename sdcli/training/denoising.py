@@ -17,6 +17,8 @@ from sdcli.pipeline import noise, sampling, text
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import TextEncoder
 from sdcli.pipeline.images import to_images
+from sdcli.pipeline.prompt import networks
+from sdcli.plan.words import warn_of_networks
 from sdcli.schedulers.config import prediction_type
 from sdcli.train_specs import DenoisingSpec
 from sdcli.training import buckets, caches, data, parts, start
@@ -222,6 +224,7 @@ class DenoisingTask:
         conditioner = self.bundle.conditioner
         if isinstance(conditioner, TextEncoder):
             known = dict.fromkeys(sample.captions[0] for sample in self.dataset.samples if sample.captions)
+            warn_of_networks(networks(*self.spec.sample_prompt))
             prompts = list(self.spec.sample_prompt) or list(known)[:SAMPLES] or [""]
             rows = text.encode(conditioner, [text.tokenize(conditioner, prompt) for prompt in (*prompts, "")])
             return rows[:-1], rows[-1:], prompts

@@ -554,6 +554,36 @@ def test_a_dry_run_tells_of_swapped_words_and_of_what_is_cut(shell: Shell) -> No
     assert "--replace cat=dog: the prompt does not have the word, so it changes nothing" in outcome.stderr
 
 
+NETWORKS = "a cat <lora:x:0.8> <LoRA:x:0.8> on a <lyco:y> <lora:x:0.8>"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", NETWORKS, "-N", "<lora:x:0.8>", "--steps", 2),
+        ("generate", NETWORKS, "-N", "<lora:x:0.8>", "--steps", 2, "-n", 3, "--dry-run"),
+        ("generate", "{" + NETWORKS + "}", "--dry-run", "--embedding", "cat.pt"),
+        ("batch", "jobs.txt", "-o", "out", "--steps", 2),
+        ("batch", "jobs.txt", "-o", "out", "--dry-run"),
+        ("tokens", NETWORKS),
+        ("encode", "red.png", "--invert", NETWORKS, "--steps", 2, "-o", "red.safetensors"),
+        ("bench", "--prompt", NETWORKS, "--schedulers", "ddim", "--steps", 1, "--reference-steps", 4),
+    ],
+    ids=lambda command: f"{command[0]}{' --dry-run' if '--dry-run' in command else ''}",
+)
+def test_each_network_that_prompts_name_is_one_warning_in_every_command(shell: Shell, command: tuple[Any, ...]) -> None:
+    Path("jobs.txt").write_text(f"{NETWORKS}\n{NETWORKS} and a dog\n", encoding="utf-8")
+    Path("cat.pt").touch()
+    Image.new("RGB", (32, 32), "red").save("red.png")
+    outcome = shell(*command)
+    assert outcome.code == 0
+    told = [line for line in outcome.stderr.splitlines() if line.startswith("sdcli: warning: ")]
+    assert told == [
+        f"sdcli: warning: {one} in the prompt is read as words: name the file with --lora FILE:SCALE"
+        for one in ("<lora:x:0.8>", "<LoRA:x:0.8>", "<lyco:y>")
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
