@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def test_vectors_of_any_precision_become_float32(tmp_path: Path, dtype: torch.dt
     ],
 )
 def test_every_shape_of_a_dialect_has_a_token(contents: dict[Any, Any], token: str) -> None:
-    found, value = adapters._token_and_vectors(Path("folder/file.pt"), contents)
+    found, (value,) = adapters._token_and_values(Path("folder/file.pt"), contents)
     assert found == token
     assert torch.equal(value, vectors())
 
@@ -223,7 +224,11 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         ),
         ({"cat": vectors(width=192)}, InputError, "are 192 wide (the embedded model), the model's 768 wide"),
         ({"cat": vectors(width=33)}, InputError, "are 33 wide, the model's 768 wide"),
-        ({"clip_l": vectors(width=768), "clip_g": vectors(width=1280)}, InputError, "is for Stable Diffusion XL"),
+        (
+            {"clip_l": vectors(width=768), "clip_g": vectors(width=1280)},
+            InputError,
+            "are 768 and 1280 wide (Stable Diffusion XL), the model's 768 wide (Stable Diffusion 1.x); use one that",
+        ),
         ({"cat": vectors(76, width=768)}, InputError, "holds 76 vectors; expected are 1 to 75"),
         ({"cat": torch.zeros(0, 768)}, InputError, "holds 0 vectors"),
         ({"cat": torch.zeros(0)}, InputError, "holds 0 vectors"),
@@ -250,12 +255,56 @@ def test_what_does_not_fit_a_model_of_width_768_is_refused(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("save", [save_file, torch.save])
+def test_a_pair_for_two_text_encoders_is_named_for_its_file(tmp_path: Path, save: Callable[..., None]) -> None:
+    one, other = vectors(3), vectors(3, width=24)
+    save({"clip_g": other.half(), "clip_l": one}, tmp_path / "my-cat.any")
+    found = read(tmp_path / "my-cat.any", second=24)
+    assert found.token == "my-cat" and torch.equal(found.vectors, one)
+    assert found.second is not None and torch.equal(found.second, other.half().float())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (
+            {"cat": vectors(width=768)},
+            "are 768 wide (Stable Diffusion 1.x), the model's 768 and 1280 wide (Stable Diff",
+        ),
+        ({"emb_params": vectors(width=1280)}, "are 1280 wide (the second text encoder of Stable Diffusion XL), the mo"),
+        (
+            {"clip_l": vectors(width=768)},
+            "is no pair for the two text encoders of Stable Diffusion XL: it holds clip_l;",
+        ),
+        (
+            {"clip_l": vectors(width=768), "clip_g": vectors(width=1280), "t5": vectors()},
+            "it holds clip_g, clip_l, t5; expected are clip_l and clip_g",
+        ),
+        (
+            {"clip_l": vectors(width=1280), "clip_g": vectors(width=768)},
+            "are 1280 and 768 wide (Stable Diffusion XL), t",
+        ),
+        (
+            {"clip_l": vectors(2, width=768), "clip_g": vectors(3, width=1280)},
+            "holds 2 vectors for the first text encoder, 3 for the second; get the file again",
+        ),
+        ({"clip_l": vectors(width=768), "clip_g": torch.zeros(2, 1280)}, "its vectors are all zero"),
+        ({"clip_l": vectors(76, width=768), "clip_g": vectors(76, width=1280)}, "holds 76 vectors"),
+        ({"clip_l": vectors(width=768).int(), "clip_g": vectors(width=1280)}, "it holds torch.int32 (2, 768) in place"),
+    ],
+)
+def test_what_does_not_fit_two_encoders_is_refused(tmp_path: Path, tensors: dict[str, Tensor], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(safetensors(tmp_path / "a.safetensors", **tensors), width=768, second=1280)
+    assert said in str(caught.value) and caught.value.hint
+
+
 @pytest.mark.parametrize("learned", [{}, {"*": vectors(), "+": vectors()}, vectors(), None, {"_parameters": 3}])
 def test_a1111_holds_one_tensor_and_no_more(learned: Any) -> None:
     with pytest.raises(
         InputError, match=r"a\.pt: is no textual-inversion file: it holds not one tensor in string_to_p"
     ):
-        adapters._token_and_vectors(Path("a.pt"), {"string_to_param": learned, "name": "cat"})
+        adapters._token_and_values(Path("a.pt"), {"string_to_param": learned, "name": "cat"})
 
 
 @pytest.mark.parametrize("token", ["", " a", "a\0", "a\x1b[31m", "x" * 101, "__metadata__", "\ud800", "a\u00a0b"])
