@@ -21,6 +21,7 @@ from sdcli.pipeline.adapters import Embedding, write_embedding
 from sdcli.store import Model, model_hash
 from tests import models
 from tests.commands import Shell, tree
+from tests.forks import Forks
 
 PROMPT = "a picture of a puppy"
 FIELDS = [
@@ -552,6 +553,22 @@ def test_a_dry_run_tells_of_swapped_words_and_of_what_is_cut(shell: Shell) -> No
     assert {"tokens.kept: 1200", "tokens.cut: 5", "tokens.chunks: 16"} <= set(outcome.lines)
     assert "warning: the prompt is too long: the last 5 of 1205 tokens are not used" in outcome.stderr
     assert "--replace cat=dog: the prompt does not have the word, so it changes nothing" in outcome.stderr
+
+
+@pytest.mark.parametrize("has_lora", [False, True])
+def test_no_trainer_is_imported_to_draw_and_so_none_of_peft_that_diffusers_does_not_bring(
+    forks: Forks, sd1: Path, tmp_path: Path, has_lora: bool
+) -> None:
+    """Of the package one module alone imports peft, a trainer: see `test_architecture.py`."""
+    options = ["--lora", str(models.write_lora(tmp_path / "a.safetensors", sd1))] if has_lora else []
+    code = "import sys\n"
+    code += "for name in [name for name in sys.modules if name.split('.')[0] == 'sdcli']: del sys.modules[name]\n"
+    code += "from sdcli.cli import app\n"
+    code += "print(app.run(arguments), *sorted(name for name in sys.modules if name.startswith('sdcli.training')))"
+    made = ("-o", str(tmp_path / "a.png"), "--no-serve", "--json")
+    ended = forks.python(code, ["generate", "a cat", "-m", str(sd1), "--steps", "1", *made, *options])
+    record, *rest = ended.stdout.splitlines()
+    assert (rest, "loras" in json.loads(record), ended.stderr) == (["0"], has_lora, "")
 
 
 NETWORKS = "a cat <lora:x:0.8> <LoRA:x:0.8> on a <lyco:y> <lora:x:0.8>"

@@ -303,13 +303,47 @@ def test_several_add_up_in_any_order(bundle: ModelBundle, file: Path, layers: di
         torch.testing.assert_close(both[0][name], both[1][name])
 
 
-def test_half_precision_is_rounded_once(sd1: Path, file: Path, layers: dict[str, Any]) -> None:
-    half = load_bundle(sd1, device=CPU, dtype=torch.float16)
-    adapter, name = read_adapter(file, layers), LINEAR[0]
-    (change,) = (one for one in adapter.changes if one.layer == name)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("has_magnitudes", [False, True], ids=["LoRA", "DoRA"])
+def test_half_precision_is_rounded_once(
+    sd1: Path, file: Path, layers: dict[str, Any], dtype: torch.dtype, has_magnitudes: bool
+) -> None:
+    half, name = load_bundle(sd1, device=CPU, dtype=dtype), LINEAR[0]
+    low = lows(layers["unet"], (name,))[name]
+    tensors = {key: one.half() for key, one in kohya({name: low}, {}).items()}
     weight = half.unet.get_parameter(f"{name}.weight")
-    expected = (weight.float() + delta(change, adapter.tensors, weight.float())).half()
-    assert torch.equal(merged(half, [adapter]).unet.get_parameter(f"{name}.weight"), expected)
+    expected = weight.double() + 0.75 * low.alpha / 2 * low.up.half().double() @ low.down.half().double()
+    if has_magnitudes:
+        sizes = torch.linspace(0.5, 1.5, len(weight)).half()[:, None]
+        tensors[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = sizes
+        direction = weight.double() + low.alpha / 2 * low.up.half().double() @ low.down.half().double()
+        turned = sizes.double() * direction / direction.norm(dim=1, keepdim=True)
+        expected = weight.double() + 0.75 * (turned - weight.double())
+    save_file(tensors, file)
+    found = merged(half, [read_adapter(file, layers, 0.75)]).unet.get_parameter(f"{name}.weight")
+    assert found.dtype is dtype
+    # At most half the distance to the next number, but for a few 1e-7 of float32 on the way there.
+    assert ((found.double() - expected).abs() <= expected.abs() * (torch.finfo(dtype).eps / 2 + 1e-6) + 1e-7).all()
+    assert (found != expected.to(dtype)).float().mean() < 0.02
+
+
+def test_a_unet_of_nine_channels_takes_a_lora_of_its_own_first_layer_but_not_of_four(
+    inpainting: Path, sd1: Path, file: Path
+) -> None:
+    bundle, of_nine = load_bundle(inpainting, device=CPU, dtype=torch.float32), model_layers(inpainting)
+    names = ("conv_in", LINEAR[0])
+    changed = lows(of_nine["unet"], names)
+    save_file(kohya(changed, {}), file)
+    found = merged(bundle, [read_adapter(file, of_nine)]).unet
+    for name, low in changed.items():
+        plain = bundle.unet.get_parameter(f"{name}.weight")
+        added = (1.5 * (low.up.flatten(1) @ low.down.flatten(1))).reshape(plain.shape)
+        assert torch.equal(found.get_parameter(f"{name}.weight"), plain + added)
+    save_file(kohya(lows(model_layers(sd1)["unet"], ("conv_in",)), {}), file)
+    with pytest.raises(
+        InputError, match=r"conv_in: down \(2, 4, 3, 3\), up \(4, 2, 1, 1\) make no change of \(4, 9, 3, 3"
+    ):
+        read_adapter(file, of_nine)
 
 
 def test_a_sum_beyond_the_type_is_told(sd1: Path, file: Path, layers: dict[str, Any]) -> None:
