@@ -20,11 +20,10 @@ from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Vocabulary
 from sdcli.plan import Plan
 from sdcli.plan.naming import check_targets
-from sdcli.plan.parts import check_clip_skip, text_width
+from sdcli.plan.parts import check_clip_skip, text_widths
 from sdcli.plan.words import (
     EmbeddingFile,
     check_no_words,
-    check_one_encoder,
     check_text,
     embedding_file,
     warn_of_networks,
@@ -82,7 +81,6 @@ def walk(spec: TokensSpec) -> Walk:
     if layout.classes(model.folder) is not None:
         check_no_words(files, swaps)
         raise UsageError("--model: this one reads no prompts", "use a model that does; see sdcli models show")
-    check_one_encoder(files, model.folder)
     check_clip_skip(model.folder, spec.clip_skip)
     warn_of_networks(syntax.networks(spec.prompt))
     words, embeddings = _words(model.folder, files, swaps)
@@ -145,7 +143,8 @@ def _words(
     if files:
         from sdcli.pipeline.adapters import read_embedding  # deferred: imports torch, as all below in this file
 
-        embeddings = [read_embedding(one.path, width=text_width(folder), token=one.token) for one in files]
+        width, second = text_widths(folder)
+        embeddings = [read_embedding(one.path, width=width, second=second, token=one.token) for one in files]
         words = vocabulary.with_tokens(words, [(one.token, len(one.vectors)) for one in embeddings])
     for swap in swaps:
         words = vocabulary.with_swap(words, swap.option, swap.word, swap.terms)
@@ -214,7 +213,7 @@ def _tensors(
         return {"causal_mask": mask}
     encoder = load_text(folder, device=torch.device("cpu"), dtype=torch.float32)
     if embeddings:
-        encoder = text.each(encoder, lambda one: text.with_embeddings(one, embeddings))
+        encoder = text.knowing(encoder, embeddings)
     encoder = text.each(encoder, lambda one: text.with_swaps(one, words.swaps))
     encoder = text.without_last_layers(encoder, spec.clip_skip)
     with torch.no_grad():

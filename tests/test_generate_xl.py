@@ -69,9 +69,10 @@ def by_us(
     """The latents after every call of the UNet and the pictures, before anything is pasted in."""
     how = {"steps": 4, "guidance": 5.0, "scheduler": scheduler, **options}
     decided = plan(GenerateSpec(prompt=prompt, negative=negative, model=str(folder), **how))
-    bundle = drawing.equipped(bundle, drawing.read_words(decided))
+    words = drawing.read_words(decided)
+    bundle = drawing.equipped(bundle, words, drawing.read_adapters(decided.loras, folder))
     picture = drawing.read_picture(decided)
-    reader = Reader(bundle.conditioner, ())
+    reader = Reader(bundle.conditioner, words.embeddings)
     context, away = reader.contexts([reader.read(Prompts(prompt, negative), decided)] * len(SEEDS))
     steps = list(drawing.draw_from(bundle, decided, context, away, seeds=SEEDS, picture=picture))
     images = to_images(vae.decode_finite(bundle.vae, steps[-1].latents))

@@ -119,6 +119,15 @@ def weighted(hidden: Tensor, weights: Tensor) -> Tensor:
     return torch.where(is_plain[:, None, None], hidden, (after * scale).to(hidden.dtype))
 
 
+def knowing(text: Encoders, embeddings: Sequence[Embedding]) -> Encoders:
+    """What reads prompts, with learned tokens as by `with_embeddings`; of two encoders each gets its own of a pair."""
+    if not isinstance(text, TextPair):
+        return with_embeddings(text, embeddings)
+    others = [Embedding(one.token, one.second) for one in embeddings if one.second is not None]
+    assert len(others) == len(embeddings)
+    return replace(text, first=with_embeddings(text.first, embeddings), second=with_embeddings(text.second, others))
+
+
 def with_embeddings(text: TextEncoder, embeddings: Sequence[Embedding]) -> TextEncoder:
     """A text encoder that also knows learned tokens; the one given stays as it is.
 

@@ -62,9 +62,13 @@ def vae_factor(folder: Path) -> int:
     return _factor(folder, layout.config(folder, "vae"))
 
 
-def text_width(folder: Path) -> int:
-    """Numbers in a vector of a model's text encoder, from its config. Raises InputError."""
-    return _text_width(folder, layout.config(folder, "text_encoder"))
+def text_widths(folder: Path) -> tuple[int, int | None]:
+    """Numbers in a vector of a model's text encoder and of its second one, if any, from the configs.
+
+    Raises InputError.
+    """
+    first, *others = (_text_width(folder, layout.config(folder, part), part) for part in layout.encoders(folder))
+    return first, others[0] if others else None
 
 
 def check_clip_skip(folder: Path, skip: int) -> None:
