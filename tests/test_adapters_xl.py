@@ -201,12 +201,17 @@ def test_a_learned_word_draws_what_it_draws_in_diffusers_with_both_encoders(
     sdxl: Path, bundle: ModelBundle, cat: Path
 ) -> None:
     pipe, pair = models.pipeline_xl(sdxl), torch.load(cat, weights_only=True)
+    # The published config names a wrong end mark: diffusers then takes the summary at the learned word, whose id is the
+    # greatest, not at the end, where all that the word does would be in it (huggingface/transformers, issue 24650).
+    assert pipe.text_encoder_2.text_model.eos_token_id == 2
+    pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id
     for key, ending in (("clip_l", ""), ("clip_g", "_2")):
         parts = {name: getattr(pipe, f"{name}{ending}") for name in ("text_encoder", "tokenizer")}
         pipe.load_textual_inversion({"<cat>": pair[key]}, token="<cat>", **parts)
 
-    def both(prompt: str, negative: str, file: str = f"{cat}:<cat>") -> Drawn:
-        ours = by_us(sdxl, bundle, "euler", prompt=prompt, negative=negative, embedding=(file,))
+    def both(prompt: str, negative: str) -> Drawn:
+        files = (f"{cat}:<cat>",) if "<cat>" in prompt + negative else ()
+        ours = by_us(sdxl, bundle, "euler", prompt=prompt, negative=negative, embedding=files)
         assert_same(ours, by_diffusers(pipe, "euler", prompt=prompt, negative=negative))
         return ours
 
