@@ -52,7 +52,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan.beside": GROUND | {"specs", "sdcli.plan.naming"},
     "plan.parts": GROUND | {"sdcli.schedulers.config"},
     # Of the pipeline leaves without torch: what is wrong in a prompt is found before anything heavy is imported.
-    "plan.words": GROUND | {"specs", "sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"},
+    "plan.words": GROUND
+    | {"specs", "sdcli.plan.parts", "sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"}
+    | {"sdcli.pipeline.adapter_facts", "sdcli.pipeline.lora_keys"},
     "plan.initial": GROUND
     | {"specs", "store", "schedulers", "latent_files", "sdcli.pipeline.images"}
     | {"sdcli.plan.lora_files", "sdcli.plan.parts"},

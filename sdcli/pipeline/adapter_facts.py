@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdcli.errors import InputError
 from sdcli.files import open_regular
 from sdcli.layout import safetensors_header
 from sdcli.pipeline.lora_keys import (
     MAX_BYTES,
     METADATA_KEY,
     ROLES,
+    XL,
     ending_of,
     family_of,
     is_safetensors,
@@ -29,6 +31,7 @@ EMBEDDING_WIDTHS = {
     1024: "Stable Diffusion 2.x",
     1280: "the second text encoder of Stable Diffusion XL",
 }
+PAIR = ("clip_l", "clip_g")  # keys of what is for the first and for the second text encoder of Stable Diffusion XL
 FORMS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
 # How a key begins -> the part of the model, and who names it so; what begins otherwise is the UNet's.
 PREFIXES = {
@@ -91,19 +94,37 @@ def _lora(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, str]) 
     return {key: value[:MAX_TEXT] if isinstance(value, str) else value for key, value in facts.items()}
 
 
+def vector_widths(shapes: Mapping[str, Shape]) -> list[int]:
+    """How wide the vectors of a textual-inversion file are, for each text encoder; empty for other files."""
+    keys = PAIR if shapes.keys() == set(PAIR) else tuple(shapes)
+    if (len(keys) > 1 and keys is not PAIR) or not all(len(shapes[key]) in (1, 2) for key in keys):
+        return []
+    return [shapes[key][-1] for key in keys]
+
+
+def check_widths(where: str, given: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raise InputError, naming families, unless vectors are as wide as those of the model's text encoders."""
+    if list(given) != list(wanted):
+        what = f"{where}: its vectors are {_wide(given)}, the model's {_wide(wanted)}"
+        raise InputError(what, "use one that was made for it")
+
+
+def _wide(widths: Sequence[int]) -> str:
+    """How wide vectors are, and for which models that is: a pair is for Stable Diffusion XL, however wide."""
+    family = XL if len(widths) == 2 else EMBEDDING_WIDTHS.get(widths[0])
+    return f"{' and '.join(map(str, widths))} wide" + (f" ({family})" if family is not None else "")
+
+
 def _embedding(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
-    is_pair = set(shapes) == {"clip_l", "clip_g"}
-    if len(shapes) != 1 and not is_pair:
+    widths = vector_widths(shapes)
+    if not widths:
         return None
-    key = "clip_l" if is_pair else next(iter(shapes))
-    shape = shapes[key]
-    if len(shape) not in (1, 2):
-        return None
+    key, shape = next(iter(shapes.items()))
     facts: dict[str, Any] = {"kind": "textual inversion", "dialects": ["diffusers"]}
-    facts |= {"vectors": shape[0] if len(shape) == 2 else 1, "width": shape[-1]}
-    if is_pair:
-        return facts | {"dialects": ["a pair for two text encoders"], "family": "Stable Diffusion XL"}
-    facts["family"] = EMBEDDING_WIDTHS.get(shape[-1])
+    facts |= {"vectors": shape[0] if len(shape) == 2 else 1, "width": widths[0]}
+    if len(widths) == 2:
+        return facts | {"width": widths, "dialects": ["a pair for two text encoders"], "family": XL}
+    facts["family"] = EMBEDDING_WIDTHS.get(widths[0])
     return facts | ({"dialects": ["kohya"]} if key == "emb_params" else {"token": key[:MAX_TEXT]})
 
 

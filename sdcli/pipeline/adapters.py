@@ -14,7 +14,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError
 from sdcli.files import atomic_write, open_regular, read_bytes, reason
-from sdcli.pipeline.adapter_facts import EMBEDDING_WIDTHS
+from sdcli.pipeline.adapter_facts import PAIR, check_widths
 from sdcli.pipeline.containers import PNG_HEAD, look_inside
 from sdcli.pipeline.lora_keys import XL, ending_of
 from sdcli.pipeline.pickles import Value, read_pickle
@@ -37,7 +37,6 @@ MAX_TOKEN_LENGTH = 100  # characters
 MAX_STEM_BYTES = 200
 PNG_KEYWORD, PNG_TENSOR = "sd-ti-embedding", "TORCHTENSOR"
 STAR_ID = 265  # CLIP's id of "*", which A1111 writes as the token that was trained
-PAIR = ("clip_l", "clip_g")  # keys of what is for the first and for the second text encoder of Stable Diffusion XL
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,10 +60,7 @@ def read_embedding(path: Path, *, width: int, second: int | None = None, token: 
     chosen = own if token is None else token
     check_token(chosen, str(path))
     found = [_vectors(path, value) for value in values]
-    given, wanted = [one.shape[1] for one in found], [width] if second is None else [width, second]
-    if given != wanted:
-        what = f"{path}: its vectors are {_told(given)}, the model's {_told(wanted)}"
-        raise InputError(what, "use one that was made for it")
+    check_widths(str(path), [one.shape[1] for one in found], [width] if second is None else [width, second])
     if len(found[0]) != len(found[-1]):
         what = f"{path}: holds {len(found[0])} vectors for the first text encoder, {len(found[1])} for the second"
         raise InputError(what, "get the file again")
@@ -186,12 +182,6 @@ def _vectors(path: Path, value: Value) -> Tensor:
     if not vectors.any():
         raise InputError(f"{path}: its vectors are all zero", "get the file again")
     return vectors.clone()  # of a mapped file
-
-
-def _told(widths: Sequence[int]) -> str:
-    """How wide vectors are, and for which models that is: a pair is for Stable Diffusion XL, however wide."""
-    family = XL if len(widths) == 2 else EMBEDDING_WIDTHS.get(widths[0])
-    return f"{' and '.join(map(str, widths))} wide" + (f" ({family})" if family is not None else "")
 
 
 def _no_embedding(path: Path, found: str) -> InputError:

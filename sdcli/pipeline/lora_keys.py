@@ -124,11 +124,9 @@ def ending_of(key: str) -> str:
 
 def family_of(shapes: Mapping[str, Shape]) -> str | None:
     """The family of models that a file is for, by its keys and widths; None where they do not tell."""
-    width = _width(shapes, READING[0])
-    if width is not None:
-        return WIDTHS.get(width)
-    named = next((family for pattern, family in OF_FAMILY if any(map(pattern.search, shapes))), None)
-    return named or WIDTHS.get(_width(shapes, WRITING[0]) or 0)
+    read, written = (WIDTHS.get(_width(shapes, pattern) or 0) for pattern, _ in (READING, WRITING))
+    named = (family for pattern, family in OF_FAMILY if any(map(pattern.search, shapes)))
+    return read or next(named, None) or written
 
 
 def _width(shapes: Mapping[str, Shape], pattern: re.Pattern[str]) -> int | None:

@@ -27,6 +27,7 @@ from sdcli.plan.naming import latent_targets, targets
 from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape
 from sdcli.plan.words import (
     EmbeddingFile,
+    check_embeddings,
     check_no_words,
     check_text,
     drawn_prompts,
@@ -158,6 +159,7 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     swaps = word_swaps(spec.replace, spec.mix)
     if classes is not None:
         check_no_words(embeddings, swaps)
+    check_embeddings(embeddings, model.folder)
     check_clip_skip(model.folder, spec.clip_skip)
     own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)

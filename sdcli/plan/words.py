@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import reprlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.pipeline import prompt, wildcards
+from sdcli.pipeline.adapter_facts import check_widths, vector_widths
+from sdcli.pipeline.lora_keys import is_safetensors, read_header
 from sdcli.pipeline.wildcards import Prompts, Template
+from sdcli.plan.parts import text_widths
 from sdcli.specs import GenerateSpec, WordSwap
 
 MAX_NETWORK = 60  # characters of what names one that are told
@@ -48,6 +51,18 @@ def check_no_words(embeddings: tuple[EmbeddingFile, ...], swaps: tuple[WordSwap,
     for option, given in (("--embedding", embeddings), ("--replace and --mix", swaps)):
         if given:
             raise UsageError(f"{option}: this model reads no prompts", "leave it out, or name another model")
+
+
+def check_embeddings(files: Sequence[EmbeddingFile], folder: Path) -> None:
+    """Raise InputError for an embedding of another family of models, as its header tells; others are read later."""
+    if not files:
+        return
+    wanted = [width for width in text_widths(folder) if width is not None]
+    for one in files:
+        if is_safetensors(one.path):
+            given = vector_widths(read_header(one.path)[0])
+            if given:
+                check_widths(str(one.path), given, wanted)
 
 
 def check_text(text: str) -> None:
