@@ -89,7 +89,7 @@ def walk(spec: TokensSpec) -> Walk:
     vocabulary.warn_of_unused(words.swaps, chunks)
     rows = tuple(_rows(words, chunks))
     facts = _facts(spec, model, words, chunks, rows) | drawn
-    tensors = _tensors(spec, model.folder, words, embeddings, chunks)
+    tensors = _tensors(spec, model.folder, words, embeddings)
     written = tuple(_write(spec, path, tensors, chunks, rows) for path in targets)
     if tensors:
         facts |= {"tensors": [_statistics(name, one) for name, one in tensors.items()]}
@@ -139,7 +139,10 @@ def _words(
     folder: Path, files: Sequence[EmbeddingFile], swaps: Sequence[WordSwap]
 ) -> tuple[Vocabulary, list[Embedding]]:
     """The vocabulary of a model with its learned tokens and swapped words, and the vectors of the former."""
-    words, embeddings = vocabulary.load_vocabulary(folder), []
+    words, *others = vocabulary.load_vocabularies(folder)
+    for swap in swaps:
+        vocabulary.check_read_alike([words, *others], swap.option, [swap.word, *(name for name, _ in swap.terms)])
+    embeddings = []
     if files:
         from sdcli.pipeline.adapters import read_embedding  # deferred: imports torch, as all below in this file
 
@@ -197,9 +200,7 @@ def _facts(
     return facts
 
 
-def _tensors(
-    spec: TokensSpec, folder: Path, words: Vocabulary, embeddings: Sequence[Embedding], chunks: Chunks
-) -> dict[str, Tensor]:
+def _tensors(spec: TokensSpec, folder: Path, words: Vocabulary, embeddings: Sequence[Embedding]) -> dict[str, Tensor]:
     """What is asked for, by name: the mask alone needs no weights."""
     if not spec.embeddings and not spec.mask:
         return {}
@@ -217,7 +218,7 @@ def _tensors(
     encoder = text.each(encoder, lambda one: text.with_swaps(one, words.swaps))
     encoder = text.without_last_layers(encoder, spec.clip_skip)
     with torch.no_grad():
-        return text.walk_through(encoder, chunks) | {"causal_mask": mask}
+        return text.walk_through(encoder, spec.prompt) | {"causal_mask": mask}
 
 
 def _statistics(name: str, tensor: Tensor) -> dict[str, Any]:

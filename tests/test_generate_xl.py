@@ -201,8 +201,7 @@ def test_the_prediction_hangs_on_the_summary_and_on_the_sizes(bundle: ModelBundl
     assert isinstance(bundle.conditioner, TextPair)
     with torch.no_grad():
         puppy, car = (
-            text.encode_prompts(bundle.conditioner, [text.read(bundle.conditioner, words)]).of_size(32, 32)
-            for words in (PROMPT, "a red car")
+            text.encode_prompts(bundle.conditioner, [words], 1).of_size(32, 32) for words in (PROMPT, "a red car")
         )
         x = torch.randn(1, *models.LATENTS, generator=torch.Generator().manual_seed(0))
         given = puppy, replace(puppy, pooled=car.pooled), puppy.of_size(48, 32), puppy.of_size(32, 48)

@@ -99,7 +99,7 @@ class Reader:
             elif is_negative:
                 found = led_away(conditioner, str(words), count)
             else:
-                found = text.encode_prompts(conditioner, [text.read(conditioner, str(words)).padded(count)])
+                found = text.encode_prompts(conditioner, [str(words)], count)
             if (1 + len(self._contexts)) * found.hidden.nbytes > MOST_KEPT_BYTES:
                 self._contexts.clear()
             self._contexts[name] = found

@@ -57,12 +57,17 @@ class Vocabulary:
 def load_vocabulary(folder: Path) -> Vocabulary:
     """The vocabulary of a model folder, from its tokenizer and the text encoder's config; of two encoders the first's.
 
-    Raises InputError, also where two encoders do not read alike.
+    Raises InputError as `load_vocabularies`.
     """
+    return load_vocabularies(folder)[0]
+
+
+def load_vocabularies(folder: Path) -> tuple[Vocabulary, ...]:
+    """The vocabulary of each text encoder of a model folder. Raises InputError, also where two do not read alike."""
     first, *others = (_vocabulary(folder, encoder) for encoder in layout.encoders(folder))
     for other in others:
         check_alike(folder, first, other)
-    return first
+    return first, *others
 
 
 def _vocabulary(folder: Path, encoder: str) -> Vocabulary:
@@ -107,11 +112,18 @@ def check_fit(folder: Path, tokenizer: CLIPTokenizer, rows: int, encoder: str = 
 
 
 def check_alike(folder: Path, first: Vocabulary, second: Vocabulary) -> None:
-    """Raise InputError unless two text encoders of a model read the same pieces; what fills a chunk may differ."""
+    """Raise InputError unless two text encoders of a model know the same pieces; what fills a chunk may differ."""
     one, other = (vocabulary.tokenizer.get_vocab() for vocabulary in (first, second))
     if one != other or (first.length, first.rows) != (second.length, second.rows):
-        what = f"{folder}: its two text encoders do not read the same pieces"
+        what = f"{folder}: its two text encoders do not know the same pieces"
         raise InputError(what, "they belong to different models")
+
+
+def check_read_alike(vocabularies: Sequence[Vocabulary], option: str, words: Sequence[str]) -> None:
+    """Raise UsageError for words to swap that the text encoders of a model cut into other pieces."""
+    if len({str(pieces(one, words)) for one in vocabularies}) > 1:
+        what = f"{option}: to the second text encoder of this model an exclamation mark is a piece apart"
+        raise UsageError(what, "name the words without it")
 
 
 def read(vocabulary: Vocabulary, prompt: str) -> Chunks:
