@@ -225,13 +225,12 @@ def test_each_encoder_is_fed_its_own_vectors_and_weights_count(sdxl: Path, bundl
     decided = plan(GenerateSpec(prompt="my-cat", model=str(sdxl), embedding=(str(cat),)))
     pair = drawing.equipped(bundle, drawing.read_words(decided)).conditioner
     assert isinstance(pair, TextPair)
-    walk = text.walk_through(pair, text.read(pair, "a my-cat"))
+    walk = text.walk_through(pair, "a my-cat")
     for name, key in (("token_embedding", "clip_l"), ("token_embedding_2", "clip_g")):
         assert torch.equal(walk[name][0, 2:5], torch.load(cat, weights_only=True)[key])
     with torch.no_grad():
         one, same, heavy = (
-            text.encode_prompts(pair, [text.read(pair, words)]).hidden
-            for words in ("a my-cat", "a (MY-CAT:1.0)", "a (my-cat:1.5)")
+            text.encode_prompts(pair, [words], 1).hidden for words in ("a my-cat", "a (MY-CAT:1.0)", "a (my-cat:1.5)")
         )
     assert torch.equal(one, same) and not torch.allclose(one, heavy, atol=0.01)
 

@@ -75,13 +75,26 @@ def test_bench_compares_schedulers(xl: Shell) -> None:
 
 
 def test_tokens_are_those_of_the_first_tokenizer_and_vectors_those_of_both(xl: Shell) -> None:
-    told = xl("tokens", "a cat BREAK a dog", "--embeddings", "e.safetensors", "--mask", "mask.png", "--json")
+    told = xl(
+        "tokens",
+        "a cat BREAK a dog",
+        "--embeddings",
+        "e.safetensors",
+        "--embeddings",
+        "e.png",
+        "--mask",
+        "m.png",
+        "--json",
+    )
     facts = json.loads(told.stdout)
     assert (told.code, facts["encoders"]) == (0, ["text_encoder", "text_encoder_2"])
     assert facts["chunks"][0]["ids"][3:6] == [49407, 49407, 49407]  # the second encoder's chunks are filled with 0
     found = {name: tuple(value.shape) for name, value in load_file("e.safetensors").items()}
     assert found["token_embedding"] == (2, 77, 16) and found["token_embedding_2"] == (2, 77, 24)
     assert found["context"] == (1, 154, 40) and found["pooled"] == (1, 20)
+    assert xl("tokens", "a cat BREAK a dog", "--mask", "m2.png").code == 0
+    heights = [Image.open(name).height for name in ("e.png", "m2.png")]
+    assert heights[0] > 3.5 * heights[1]  # two chunks, each through two encoders
 
 
 def test_models_show_and_verify_tell_of_both_encoders(xl: Shell, sdxl: Path, tmp_path: Path) -> None:
