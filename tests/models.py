@@ -123,18 +123,20 @@ def write_classes(folder: Path, *, names: Sequence[str] = CLASSES, seed: int = 0
 
 
 def write_lora(path: Path, folder: Path, *, gain: float = 1.0, alpha: float = 2.0) -> Path:
-    """A LoRA of rank 4 in kohya's form for the attention of a model's UNet and text encoder, if it has one."""
+    """A LoRA of rank 4 in kohya's form for the attention of a model's UNet and of its text encoders, if it has any."""
     chance, tensors = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    is_xl = (folder / "text_encoder_2").is_dir()
     for part, prefix, ends in (
         ("unet", "lora_unet_", ("to_q", "to_v")),
-        ("text_encoder", "lora_te_", ("q_proj", "out_proj")),
+        ("text_encoder", "lora_te1_" if is_xl else "lora_te_", ("q_proj", "out_proj")),
+        ("text_encoder_2", "lora_te2_", ("q_proj", "out_proj")),
     ):
         weights = load_file(weight_file(folder / part)) if (folder / part).is_dir() else {}
         for key, weight in weights.items():
             name = key.removesuffix(".weight")
             if not name.endswith(ends):
                 continue
-            text = "text_model." if part == "text_encoder" and not name.startswith("text_model.") else ""
+            text = "text_model." if part != "unet" and not name.startswith("text_model.") else ""
             stem = prefix + (text + name).replace(".", "_")
             out, inputs = weight.shape
             tensors[f"{stem}.lora_down.weight"] = torch.randn(4, inputs, generator=chance)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests import models
 from tests.commands import Shell
@@ -55,6 +55,62 @@ def test_different_prompts_of_a_batch_are_what_each_is_alone(xl: Shell) -> None:
         how = ("-N", job.get("negative", ""), "--seed", job["seed"], "--steps", 3, "-o", "one.png")
         assert xl("generate", job["prompt"], *how, "--if-exists", "overwrite").code == 0
         assert int(abs(pixels("one.png") - pixels(record["path"])).max()) <= 2
+
+
+@pytest.fixture
+def adapters(xl: Shell, sdxl: Path) -> tuple[str, str]:
+    """The options for a LoRA of UNet and both encoders, and for a learned pair named `my-cat`."""
+    models.write_lora(Path("blue.safetensors"), sdxl)
+    chance = torch.Generator().manual_seed(1)
+    pair = {"clip_l": models.CONTEXT, "clip_g": models.CONTEXT_2}
+    save_file({key: torch.randn(2, width, generator=chance) for key, width in pair.items()}, "my-cat.safetensors")
+    return "--lora=blue.safetensors:0.5", "--embedding=my-cat.safetensors"
+
+
+def test_adapters_are_drawn_with_recorded_and_drawn_with_again(xl: Shell, adapters: tuple[str, str]) -> None:
+    asked = ("generate", "a my-cat", "--steps", 2, "--seed", 3, "--json", *adapters)
+    dry, drawn = (json.loads(xl(*asked, *more).stdout) for more in (["--dry-run"], ["-o", "a.png"]))
+    assert [one["file"] for one in (*dry["loras"], *dry["embeddings"])] == ["blue.safetensors", "my-cat.safetensors"]
+    assert [one["scale"] for one in drawn["loras"]] == [0.5] and drawn["tokens"]["kept"] == 3
+    assert [(one["file"], one["token"]) for one in drawn["embeddings"]] == [("my-cat.safetensors", "my-cat")]
+    assert "a.png: byte-equal" in xl("replay", "a.png", "--check").stdout
+    jobs = [{"prompt": "a my-cat", "seed": 3, "lora": ["blue.safetensors:0.5"], "embedding": ["my-cat.safetensors"]}]
+    jobs += [{"prompt": "a my-cat", "seed": 3}]
+    Path("jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs), encoding="utf-8")
+    with_them, without = xl("batch", "jobs.jsonl", "-o", "out", "--steps", 2).lines
+    assert np.array_equal(pixels("a.png"), pixels(with_them)) and not np.array_equal(pixels("a.png"), pixels(without))
+
+
+def test_bench_draws_with_a_lora(xl: Shell, adapters: tuple[str, str]) -> None:
+    how = (
+        "--schedulers",
+        "ddim",
+        "--steps",
+        2,
+        "--reference-steps",
+        4,
+        "--prompt",
+        "a cat",
+        "--size",
+        "16x16",
+        "--json",
+    )
+    told = [[json.loads(line) for line in xl("bench", *how, *more).lines] for more in ([], [adapters[0]])]
+    plain, changed = ([row["latent_rmse"] for row in rows if row.get("status") == "done"] for rows in told)
+    assert len(plain) == len(changed) == 1 and plain != changed
+
+
+def test_adapters_of_another_family_make_a_job_a_bad_line(xl: Shell, sd1: Path) -> None:
+    models.write_lora(Path("old.safetensors"), sd1)
+    save_file({"<cat>": torch.ones(1, models.CONTEXT)}, "cat.safetensors")
+    Path("jobs.jsonl").write_text(
+        '{"prompt": "a cat", "lora": ["old.safetensors"]}\n{"prompt": "a cat", "embedding": ["cat.safetensors"]}\n',
+        encoding="utf-8",
+    )
+    done = xl("batch", "jobs.jsonl", "-o", "out", "--dry-run")
+    assert done.code == 3
+    assert "jobs.jsonl:1: old.safetensors: is for a context 16 wide, the model's is 40 wide (Stable" in done.stderr
+    assert "jobs.jsonl:2: cat.safetensors: its vectors are 16 wide, the model's 16 and 24 wide (Stable" in done.stderr
 
 
 def test_a_picture_goes_through_the_codec(xl: Shell) -> None:
