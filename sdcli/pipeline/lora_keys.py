@@ -103,9 +103,15 @@ def changes(where: str, shapes: Mapping[str, Shape], metadata: Mapping[str, str]
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: eight bytes of length, then JSON. Raises InputError for no file."""
+    """Whether a file begins as safetensors do: eight bytes of length, then JSON.
+
+    Raises InputError for no file, or an empty one.
+    """
     with open_regular(path, max_bytes=MAX_BYTES) as stream:
-        return stream.read(9)[8:] == b"{"
+        start = stream.read(9)
+    if not start:
+        raise InputError(f"{path}: is empty", "get the file again")
+    return start[8:] == b"{"
 
 
 def read_header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:

@@ -400,6 +400,54 @@ def test_numbers_that_make_no_sense_are_refused(
     assert str(caught.value).startswith(f"{file}: ")
 
 
+@pytest.mark.parametrize("alpha", ["NaN", "Infinity", "-Infinity", "1e999", "0"])
+def test_an_alpha_of_the_metadata_that_makes_no_sense_is_refused(
+    file: Path, layers: dict[str, Any], alpha: str
+) -> None:
+    said = {"lora_adapter_metadata": f'{{"unet.lora_alpha": {alpha}}}'}
+    save_file(peft(lows(layers["unet"], LINEAR[:1]), {}), file, said)
+    with pytest.raises(InputError, match=r"attn1\.to_q: alpha is (nan|-?inf|0), which some programs take for the rank"):
+        read_adapter(file, layers)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "is empty"),
+        (bytes(8), "was not written by torch.save"),
+        (bytes(8) + b"{", "is no whole safetensors file"),
+        ((2).to_bytes(8, "little") + b"{}", "is no LoRA file: it holds nothing"),
+    ],
+)
+def test_an_empty_file_is_refused(tmp_path: Path, layers: dict[str, Any], data: bytes, said: str) -> None:
+    (tmp_path / "a.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/a\.safetensors: {said}"):
+        read_adapter(tmp_path / "a.safetensors", layers)
+
+
+def test_layers_of_one_file_may_be_named_in_different_dialects(
+    bundle: ModelBundle, layers: dict[str, Any], file: Path
+) -> None:
+    unet, text = lows(layers["unet"], LINEAR), lows(layers["text_encoder"], TEXT)
+    expected = ours(bundle, read_adapter(file, layers))
+    mixed = kohya(dict(list(unet.items())[:2]), {}) | kohya({}, text)
+    mixed |= peft(dict(list(unet.items())[2:]), {})
+    mixed |= {f"unet.{name}.alpha": torch.tensor(unet[name].alpha) for name in list(unet)[2:]}
+    save_file(mixed, file)
+    for one, other in zip(ours(bundle, read_adapter(file, layers)), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_rank_above_the_layers_own_is_no_less_a_change(
+    bundle: ModelBundle, layers: dict[str, Any], file: Path
+) -> None:
+    name = LINEAR[0]
+    save_file(kohya(lows(layers["unet"], (name,), rank=300), {}), file)
+    (low,), plain = lows(layers["unet"], (name,), rank=300).values(), bundle.unet.get_parameter(f"{name}.weight")
+    found = merged(bundle, [read_adapter(file, layers, 0.5)]).unet.get_parameter(f"{name}.weight")
+    assert torch.equal(found, plain + 0.5 * (low.alpha / 300 * (low.up @ low.down)))
+
+
 def test_a_pickle_of_anything_else_is_refused(tmp_path: Path, layers: dict[str, Any]) -> None:
     torch.save({"string_to_param": {"*": torch.ones(1, 16)}}, tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"a\.pt: is no LoRA file: it holds more than tensors; give a textual inv"):
