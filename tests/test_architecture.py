@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "train_specs": GROUND | {"specs"},
     "output": GROUND,
     "store": GROUND,
-    "facts": GROUND | {"store", "sdcli.pipeline.adapter_facts"},
+    "facts": GROUND | {"store", "sdcli.pipeline.adapter_facts", "sdcli.pipeline.adapters"},
     "removal": GROUND | {"store"},
     "model_specs": GROUND | {"specs"},
     "schedulers.config": GROUND,

@@ -59,6 +59,10 @@ def show(
     """Say what a model, a LoRA or a learned word is, from configs and headers alone."""
     from sdcli import facts, store
 
+    pickled = facts.facts_of_pickle(Path(ref))  # before a copy is made of what is taken for a model
+    if pickled is not None:
+        output.document(pickled)
+        return
     try:
         model = store.find(ref, offline=offline)
         told = facts.facts_of(model)

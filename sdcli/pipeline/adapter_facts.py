@@ -60,11 +60,12 @@ def describe(path: Path) -> dict[str, Any] | None:
         return None
     shapes, metadata = read_header(path)
     if any(map(ending_of, shapes)):
-        return _lora(path, shapes, metadata)
-    return _embedding(shapes)
+        return lora_facts(shapes, metadata, _alphas(path) or _said_alphas(metadata))
+    return embedding_facts(shapes)
 
 
-def _lora(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> dict[str, Any]:
+def lora_facts(shapes: Mapping[str, Shape], metadata: Mapping[str, str], alphas: Mapping[float, int]) -> dict[str, Any]:
+    """The facts of a LoRA of these tensors. alphas: how many layers have each."""
     layers: dict[str, tuple[str, str]] = {}
     forms, ranks = Counter[str](), Counter[int]()
     has_dora = False
@@ -82,7 +83,7 @@ def _lora(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, str]) 
         "dialects": sorted({dialect for _, dialect in layers.values()}),
         "forms": sorted(forms) + (["DoRA"] if has_dora else []),
         "ranks": _counted(ranks),
-        "alphas": _counted(_alphas(path) or _said_alphas(metadata)),
+        "alphas": _counted(alphas),
         "layers": dict(Counter(part for part, _ in layers.values())),
         "tensors": len(shapes),
         "family": family_of(shapes),
@@ -115,7 +116,8 @@ def _wide(widths: Sequence[int]) -> str:
     return f"{' and '.join(map(str, widths))} wide" + (f" ({family})" if family is not None else "")
 
 
-def _embedding(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+def embedding_facts(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+    """The facts of a textual inversion of these tensors; None where they make none."""
     widths = vector_widths(shapes)
     if not widths:
         return None

@@ -14,6 +14,7 @@ import base64
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError
 from sdcli.files import atomic_write, open_regular, read_bytes, reason
-from sdcli.pipeline.adapter_facts import PAIR, check_widths
+from sdcli.pipeline.adapter_facts import PAIR, check_widths, embedding_facts, lora_facts
 from sdcli.pipeline.containers import PNG_HEAD, look_inside
 from sdcli.pipeline.lora_keys import XL, ending_of
 from sdcli.pipeline.pickles import Value, read_pickle
@@ -67,6 +68,14 @@ def read_embedding(path: Path, *, width: int, second: int | None = None, token: 
     return Embedding(chosen, *found)
 
 
+def describe_pickle(path: Path, *, max_bytes: int) -> dict[str, Any] | None:
+    """What `adapter_facts.describe` tells, of a file of torch.save; None for one that is no adapter.
+
+    Raises InputError for a file that is malformed, unsafe, or has more than max_bytes.
+    """
+    return _described(path, read_pickle(path, max_bytes=max_bytes))
+
+
 def write_embedding(folder: Path, embedding: Embedding, *, step: int = 0) -> tuple[Path, ...]:
     """Write an embedding in every dialect: `NAME.safetensors` (diffusers), `NAME.pt` (A1111), `NAME-kohya.safetensors`.
 
@@ -96,6 +105,26 @@ def check_token(token: str, where: str) -> None:
     if not is_plain or not 1 <= len(token) <= MAX_TOKEN_LENGTH:
         what = f"{where}: no prompt can name the token {token[:MAX_TOKEN_LENGTH]!r}"
         raise InputError(what, f"use 1 to {MAX_TOKEN_LENGTH} printable characters, such as <my-cat>")
+
+
+def _described(path: Path, value: Value) -> dict[str, Any] | None:
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+        value = value["state_dict"]
+    if not isinstance(value, dict):
+        return None
+    if "string_to_param" in value:
+        token, (vectors,) = _a1111(path, value)
+        facts = embedding_facts({token: tuple(_vectors(path, vectors).shape)})
+        return {**facts, "dialects": ["A1111"]} if facts is not None else None
+    shapes = {str(key): tuple(one.shape) for key, one in value.items() if isinstance(one, Tensor)}
+    if len(shapes) < len(value):
+        return None
+    if any(map(ending_of, shapes)):
+        alphas = (one for key, one in value.items() if str(key).endswith(".alpha"))
+        return lora_facts(
+            shapes, {}, Counter(float(one) for one in alphas if isinstance(one, Tensor) and one.numel() == 1)
+        )
+    return embedding_facts(shapes)
 
 
 def _contents(path: Path) -> Mapping[str | int, Value]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError, OutputError, SdcliError
 from sdcli.pipeline import adapters
+from sdcli.pipeline.adapter_facts import describe
 from sdcli.pipeline.adapters import Embedding, check_token, read_embedding, write_embedding
 from tests import models
 
@@ -209,6 +210,39 @@ def test_values_that_are_not_finite_are_not_written(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no such file or directory"):
         write_embedding(tmp_path / "none", Embedding("<my-cat>", vectors()))
+
+
+# What is told of one that is pickled.
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, "Stable Diffusion XL"),
+        ({"string_to_param": {"*": torch.ones(2, 1024)}, "name": "cat"}, "Stable Diffusion 2.x"),
+        ({"<cat>": torch.ones(768)}, "Stable Diffusion 1.x"),
+        ({"state_dict": {"lora_te2_x.lora_up.weight": torch.ones(4, 2)}}, "Stable Diffusion XL"),
+        ({"lora_unet_x_attn2_to_k.lora_down.weight": torch.ones(2, 768)}, "Stable Diffusion 1.x"),
+    ],
+)
+def test_a_pickled_adapter_is_told_of_by_its_family(value: Any, expected: str) -> None:
+    told = adapters._described(Path("a.pt"), value)
+    assert told is not None and told["family"] == expected
+
+
+def test_a_pickled_adapter_is_told_of_as_by_its_header(tmp_path: Path) -> None:
+    stem = "lora_unet_x_attn2_to_k"
+    tensors = {f"{stem}.lora_down.weight": vectors(4), f"{stem}.lora_up.weight": torch.ones(8, 4)}
+    tensors[f"{stem}.alpha"] = torch.tensor(2.0)
+    assert adapters._described(Path("a.pt"), tensors) == describe(safetensors(tmp_path / "a", **tensors))
+    expected = {"kind": "textual inversion", "dialects": ["A1111"], "vectors": 2, "width": WIDTH, "family": None}
+    found = adapters._described(Path("a.pt"), {"string_to_param": {"*": vectors()}, "name": "cat"})
+    assert found == {**expected, "token": "cat"}
+
+
+@pytest.mark.parametrize("value", [None, [vectors()], {"a": vectors(), "b": 3}, {"a": vectors(), "b": vectors()}])
+def test_other_pickles_are_no_adapters(value: Any) -> None:
+    assert adapters._described(Path("a.pt"), value) is None
 
 
 # What is refused.
