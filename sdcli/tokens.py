@@ -139,10 +139,7 @@ def _words(
     folder: Path, files: Sequence[EmbeddingFile], swaps: Sequence[WordSwap]
 ) -> tuple[Vocabulary, list[Embedding]]:
     """The vocabulary of a model with its learned tokens and swapped words, and the vectors of the former."""
-    words, *others = vocabulary.load_vocabularies(folder)
-    for swap in swaps:
-        vocabulary.check_read_alike([words, *others], swap.option, [swap.word, *(name for name, _ in swap.terms)])
-    embeddings = []
+    words, embeddings = vocabulary.load_vocabulary(folder), []
     if files:
         from sdcli.pipeline.adapters import read_embedding  # deferred: imports torch, as all below in this file
 
@@ -269,13 +266,15 @@ def _picture(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> bytes:
     if len(tensors) == 1:
         return png_bytes(picture([[mask]], [[str(position) for position in range(length)]]), None)
     groups, labels = [], []
-    context = tensors["context"].reshape(tensors["input_embedding"].shape)  # (k, 77, D)
-    for index, (token, whole, out) in enumerate(
-        zip(tensors["token_embedding"], tensors["input_embedding"], context, strict=True)
-    ):
-        position = Panel("position embedding", tensors["position_embedding"])
-        sums = (Panel("their sum, the input", whole), Panel("output: context", out))
-        groups.append([Panel("token embedding", token), position, *sums, mask])
+    context = tensors["context"].unflatten(1, (-1, length))[0]  # (k, 77, D)
+    for index, out in enumerate(context):
+        panels = []
+        for ending, whose in (("", ""), ("_2", " of the second encoder")):
+            if f"token_embedding{ending}" in tensors:
+                panels.append(Panel(f"token embedding{whose}", tensors[f"token_embedding{ending}"][index]))
+                panels.append(Panel(f"position embedding{whose}", tensors[f"position_embedding{ending}"]))
+                panels.append(Panel(f"their sum, the input{whose}", tensors[f"input_embedding{ending}"][index]))
+        groups.append([*panels, Panel("output: context", out), mask])
         here = [row for row in rows if row.chunk == index + 1]
         labels.append([f"{row.position:>2} {row.fed or row.piece}" for row in here])
     return png_bytes(picture(groups, labels), None)

@@ -82,6 +82,8 @@ def test_tokens_are_those_of_the_first_tokenizer_and_vectors_those_of_both(xl: S
     found = {name: tuple(value.shape) for name, value in load_file("e.safetensors").items()}
     assert found["token_embedding"] == (2, 77, 16) and found["token_embedding_2"] == (2, 77, 24)
     assert found["context"] == (1, 154, 40) and found["pooled"] == (1, 20)
+    assert xl("tokens", "wow!! " * 30, "--embeddings", "e.png", "--json").code == 0
+    assert Image.open("e.png").height > 2 * 77 * 12  # px: two chunks, of which the second encoder has need
 
 
 def test_models_show_and_verify_tell_of_both_encoders(xl: Shell, sdxl: Path, tmp_path: Path) -> None:
