@@ -36,10 +36,8 @@ HUB_FILES_HALF = (*HUB_FILES, *(f"{part}/{stem}.fp16*.safetensors" for part, ste
 PARTS_OF_A_WHOLE = ("unet", "vae", "text_encoder")
 MAX_SHOWN = 100  # characters of a reference that is no path
 # diffusers' pipelines with the parts that are read; those of XL have a second text encoder.
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
-PIPELINES_XL = (
-    *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
-    "StableDiffusionXLInpaintPipeline",
+PIPELINES, PIPELINES_XL = (
+    tuple(f"StableDiffusion{xl}{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint")) for xl in ("", "XL")
 )
 
 

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sdcli.pipeline.adapters import Embedding
-    from sdcli.pipeline.heatmaps import Panel
 
 FIRST_VALUES = 4  # of each tensor that are told
 
@@ -140,10 +139,7 @@ def _words(
     folder: Path, files: Sequence[EmbeddingFile], swaps: Sequence[WordSwap]
 ) -> tuple[Vocabulary, list[Embedding]]:
     """The vocabulary of a model with its learned tokens and swapped words, and the vectors of the former."""
-    words, *others = vocabulary.load_vocabularies(folder)
-    for swap in swaps:
-        vocabulary.check_read_alike([words, *others], swap.option, [swap.word, *(name for name, _ in swap.terms)])
-    embeddings = []
+    words, embeddings = vocabulary.load_vocabulary(folder), []
     if files:
         from sdcli.pipeline.adapters import read_embedding  # deferred: imports torch, as all below in this file
 
@@ -261,7 +257,7 @@ def _safetensors(tensors: Mapping[str, Tensor], spec: TokensSpec, rows: Sequence
 
 
 def _picture(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> bytes:
-    """The tensors as heat maps: a row of them for each chunk and text encoder, and the mask alone where it is alone."""
+    """The tensors as heat maps: a row of them for each chunk, and the mask alone where it is alone."""
     from sdcli.pipeline.heatmaps import Panel, picture
     from sdcli.pipeline.metadata import png_bytes
 
@@ -269,27 +265,16 @@ def _picture(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> bytes:
     length = len(mask.values)
     if len(tensors) == 1:
         return png_bytes(picture([[mask]], [[str(position) for position in range(length)]]), None)
-    groups, labels = list[list[Panel]](), list[list[str]]()
-    for index in range(len(tensors["token_embedding"])):
-        groups += [[*panels, mask] for panels in _panels(tensors, index)]
-        here = [f"{row.position:>2} {row.fed or row.piece}" for row in rows if row.chunk == index + 1]
-        labels += [here] * (len(groups) - len(labels))
+    groups, labels = [], []
+    context = tensors["context"].unflatten(1, (-1, length))[0]  # (k, 77, D)
+    for index, out in enumerate(context):
+        panels = []
+        for ending, whose in (("", ""), ("_2", " of the second encoder")):
+            if f"token_embedding{ending}" in tensors:
+                panels.append(Panel(f"token embedding{whose}", tensors[f"token_embedding{ending}"][index]))
+                panels.append(Panel(f"position embedding{whose}", tensors[f"position_embedding{ending}"]))
+                panels.append(Panel(f"their sum, the input{whose}", tensors[f"input_embedding{ending}"][index]))
+        groups.append([*panels, Panel("output: context", out), mask])
+        here = [row for row in rows if row.chunk == index + 1]
+        labels.append([f"{row.position:>2} {row.fed or row.piece}" for row in here])
     return png_bytes(picture(groups, labels), None)
-
-
-def _panels(tensors: Mapping[str, Tensor], index: int) -> Iterator[list[Panel]]:
-    """What a chunk becomes on its way through each text encoder."""
-    from sdcli.pipeline.heatmaps import Panel
-
-    sides = {"": tensors["input_embedding"]}
-    sides |= {"_2": tensors["input_embedding_2"]} if "input_embedding_2" in tensors else {}
-    length, widths = tensors["causal_mask"].shape[0], [whole.shape[-1] for whole in sides.values()]
-    outputs = tensors["context"].reshape(-1, length, sum(widths))[index].split(widths, dim=-1)
-    for (ending, whole), out in zip(sides.items(), outputs, strict=True):
-        whose = ", second encoder" if ending else ""
-        yield [
-            Panel(f"token embedding{whose}", tensors[f"token_embedding{ending}"][index]),
-            Panel(f"position embedding{whose}", tensors[f"position_embedding{ending}"]),
-            Panel(f"their sum, the input{whose}", whole[index]),
-            Panel(f"output: context{whose}", out),
-        ]

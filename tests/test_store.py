@@ -67,7 +67,13 @@ def test_a_folder_without_a_part_is_refused_by_the_name_of_the_part(model: Path,
     assert f"model: has no {part}/" in refused(str(model))
 
 
-@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"])
+@pytest.mark.parametrize("kind", ["StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"])
+def test_the_pipelines_of_pictures_and_masks_have_the_parts_of_that_of_words(model: Path, kind: str) -> None:
+    models.edit_json(model / "model_index.json", _class_name=kind)
+    assert store.resolve(str(model)).folder == model
+
+
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline"])
 def test_a_model_of_stable_diffusion_xl_has_two_text_encoders_with_a_tokenizer_each(
     sdxl: Path, tmp_path: Path, kind: str
 ) -> None:

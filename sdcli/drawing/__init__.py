@@ -172,9 +172,7 @@ def _swaps(plan: Plan, embeddings: Sequence[Embedding]) -> tuple[Swap, ...]:
     """What is fed in place of which words. Raises UsageError."""
     if not plan.swaps:
         return ()
-    words, *others = vocabulary.load_vocabularies(plan.model.folder)
-    for swap in plan.swaps:
-        vocabulary.check_read_alike([words, *others], swap.option, [swap.word, *(name for name, _ in swap.terms)])
+    words = vocabulary.load_vocabulary(plan.model.folder)
     if embeddings:
         words = vocabulary.with_tokens(words, [(one.token, len(one.vectors)) for one in embeddings])
     for swap in plan.swaps:

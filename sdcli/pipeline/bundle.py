@@ -7,7 +7,7 @@ mapped from disk onto modules that were built without memory of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -80,8 +80,8 @@ class TextPair:
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """What both read."""
-        return self.first.vocabulary
+        """The first one's, with the second's beside it."""
+        return replace(self.first.vocabulary, beside=self.second.vocabulary)
 
     @property
     def swaps(self) -> tuple[Swap, ...]:

@@ -56,13 +56,7 @@ def encode(text: TextEncoder, tokens: Sequence[Tokens]) -> Tensor:
 
 
 def read(text: Encoders, prompt: str) -> Chunks:
-    """The weighted pieces of a prompt in chunks; of two encoders those of the first, unless the second needs more.
-
-    Raises UsageError for a weight out of range.
-    """
-    if isinstance(text, TextPair):
-        both = [vocabulary.read(one.vocabulary, prompt) for one in (text.first, text.second)]
-        return max(both, key=lambda found: (len(found.chunks), found.cut))
+    """The weighted pieces of a prompt in chunks. Raises UsageError for a weight out of range."""
     return vocabulary.read(text.vocabulary, prompt)
 
 

@@ -47,6 +47,7 @@ class Vocabulary:
     rows: int  # of the token table
     learned: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # tokenizer's id -> rows of the token table
     swaps: tuple[Swap, ...] = ()
+    beside: Vocabulary | None = None  # of a second text encoder, which reads the same prompts
 
     @property
     def room(self) -> int:
@@ -55,19 +56,15 @@ class Vocabulary:
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary of a model folder, from its tokenizer and the text encoder's config; of two encoders the first's.
+    """The vocabulary of a model folder, from its tokenizer and the text encoder's config, with a second one beside it.
 
-    Raises InputError as `load_vocabularies`.
+    Raises InputError, also where two text encoders do not know the same pieces.
     """
-    return load_vocabularies(folder)[0]
-
-
-def load_vocabularies(folder: Path) -> tuple[Vocabulary, ...]:
-    """The vocabulary of each text encoder of a model folder. Raises InputError, also where two do not read alike."""
     first, *others = (_vocabulary(folder, encoder) for encoder in layout.encoders(folder))
     for other in others:
         check_alike(folder, first, other)
-    return first, *others
+        first = replace(first, beside=other)
+    return first
 
 
 def _vocabulary(folder: Path, encoder: str) -> Vocabulary:
@@ -119,23 +116,22 @@ def check_alike(folder: Path, first: Vocabulary, second: Vocabulary) -> None:
         raise InputError(what, "they belong to different models")
 
 
-def check_read_alike(vocabularies: Sequence[Vocabulary], option: str, words: Sequence[str]) -> None:
-    """Raise UsageError for words to swap that the text encoders of a model cut into other pieces."""
-    if len({str(pieces(one, words)) for one in vocabularies}) > 1:
-        what = f"{option}: to the second text encoder of this model an exclamation mark is a piece apart"
-        raise UsageError(what, "name the words without it")
-
-
 def read(vocabulary: Vocabulary, prompt: str) -> Chunks:
     """The pieces of a prompt, with their weights, in the chunks that the text encoder reads one by one.
 
+    Of two text encoders they are the first one's, filled to the chunks of the one that needs more.
     Raises UsageError for a weight out of range.
     """
     sections = syntax.parse(prompt)
     spans = [span for section in sections for span in section]
     ids = iter(pieces(vocabulary, [span.text for span in spans]))
-    found = [[_piece(vocabulary, one, span.weight) for span in section for one in next(ids)] for section in sections]
-    return syntax.chunked([_swapped(section, vocabulary.swaps) for section in found], vocabulary.room)
+    read_ids = [[_piece(vocabulary, one, span.weight) for span in section for one in next(ids)] for section in sections]
+    found = syntax.chunked([_swapped(section, vocabulary.swaps) for section in read_ids], vocabulary.room)
+    if vocabulary.beside is None:
+        return found
+    other = read(vocabulary.beside, prompt)
+    rest = max(found.rest, other.rest, key=len)
+    return replace(found.padded(max(len(found.chunks), len(other.chunks))), rest=rest)
 
 
 def pieces(vocabulary: Vocabulary, texts: Sequence[str]) -> list[list[int]]:
@@ -170,19 +166,22 @@ def with_tokens(vocabulary: Vocabulary, tokens: Iterable[tuple[str, int]]) -> Vo
     gets all n in order; the rows follow those there are.
     Raises InputError for a token that the vocabulary has or that was given before.
     """
+    tokens = list(tokens)
     tokenizer, learned, end = copy.deepcopy(vocabulary.tokenizer), dict(vocabulary.learned), vocabulary.rows
     for token, vectors in tokens:
         first, end = end, end + vectors
         for row in range(first, end):
             name = token if row == first else f"{token}_{row - first}"
             learned[_add_token(tokenizer, name, learned)] = tuple(range(row, end)) if row == first else (row,)
-    return replace(vocabulary, tokenizer=tokenizer, learned=learned, rows=end)
+    beside = with_tokens(vocabulary.beside, tokens) if vocabulary.beside is not None else None
+    return replace(vocabulary, tokenizer=tokenizer, learned=learned, rows=end, beside=beside)
 
 
 def with_swap(vocabulary: Vocabulary, option: str, word: str, terms: Sequence[tuple[str, float]]) -> Vocabulary:
     """A vocabulary that feeds the weighted sum of some words' vectors wherever a word stands.
 
-    Raises UsageError for words of unequal numbers of tokens, or a word that is swapped already.
+    Raises UsageError for words of unequal numbers of tokens, a word that is swapped already, or one that two text
+    encoders cut apart.
     """
     names = [word, *(name for name, _ in terms)]
     ids, *others = found = pieces(vocabulary, names)
@@ -197,7 +196,11 @@ def with_swap(vocabulary: Vocabulary, option: str, word: str, terms: Sequence[tu
     end = vocabulary.rows + (0 if is_another else counts[word])
     rows = summed[0][1] if is_another else tuple(range(vocabulary.rows, end))
     swap = Swap(option, tuple(ids), rows, summed)
-    return replace(vocabulary, rows=end, swaps=(*vocabulary.swaps, swap))
+    beside = with_swap(vocabulary.beside, option, word, terms) if vocabulary.beside is not None else None
+    if beside is not None and beside.swaps[-1] != swap:
+        what = f"{option}: to the second text encoder of this model an exclamation mark is a piece apart"
+        raise UsageError(what, "name the words without it")
+    return replace(vocabulary, rows=end, swaps=(*vocabulary.swaps, swap), beside=beside)
 
 
 def row_name(vocabulary: Vocabulary, row: int) -> str:
