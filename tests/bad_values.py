@@ -205,6 +205,7 @@ BAD: dict[str, dict[str, Bad]] = {
         "--class": "cat",
         "--negative": NO_TEXT,
         "--lora": "none.safetensors",
+        "--embedding": "none.pt",
         "--guidance": "0.5",
         "--seed": "-1",
         "--seeds": "0",

@@ -146,6 +146,7 @@ class BenchSpec:
     class_name: tuple[str, ...] = ()  # of a model of classes, in place of prompts; none: its first ones
     negative: str = ""
     lora: tuple[str, ...] = ()  # as in GenerateSpec
+    embedding: tuple[str, ...] = ()  # as in GenerateSpec
     guidance: float | None = None
     seed: int = 0
     seeds: int = 1  # pictures of each prompt
