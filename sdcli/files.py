@@ -159,6 +159,11 @@ def exists(path: Path) -> bool:
     return os.path.exists(path)
 
 
+def stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What is another as soon as a file is written anew or another put in its place, even one of its size and time."""
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 def check_writable(folder: Path) -> None:
     """Raise OutputError now, before any work, if nothing could be written into `folder` or where it would be made.
 

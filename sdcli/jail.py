@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from sdcli.errors import InputError, ResourceError
-from sdcli.files import atomic_write, exists, make_folder, open_regular, read_bytes, remove_dead_parts
+from sdcli.files import atomic_write, exists, make_folder, open_regular, read_bytes, remove_dead_parts, stamp
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch began its files before 1.6 wrote zip archives
@@ -89,8 +89,7 @@ def copy_of(path: Path, folder: Path) -> Path:
     known = str(path.resolve())
     for one in (path, path.with_suffix(".yaml")):
         if exists(one):
-            status = one.stat()
-            known += f":{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
+            known += "".join(f":{number}" for number in stamp(one.stat()))
     digest = hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()[:16]
     stem = re.sub(r"[^\w.+,-]", "-", path.stem, flags=re.ASCII)[:100]
     return folder / f"{stem}-{digest}.safetensors"

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdcli.errors import InputError
-from sdcli.files import exists, open_regular
+from sdcli.files import exists, open_regular, stamp
 from sdcli.headers import Entry, Header, read_header
 from sdcli.original import names
 from sdcli.original.names import CLIP, OPEN_CLIP, PREFIXES, VAE
@@ -97,19 +97,14 @@ def read_checkpoint(path: Path, prediction: str | None = None) -> Checkpoint:
     Raises InputError for a file that is none, or of a kind that is not read.
     """
     with open_regular(path) as stream:
-        known = _stamp(os.fstat(stream.fileno()))
+        known = stamp(os.fstat(stream.fileno()))
     beside = path.with_suffix(".yaml")  # it may say what the UNet predicts
-    return _read(path.absolute(), path, (known, _stamp(beside.stat()) if exists(beside) else ()), prediction)
+    return _read(path.absolute(), path, (known, stamp(beside.stat()) if exists(beside) else ()), prediction)
 
 
 @functools.lru_cache(maxsize=8)
 def _read(place: Path, path: Path, known: tuple[object, ...], prediction: str | None) -> Checkpoint:
     return recognise(path, read_header(path), prediction)
-
-
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    """What is another as soon as a file is written anew."""
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def recognise(path: Path, header: Header, asked: str | None = None) -> Checkpoint:
