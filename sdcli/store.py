@@ -15,7 +15,7 @@ from typing import Any
 
 from sdcli import jail, layout
 from sdcli.errors import InputError, SdcliError, SdcliWarning
-from sdcli.files import atomic_write, make_folder, open_regular, reason
+from sdcli.files import atomic_write, exists, make_folder, open_regular, reason, stamp
 from sdcli.layout import PARTS, STEMS, parts, read_json, weight_files
 from sdcli.original.checkpoint import PART_NAMES, Checkpoint
 
@@ -123,7 +123,7 @@ def settings(model: Model) -> dict[str, Any]:
 def model_hash(model: Model) -> str:
     """SHA-256 of a single file, else over the sorted (relative name, SHA-256) of a model's weight files, in hex.
 
-    The file hashes are cached in the user's cache by path, size and modification time.
+    The file hashes are cached in the user's cache, by what is another in a file written anew.
     """
     digest = hashlib.sha256()
     cache = _HashCache()
@@ -191,7 +191,10 @@ def listed() -> Iterator[dict[str, Any]]:
 
 
 class _HashCache:
-    """File hashes by path, size and time; a cache that cannot be read or written costs time and nothing else."""
+    """The hash of each file by its path, while nothing puts another in its place.
+
+    A cache that cannot be read or written costs time and nothing else.
+    """
 
     def __init__(self) -> None:
         self.path = cache_folder() / "hashes.json"
@@ -206,22 +209,24 @@ class _HashCache:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path}: {reason(error)}", "name a file that can be read") from error
-        key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-        found = self.rows.get(key)
-        if isinstance(found, str):
-            return found
+        place, known = str(path.resolve()), ":".join(map(str, stamp(status)))
+        row = self.rows.get(place)
+        if isinstance(row, list) and len(row) == 2 and row[0] == known:
+            return str(row[1])
         with open_regular(path) as stream:
-            self.rows[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.rows[place] = [known, found]
         self.is_changed = True
-        return str(self.rows[key])
+        return found
 
     def save(self) -> None:
         if not self.is_changed:
             return
         try:
             make_folder(self.path.parent)
+            there = {place: row for place, row in self.rows.items() if exists(Path(place))}
             with atomic_write(self.path) as part:
-                part.write_text(json.dumps(self.rows), encoding="utf-8")
+                part.write_text(json.dumps(there), encoding="utf-8")
         except SdcliError:
             return
 
