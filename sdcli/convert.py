@@ -14,7 +14,6 @@ from sdcli.checks import PREDICTIONS
 from sdcli.errors import InputError, OutputError
 from sdcli.files import atomic_folder, check_writable, exists, is_folder, make_folder, remove_dead_parts
 from sdcli.model_specs import ConvertSpec
-from sdcli.original.checkpoint import read_checkpoint
 from sdcli.pipeline import single_file
 from sdcli.pipeline.bundle import build_part, copy_tokenizer, part_config, write_index, write_part
 from sdcli.pipeline.vocabulary import load_vocabulary
@@ -73,13 +72,11 @@ def _gather(spec: ConvertSpec) -> Gathered:
     prediction = PREDICTIONS[spec.prediction] if spec.prediction is not None else None
     configs, states = {}, {}
     for part, place in places.items():
-        module = build_part(place, part, _config(place, part, prediction))
+        module = build_part(place, part, layout.config(place, part, prediction))
         configs[part] = part_config(module)
         states[part] = read_state(place, part, averaged=spec.ema and part == "unet")
         check_shapes(place, part, shapes(module.state_dict()), shapes(states[part]))
-    configs["scheduler"] = _config(model.folder, "scheduler", prediction)
-    if prediction is not None:
-        configs["scheduler"]["prediction_type"] = prediction
+    configs["scheduler"] = layout.config(model.folder, "scheduler", prediction)
     check_config(configs["scheduler"])
     configs_shape(model.folder, configs, configs["scheduler"], may_read_mask=True)
     text_place = places.get("text_encoder", model.folder)
@@ -93,14 +90,6 @@ def _place_of(ref: str, part: str, offline: bool) -> Path:
     if is_folder(Path(ref) / part):
         return Path(ref)
     return store.resolve(ref, offline=offline, needs=(part,)).folder
-
-
-def _config(place: Path, part: str, prediction: str | None) -> Config:
-    """A part's config; of a single file the native size hangs on what the UNet predicts."""
-    if prediction is not None and place.is_file():
-        checkpoint = read_checkpoint(place, prediction)
-        return dict(checkpoint.scheduler if part == "scheduler" else checkpoint.configs[part])
-    return layout.config(place, part)
 
 
 def _write_folder(target: Path, model: Gathered, dtype: torch.dtype | None) -> None:

@@ -56,6 +56,16 @@ def test_another_prediction_draws_what_the_model_draws_whose_config_says_so(shel
     assert (wrong.code, wrong.stderr) == (2, "sdcli: error: --prediction noise: unknown; use one of epsilon, v, x0\n")
 
 
+def test_another_prediction_has_its_own_native_size(shell: Shell) -> None:
+    """Of Stable Diffusion 2.x one file was trained at 768 px and one at 512; they differ in what they predict alone."""
+    originals.write(Path("sd2.safetensors"), originals.SD2)
+    sizes = {}
+    for word in ("v", "epsilon"):
+        dry = shell("generate", "a cat", "-m", "sd2.safetensors", "--prediction", word, "--dry-run", "--json")
+        sizes[word] = json.loads(dry.stdout)["size"]
+    assert sizes == {"v": "768x768", "epsilon": "512x512"}
+
+
 def test_batch_bench_tokens_and_the_codec_take_a_single_file(shell: Shell, original: Path) -> None:
     picture = shell("generate", "a cat", "-m", original, "--size", "64x64", "--steps", 1, "-o", "a.png").lines[0]
     common = ("-m", original, "--json")
