@@ -12,7 +12,7 @@ import torch
 from sdcli import layout, store
 from sdcli.checks import PREDICTIONS
 from sdcli.errors import InputError, OutputError
-from sdcli.files import atomic_folder, check_writable, exists, is_folder, make_folder, remove_dead_parts
+from sdcli.files import atomic_folder, check_writable, exists, folder_for, is_folder, remove_dead_parts
 from sdcli.model_specs import ConvertSpec
 from sdcli.pipeline import single_file
 from sdcli.pipeline.bundle import build_part, copy_tokenizer, part_config, write_index, write_part
@@ -46,11 +46,9 @@ def run(spec: ConvertSpec) -> dict[str, Any]:
     check_writable(spec.output.parent)
     gathered = _gather(spec)
     dtype = getattr(torch, spec.dtype) if spec.dtype != "auto" else None
-    make_folder(spec.output.parent)
-    if spec.form == "diffusers":
-        _write_folder(spec.output, gathered, dtype)
-    else:
-        _write_file(spec.output, gathered, dtype)
+    write = _write_folder if spec.form == "diffusers" else _write_file
+    with folder_for(spec.output):
+        write(spec.output, gathered, dtype)
     written = [path for path in spec.output.rglob("*") if path.is_file()] if is_folder(spec.output) else [spec.output]
     return {
         "path": str(spec.output),

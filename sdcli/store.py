@@ -15,7 +15,7 @@ from typing import Any
 
 from sdcli import jail, layout
 from sdcli.errors import InputError, SdcliError, SdcliWarning
-from sdcli.files import atomic_write, exists, make_folder, open_regular, reason, stamp
+from sdcli.files import atomic_write, exists, is_utf8, make_folder, open_regular, reason, stamp
 from sdcli.layout import ENCODERS, PARTS, STEMS, TOKENIZERS, parts, read_json, weight_files
 from sdcli.original.checkpoint import PART_NAMES, Checkpoint
 
@@ -80,6 +80,8 @@ def find(ref: str | None, *, offline: bool = False) -> Model:
         is_folder, is_there = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # too long a name, or a folder that may not be searched
         raise InputError(f"{ref[:MAX_SHOWN]}: {reason(error)}", "name a folder in the diffusers layout") from error
+    if is_there and not is_utf8(path):
+        raise InputError(f"{ref}: is no UTF-8, and the libraries that read models open no such path", "rename it")
     if is_folder:
         check_folder(path)
         return Model(ref, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -203,6 +204,11 @@ def test_options_that_cannot_be_are_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_output_that_no_library_could_open_is_refused() -> None:
+    with pytest.raises(UsageError, match="is no UTF-8, and the libraries that read models open no such path"):
+        ConvertSpec(model="builtin", output=Path(os.fsdecode(b"caf\xe9.safetensors")))
+
+
 def test_what_is_there_is_not_touched(sd1: Path, tmp_path: Path) -> None:
     (tmp_path / "m.safetensors").write_bytes(b"mine")
     (tmp_path / "m").mkdir()
@@ -212,7 +218,7 @@ def test_what_is_there_is_not_touched(sd1: Path, tmp_path: Path) -> None:
     assert tree(tmp_path) == {"m.safetensors": b"mine", "m": None}
 
 
-@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+@pytest.mark.parametrize("name", ["out", "out.safetensors", "new/folder/out", "new/folder/out.safetensors"])
 def test_weights_that_are_not_finite_leave_nothing_behind(model: Path, tmp_path: Path, name: str) -> None:
     models.edit_weights(model / "unet", lambda state: state | {"conv_out.bias": state["conv_out.bias"] * torch.nan})
     before = tree(tmp_path)

@@ -132,6 +132,11 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "is no whole safetensors file" in refused(str(tmp_path / "model.safetensors"))
 
 
+def test_a_name_that_no_library_opens_is_told(model: Path, tmp_path: Path) -> None:
+    model.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert "is no UTF-8" in refused(str(tmp_path / os.fsdecode(b"caf\xe9")))
+
+
 # The Hub.
 
 
