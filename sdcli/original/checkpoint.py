@@ -85,6 +85,11 @@ class Checkpoint:
         return not self.family.startswith(SDXL)
 
     @property
+    def read_names(self) -> frozenset[str]:
+        """The tensors of the file that the parts of its model are made of."""
+        return frozenset(source.name for part in self.sources.values() for source in part.values())
+
+    @property
     def lacks(self) -> tuple[str, ...]:
         """The parts of a model that it does not hold."""
         return tuple(part for part in PART_NAMES if part not in self.sources)

@@ -159,22 +159,43 @@ def no_schedule(model: Path) -> None:
     models.edit_json(model / "scheduler" / "scheduler_config.json", beta_start=-1)
 
 
+def two_faults(model: Path) -> None:
+    without_a_tensor(model)
+    not_a_number(model)
+
+
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "code", "said"),
     [
-        (without_a_tensor, "1 tensors are missing and 0 unexpected (conv_in.bias, for one)"),
-        (not_a_number, "quant_conv.bias holds NaN or Inf"),
-        (another_width, "reads context of width 24, the text encoder gives 16"),
-        (no_schedule, "beta_start"),
+        (without_a_tensor, ExitCode.INPUT, "1 tensors are missing and 0 unexpected (conv_in.bias, for one)"),
+        (not_a_number, ExitCode.NUMERICAL, "quant_conv.bias holds NaN or Inf"),
+        (two_faults, ExitCode.INPUT, "quant_conv.bias holds NaN or Inf"),
+        (another_width, ExitCode.INPUT, "reads context of width 24, the text encoder gives 16"),
+        (no_schedule, ExitCode.INPUT, "beta_start"),
     ],
 )
-def test_verify_names_what_is_wrong_and_looks_on(shell: Shell, model: Path, damage: Damage, said: str) -> None:
+def test_verify_names_what_is_wrong_and_looks_on(
+    shell: Shell, model: Path, damage: Damage, code: ExitCode, said: str
+) -> None:
     damage(model)
     outcome = shell("models", "verify", model, "--json")
     rows = [json.loads(line) for line in outcome.lines]
-    assert outcome.code == ExitCode.INPUT
+    assert outcome.code == code
     assert any(said in fault for row in rows for fault in row["faults"])
     assert len(rows) == 7  # three parts, the whole, three files
+
+
+def test_verify_looks_at_tensors_that_nothing_reads(shell: Shell, original: Path) -> None:
+    whole = load_file(original)
+    average = {"model_ema.diffusion_modelout2bias": torch.full((4,), torch.nan)}
+    others = {"odd.weight": torch.full((2,), torch.inf), "odd.count": torch.ones(1, dtype=torch.int64)}
+    save_file(whole | average | others, "odd.safetensors")
+    outcome = shell("models", "verify", "odd.safetensors", "--json")
+    (rest,) = [row for row in map(json.loads, outcome.lines) if row["what"] == "the rest"]
+    names = ["model_ema.diffusion_modelout2bias", "odd.weight"]
+    assert rest["faults"] == [f"{name} holds NaN or Inf" for name in names]
+    assert sorted(rest["unused"]) == ["odd.count", "odd.weight"]
+    assert outcome.code == ExitCode.NUMERICAL
 
 
 def test_verify_compares_a_downloaded_file_with_the_name_the_hub_gave_it(
