@@ -30,6 +30,7 @@ ENCODERS = ("text_encoder", "text_encoder_2")  # of Stable Diffusion XL both, of
 STEMS = dict.fromkeys(PARTS, "diffusion_pytorch_model") | dict.fromkeys(ENCODERS, "model")  # of the weights
 TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # folders, each of an encoder's
 CONDITIONERS = ("text_encoder", "class_embedder")  # a model has one of them
+XL_EMBEDDING = "text_time"  # addition_embed_type of XL's UNet: a summary of the prompt, and sizes
 VARIANTS = ("", ".fp16")  # the first that is there is read: float32, or as published, before the float16 copy
 MAX_JSON_BYTES = 16 << 20
 MAX_CLASSES = 100_000
@@ -125,6 +126,20 @@ def encoders(place: Path) -> tuple[str, ...]:
     checkpoint = single_file(place)
     has_second = (place / ENCODERS[1]).is_dir() if checkpoint is None else ENCODERS[1] in checkpoint.configs
     return ENCODERS if has_second else ENCODERS[:1]
+
+
+def is_empty_zero(place: Path) -> bool:
+    """Whether an empty negative prompt of Stable Diffusion XL is all zeros; where a folder does not say, it is.
+
+    Raises InputError.
+    """
+    if place.is_file():
+        return True
+    value = read_json(place / "model_index.json").get("force_zeros_for_empty_prompt", True)
+    if not isinstance(value, bool):
+        what = f"{place}/model_index.json:force_zeros_for_empty_prompt: is {reprlib.repr(value)}"
+        raise InputError(what, "expected is true or false")
+    return value
 
 
 def parts(folder: Path) -> tuple[str, ...]:
