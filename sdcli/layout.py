@@ -129,13 +129,13 @@ def encoders(place: Path) -> tuple[str, ...]:
 
 
 def is_empty_zero(place: Path) -> bool:
-    """Whether an empty negative prompt of Stable Diffusion XL is all zeros; where a folder does not say, it is.
+    """Whether an empty negative prompt of Stable Diffusion XL is all zeros; where a model does not say, it is.
 
     Raises InputError.
     """
-    if place.is_file():
-        return True
-    value = read_json(place / "model_index.json").get("force_zeros_for_empty_prompt", True)
+    checkpoint = single_file(place)
+    index = read_json(place / "model_index.json") if checkpoint is None else checkpoint.index
+    value = index.get("force_zeros_for_empty_prompt", True)
     if not isinstance(value, bool):
         what = f"{place}/model_index.json:force_zeros_for_empty_prompt: is {reprlib.repr(value)}"
         raise InputError(what, "expected is true or false")

@@ -101,8 +101,9 @@ def check_usable(model: Model, checkpoint: Checkpoint, needs: Sequence[str]) -> 
     What else it holds, which nothing reads, is told in a warning.
     """
     if not checkpoint.is_supported:
-        raise InputError(f"{model.ref}: is a {checkpoint.family}", "only Stable Diffusion 1.x and 2.x are supported")
-    lacks = [PART_NAMES[part] for part in needs if part in checkpoint.lacks]
+        raise InputError(f"{model.ref}: is a {checkpoint.family}", "only whole models are supported; use the base")
+    needed = {*needs, *(ENCODERS if ENCODERS[0] in needs else ())}
+    lacks = [PART_NAMES[part] for part in PART_NAMES if part in needed and part in checkpoint.lacks]
     if lacks:
         has = " and ".join(PART_NAMES[part] for part in checkpoint.sources)
         hint = "put the parts together with sdcli models convert --vae REF --text-encoder REF"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sdcli import layout, store
 from sdcli.errors import SdcliError
-from sdcli.original.checkpoint import Checkpoint
+from sdcli.original.checkpoint import PART_NAMES, Checkpoint
 from sdcli.pipeline.bundle import build_part
 from sdcli.pipeline.vocabulary import load_vocabulary
 from sdcli.pipeline.weights import State, check_shapes, is_finite, read_state, read_tensors, shapes
@@ -53,7 +53,11 @@ def run(model: store.Model) -> Iterator[Report]:
         yield _part(model.folder, part)
     if checkpoint is not None:
         yield from _rest(checkpoint)
-    if checkpoint is None or not checkpoint.lacks:
+    if checkpoint is not None and not checkpoint.is_supported:
+        yield Report("model", {}, (f"is a {checkpoint.family}, which is not read",))
+    elif checkpoint is not None and checkpoint.lacks:
+        yield Report("model", {"lacks": ", ".join(PART_NAMES[part] for part in checkpoint.lacks)})
+    else:
         yield _whole(model.folder)
     files = store.files(model)
     for path, digest in store.hashes(files):

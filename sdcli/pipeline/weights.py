@@ -154,7 +154,12 @@ def _from_single_file(checkpoint: Checkpoint, part: str, averaged: bool) -> Stat
 
 
 def _tensor(tensor: Tensor, source: Source) -> Tensor:
-    """The tensor of a source, without a copy: a third of the rows where three are one, a matrix for a 1 x 1 kernel."""
+    """The tensor of a source: a third of the rows where three are one, a matrix for a 1 x 1 kernel, rows for columns.
+
+    Only the last takes memory.
+    """
+    if source.is_transposed:
+        return tensor.T.contiguous()
     if source.third is not None:
         rows = source.shape[0]
         tensor = tensor[source.third * rows : (source.third + 1) * rows]

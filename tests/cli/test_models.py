@@ -107,13 +107,33 @@ def test_a_part_alone_is_shown_and_decodes_but_does_not_draw(shell: Shell, origi
     assert drawn.stderr.startswith("sdcli: error: vae.safetensors: holds the VAE alone, no UNet and no text encoder; ")
 
 
-def test_xl_is_named_and_refused(shell: Shell) -> None:
-    save_file({key: torch.zeros(shape) for key, shape in originals.XL_KEYS.items()}, "xl.safetensors")
+def test_a_single_file_of_xl_is_shown_verified_and_drawn_with(shell: Shell) -> None:
+    whole = originals.weights(originals.SDXL, dtype=torch.float16)
+    save_file(whole, "xl.safetensors")
     told = json.loads(shell("models", "show", "xl.safetensors", "--json").stdout)
-    assert told["family"] == "Stable Diffusion XL"
+    assert (told["family"], told["size"], told["scaling_factor"]) == ("Stable Diffusion XL", "1024x1024", 0.13025)
+    assert told["parts"] == ["unet", "vae", "text_encoder", "text_encoder_2"]
+    drawn = shell("generate", "a cat", "-m", "xl.safetensors", "--size", "64x64", "--steps", 1, "-o", "a.png")
+    assert drawn.code == 0, drawn.stderr
+    name = "conditioner.embedders.1.model.text_projection"
+    save_file(whole | {name: whole[name] * torch.nan}, "bad.safetensors")
+    verified = shell("models", "verify", "bad.safetensors")
+    assert (verified.code, "text_projection.weight holds NaN or Inf" in verified.stderr) == (ExitCode.NUMERICAL, True)
+    save_file({key: one for key, one in whole.items() if not key.startswith("conditioner")}, "part.safetensors")
+    told = shell("models", "verify", "part.safetensors").stdout
+    assert "model: sound (lacks text encoder, second text encoder)" in told
+
+
+def test_a_refiner_is_named_and_refused(shell: Shell) -> None:
+    whole = originals.weights(originals.SDXL)
+    save_file({key.replace("embedders.1", "embedders.0"): value for key, value in whole.items()}, "xl.safetensors")
+    told = json.loads(shell("models", "show", "xl.safetensors", "--json").stdout)
+    assert told["family"] == "Stable Diffusion XL refiner"
     drawn = shell("generate", "a cat", "-m", "xl.safetensors")
-    assert drawn.code == ExitCode.INPUT
-    assert "xl.safetensors: is a Stable Diffusion XL; only Stable Diffusion 1.x and 2.x are supported" in drawn.stderr
+    assert (drawn.code, drawn.stdout) == (ExitCode.INPUT, "")
+    assert "xl.safetensors: is a Stable Diffusion XL refiner; only whole models are supported" in drawn.stderr
+    verified = shell("models", "verify", "xl.safetensors")
+    assert (verified.code, "is a Stable Diffusion XL refiner" in verified.stderr) == (ExitCode.INPUT, True)
 
 
 def test_tensors_that_are_not_used_are_told(shell: Shell, original: Path) -> None:

@@ -30,6 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sd1": originals.write(folder / "sd1.safetensors", originals.SD1),
         "half": originals.write(folder / "half.safetensors", originals.SD1, dtype=torch.float16),
         "sd2": originals.write(folder / "sd2.safetensors", originals.SD2, metadata=v, dtype=torch.bfloat16),
+        "sdxl": originals.write(folder / "sdxl.safetensors", originals.SDXL, dtype=torch.float16),
         "inpainting": originals.write(folder / "inpainting.safetensors", originals.INPAINTING),
     }
 
@@ -53,13 +54,16 @@ def expected_text(whole: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("kind", ["sd1", "half", "sd2", "inpainting"])
+@pytest.mark.parametrize("kind", ["sd1", "half", "sd2", "sdxl", "inpainting"])
 def test_every_tensor_is_the_one_that_diffusers_own_converter_gives(files: dict[str, Path], kind: str) -> None:
     path, whole = files[kind], load_file(files[kind])
     configs = read_checkpoint(path).configs
     assert_equal(read_state(path, "unet"), oracle.convert_ldm_unet_checkpoint(dict(whole), dict(configs["unet"])))
     assert_equal(read_state(path, "vae"), oracle.convert_ldm_vae_checkpoint(dict(whole), dict(configs["vae"])))
     assert_equal(read_state(path, "text_encoder"), expected_text(dict(whole), kind))
+    if kind == "sdxl":
+        expected = oracle.convert_open_clip_checkpoint(None, dict(whole), prefix=originals.OPEN_CLIP_XL)
+        assert_equal(read_state(path, "text_encoder_2"), expected)
 
 
 def test_averages_are_taken_when_asked_for_and_refused_where_there_are_none(
