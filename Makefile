@@ -11,6 +11,8 @@ PIP_ARGS ?=
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install $(PIP_ARGS) --constraint constraints.txt
+# Two processes of one thread each: most tests are too small for two threads to share.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 TORCH := $(shell grep '^torch==' constraints.txt)
 SUPPORTED := import sys; v = sys.version_info[:2]; \
 	sys.exit(None if (3, 11) <= v < (3, 14) else "sdcli needs Python 3.11 to 3.13, this is %d.%d; make PYTHON=..." % v)
@@ -25,10 +27,10 @@ demo: .venv/.runtime ## draw a puppy with the embedded model
 	@$(BIN)/sdcli generate "a picture of a puppy" --seed 7 --if-exists overwrite --output puppy.png
 
 test: .venv/.dev ## run the quick tests
-	@$(BIN)/python -m pytest -q
+	@$(PYTEST)
 
 test-all: .venv/.dev ## run all tests but those that need a GPU
-	@$(BIN)/python -m pytest -q -m "not gpu"
+	@$(PYTEST) -m "not gpu"
 
 check: .venv/.dev ## lint, format and types
 	$(BIN)/ruff check .

@@ -11,12 +11,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
+from diffusers import DDIMInverseScheduler, StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
-from sdcli import drawing
+from sdcli import codec, drawing
 from sdcli.drawing.reading import Reader
 from sdcli.pipeline import text, vae
 from sdcli.pipeline.bundle import ModelBundle, TextPair, load_bundle
@@ -24,7 +25,7 @@ from sdcli.pipeline.images import to_images
 from sdcli.pipeline.sampling import guided_prediction
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import plan
-from sdcli.specs import GenerateSpec
+from sdcli.specs import CodecSpec, GenerateSpec
 from tests import models
 
 Drawn = tuple[list[Tensor], NDArray[np.int16]]
@@ -173,6 +174,25 @@ def test_an_empty_negative_prompt_is_encoded_where_the_model_does_not_ask_for_ze
     ours = by_us(folder, loaded, "euler")
     assert_same(ours, by_diffusers(pipe, "euler", negative=""))  # diffusers encodes what is given
     assert not np.array_equal(ours[1], by_diffusers(pipe, "euler")[1])
+
+
+def test_a_picture_is_inverted_as_by_diffusers_inverse_ddim(sdxl: Path, pipe: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (48, 32), (200, 80, 40)).save(tmp_path / "a.png")
+    common = {"inputs": (tmp_path / "a.png",), "model": str(sdxl)}
+    how: dict[str, Any] = {"invert": PROMPT, "steps": 10, "guidance": 2.0}
+    for name, more in (("latents", {}), ("noise", how)):
+        list(codec.encode(CodecSpec(**common, output=tmp_path / f"{name}.safetensors", **more)))
+    x, noise = (load_file(tmp_path / f"{name}.safetensors")["latents"] for name in ("latents", "noise"))
+    embeds, negative, pooled, negative_pooled = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=True)
+    sizes = torch.tensor([[32.0, 48, 0, 0, 32, 48]] * 2)
+    told = {"text_embeds": torch.cat([negative_pooled, pooled]), "time_ids": sizes}
+    theirs = DDIMInverseScheduler(**models.BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    theirs.set_timesteps(10)
+    for t in theirs.timesteps:
+        with torch.no_grad():
+            answers = pipe.unet(torch.cat([x, x]), t, torch.cat([negative, embeds]), added_cond_kwargs=told).sample
+        x = theirs.step(answers[:1] + 2 * (answers[1:] - answers[:1]), t, x).prev_sample
+    assert float((x - noise).abs().max()) <= TOLERANCE * max(1.0, float(x.abs().max()) / 10)
 
 
 def test_the_prediction_hangs_on_the_summary_and_on_the_sizes(bundle: ModelBundle) -> None:

@@ -19,7 +19,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from sdcli.errors import InputError
 from sdcli.pipeline import containers
 from sdcli.pipeline.containers import MAX_TEXT_BYTES, PNG_HEAD, look_inside, without_metadata
-from sdcli.pipeline.provenance import orientation
+from sdcli.pipeline.exif import orientation
 
 PATH = Path("x.png")
 FORMS = ("PNG", "JPEG", "WEBP")
@@ -37,8 +37,9 @@ def saved(form: str, image: Image.Image | None = None, *, turned: int = 1, **opt
     exif = Image.Exif()
     exif[0x010E] = "secret description"
     exif[0x0112] = turned
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    given: dict[str, Any] = {"exif": exif, "icc_profile": profile}
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    profile[24:36] = bytes(12)  # the second it was made in, which packs into more or fewer bytes
+    given: dict[str, Any] = {"exif": exif, "icc_profile": bytes(profile)}
     if form == "PNG":
         texts = PngImagePlugin.PngInfo()
         texts.add_text("parameters", "secret plain")

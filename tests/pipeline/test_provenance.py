@@ -15,7 +15,8 @@ from PIL import ExifTags, Image
 
 from sdcli.errors import SdcliWarning
 from sdcli.pipeline.containers import Inside
-from sdcli.pipeline.provenance import find_out, orientation
+from sdcli.pipeline.exif import orientation
+from sdcli.pipeline.provenance import find_out
 from tests.pipeline.test_comfy import FACTS, USUAL
 
 PATH = Path("x.png")
