@@ -80,7 +80,7 @@ def _part(place: Path, part: str) -> Report:
 
 def _rest(checkpoint: Checkpoint) -> Iterator[Report]:
     """The numbers of what no part of a single file's model is made of, averages of training among it."""
-    names = sorted(checkpoint.header.entries.keys() - checkpoint.read_names)
+    names = checkpoint.rest
     if not names:
         return
     facts: dict[str, Any] = {"tensors": len(names)}

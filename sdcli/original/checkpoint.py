@@ -89,12 +89,13 @@ class Checkpoint:
     @property
     def is_supported(self) -> bool:
         """Whether pictures can be drawn with it, if it is whole."""
-        return self.family != SDXL_REFINER
+        return not self.family.startswith(SDXL_REFINER)
 
     @property
-    def read_names(self) -> frozenset[str]:
-        """The tensors of the file that the parts of its model are made of."""
-        return frozenset(source.name for part in self.sources.values() for source in part.values())
+    def rest(self) -> list[str]:
+        """The tensors that no part of its model is made of; without buffers of code, in which Inf may be right."""
+        read = {source.name for part in self.sources.values() for source in part.values()}
+        return sorted(self.header.entries.keys() - read - USELESS_NAMES)
 
     @property
     def lacks(self) -> tuple[str, ...]:

@@ -209,7 +209,8 @@ def test_verify_looks_at_tensors_that_nothing_reads(shell: Shell, original: Path
     whole = load_file(original)
     average = {"model_ema.diffusion_modelout2bias": torch.full((4,), torch.nan)}
     others = {"odd.weight": torch.full((2,), torch.inf), "odd.count": torch.ones(1, dtype=torch.int64)}
-    save_file(whole | average | others, "odd.safetensors")
+    mask = {"cond_stage_model.model.attn_mask": torch.full((3, 3), -torch.inf).triu(1)}  # as open_clip has it
+    save_file(whole | average | others | mask, "odd.safetensors")
     outcome = shell("models", "verify", "odd.safetensors", "--json")
     (rest,) = [row for row in map(json.loads, outcome.lines) if row["what"] == "the rest"]
     names = ["model_ema.diffusion_modelout2bias", "odd.weight"]

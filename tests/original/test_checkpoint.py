@@ -218,6 +218,7 @@ def test_a_refiner_is_known_and_not_supported() -> None:
         found = recognised(shapes)
         assert (found.family, found.is_supported) == ("Stable Diffusion XL refiner", False)
     assert (recognised(whole).family, recognised(whole).is_supported) == ("Stable Diffusion XL", True)
+    assert not recognised(refiner(originals.shapes(replace(originals.SDXL, in_channels=9)))).is_supported
 
 
 @pytest.mark.parametrize(
