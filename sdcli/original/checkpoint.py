@@ -7,7 +7,6 @@ a folder are, and checked against the tensors as those are.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import reprlib
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from sdcli.errors import InputError
 from sdcli.files import exists, open_regular, stamp
-from sdcli.headers import Entry, Header, read_header
+from sdcli.headers import Entry, Header, parse_said, read_header
 from sdcli.original import names
 from sdcli.original.names import CLIP, CLIP_XL, OPEN_CLIP, OPEN_CLIPS, PREFIXES, REFINER, VAE
 from sdcli.original.parts import DROPPED_LAYER, Config, Part, Source
@@ -238,7 +237,7 @@ def _said(path: Path, header: Header) -> dict[str, Config]:
     if text is None:
         return {}
     try:
-        said = json.loads(text)
+        said = parse_said(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: its metadata {CONFIGS} are no JSON ({error})", "get the file again") from error
     if not isinstance(said, dict) or not all(isinstance(config, dict) for config in said.values()):

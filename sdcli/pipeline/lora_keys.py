@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from sdcli.errors import InputError
 from sdcli.files import open_regular, reason
+from sdcli.headers import parse_said
 from sdcli.layout import safetensors_metadata
 from sdcli.pipeline.lora_names import ADAPTED_PARTS, TEXT_PREFIX, Layers, Shape, header_shapes, known_names
 from sdcli.pipeline.lora_shapes import Change, check_shapes
@@ -202,7 +202,7 @@ def _read_alphas(where: str, found: Iterable[Change], metadata: Mapping[str, str
     if METADATA_KEY not in metadata:
         return
     try:
-        said = json.loads(metadata[METADATA_KEY])
+        said = parse_said(metadata[METADATA_KEY])
         has_parts = any(key.startswith(tuple(f"{part}." for part in ADAPTED_PARTS)) for key in said)
         for change in found:
             of_part = f"{change.part}." if has_parts else ""  # without: saved by the part alone

@@ -374,6 +374,12 @@ def test_configs_in_the_metadata_that_are_none_are_refused(text: str) -> None:
         recognised(originals.shapes(originals.SD1), {"sdcli.configs": text})
 
 
+def test_configs_in_the_metadata_without_end_are_refused_unread() -> None:
+    text = f'{{"unet": [{"[]," * 400_000}1]}}'  # would take 72 bytes for each 3
+    with pytest.raises(InputError, match=r"sdcli\.configs are no JSON \(it has 1,200,013 characters\)"):
+        recognised(originals.shapes(originals.SD1), {"sdcli.configs": text})
+
+
 @pytest.mark.parametrize(("kind", "least"), [(originals.REAL_SD1, 4.2e9), (originals.REAL_SDXL, 13.8e9)])
 def test_facts_of_a_header_cost_no_reading_of_tensors(tmp_path: Path, kind: originals.Kind, least: float) -> None:
     shapes = originals.shapes(kind)
