@@ -53,8 +53,8 @@ class Part:
             config = self.vae_config()
             levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
             return config, self.sources(naming.vae_names(levels, layers))
-        config = self.text_config()
-        return config, self.open_clip_sources(config) if self.prefix in OPEN_CLIPS else self.clip_sources()
+        sources = self.open_clip_sources() if self.prefix in OPEN_CLIPS else self.clip_sources()
+        return self.text_config(), sources
 
     def unet_shape(self) -> UnetShape:
         """Which blocks the UNet has: the first that halves ends the first level, and all levels are alike."""
@@ -148,13 +148,13 @@ class Part:
             if name.startswith(heads) and name != "embeddings.position_ids"
         }
 
-    def open_clip_sources(self, config: Config) -> dict[str, Source]:
+    def open_clip_sources(self) -> dict[str, Source]:
         """Where each tensor of the text encoder is found in open_clip's, whose queries, keys and values are one.
 
-        What follows the layers that the config names is left out. Beside a projection, transformers puts `text_model.`
-        before the names of all else.
+        Beside a projection, transformers puts `text_model.` before the names of all else.
         """
-        layers, is_second = config["num_hidden_layers"], self.prefix == OPEN_CLIP_XL
+        is_second = self.prefix == OPEN_CLIP_XL
+        layers = MAX_BLOCKS if is_second else DROPPED_LAYER
         names, numbers = naming.open_clip_names(layers), {str(number) for number in range(layers)}
         inside = "text_model." if is_second else ""
         found: dict[str, Source] = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError
 from sdcli.original.checkpoint import read_checkpoint
-from sdcli.pipeline.bundle import load_bundle, load_unet
+from sdcli.pipeline.bundle import load_bundle, load_text, load_unet
 from sdcli.pipeline.weights import is_finite, read_state, write_tensors
 from tests import originals
 
@@ -64,6 +64,15 @@ def test_every_tensor_is_the_one_that_diffusers_own_converter_gives(files: dict[
     if kind == "sdxl":
         expected = oracle.convert_open_clip_checkpoint(None, dict(whole), prefix=originals.OPEN_CLIP_XL)
         assert_equal(read_state(path, "text_encoder_2"), expected)
+
+
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+def test_a_text_encoder_without_one_of_its_layers_is_refused(files: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """Those behind it are not taken for tensors that nothing reads."""
+    whole = load_file(files[kind])
+    save_file({key: value for key, value in whole.items() if ".resblocks.1." not in key}, tmp_path / "bad.safetensors")
+    with pytest.raises(InputError, match=r"0 tensors of its .*text encoder are missing and [1-9]"):
+        load_text(tmp_path / "bad.safetensors", device=CPU, dtype=torch.float32)
 
 
 def test_averages_are_taken_when_asked_for_and_refused_where_there_are_none(
