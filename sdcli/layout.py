@@ -71,15 +71,25 @@ def single_file(place: Path) -> Checkpoint | None:
     return read_checkpoint(place) if place.is_file() else None
 
 
-def config(place: Path, part: str) -> dict[str, Any]:
-    """The config of one part of a model, of `scheduler` too. Raises InputError."""
+def config(place: Path, part: str, prediction: str | None = None) -> dict[str, Any]:
+    """The config of one part of a model, of `scheduler` too. Raises InputError.
+
+    prediction: what the user says that the UNet predicts, in diffusers' words; on it hangs the native size of a single
+    file. None takes the model's own word.
+    """
     checkpoint = single_file(place)
     if checkpoint is None:
-        return read_json(place / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
-    found = checkpoint.scheduler if part == "scheduler" else checkpoint.configs.get(part)
-    if found is None:
-        raise InputError(f"{place}: holds no {part}", "name a whole model")
-    return copy.deepcopy(dict(found))
+        found = read_json(place / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+    else:
+        if prediction not in (None, checkpoint.scheduler.get("prediction_type")):
+            checkpoint = read_checkpoint(place, prediction)
+        there = checkpoint.scheduler if part == "scheduler" else checkpoint.configs.get(part)
+        if there is None:
+            raise InputError(f"{place}: holds no {part}", "name a whole model")
+        found = copy.deepcopy(dict(there))
+    if part == "scheduler" and prediction is not None:
+        found["prediction_type"] = prediction
+    return found
 
 
 def settings(place: Path) -> dict[str, Any]:
@@ -119,13 +129,13 @@ def encoders(place: Path) -> tuple[str, ...]:
 
 
 def is_empty_zero(place: Path) -> bool:
-    """Whether an empty negative prompt of Stable Diffusion XL is all zeros; where a folder does not say, it is.
+    """Whether an empty negative prompt of Stable Diffusion XL is all zeros; where a model does not say, it is.
 
     Raises InputError.
     """
-    if place.is_file():
-        return True
-    value = read_json(place / "model_index.json").get("force_zeros_for_empty_prompt", True)
+    checkpoint = single_file(place)
+    index = read_json(place / "model_index.json") if checkpoint is None else checkpoint.index
+    value = index.get("force_zeros_for_empty_prompt", True)
     if not isinstance(value, bool):
         what = f"{place}/model_index.json:force_zeros_for_empty_prompt: is {reprlib.repr(value)}"
         raise InputError(what, "expected is true or false")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sdcli.checks import DTYPES, PREDICTIONS, one_of
 from sdcli.errors import UsageError
+from sdcli.files import is_utf8
 
 FORMS = ("diffusers", "single-file")
 SUFFIX = ".safetensors"
@@ -34,6 +35,9 @@ class ConvertSpec:
             one_of("to", self.to, FORMS)
         if not self.output.name:
             raise UsageError(f"--output {self.output}: is no new name", "name the file or folder to write")
+        if not is_utf8(self.output):
+            what = f"--output {self.output}: is no UTF-8, and the libraries that read models open no such path"
+            raise UsageError(what, "name another")
         if (self.form == "single-file") != (self.output.suffix == SUFFIX):
             hint = f"a single file is called something{SUFFIX}, a folder is not"
             raise UsageError(f"--to {self.form} with --output {self.output}", hint)

@@ -57,14 +57,15 @@ def remove(removal: Removal) -> None:
 def _copy(ref: str, path: Path) -> Removal:
     root = store.checkpoints_folder()
     is_copy = path.resolve().parent == root.resolve() and jail.COPY_NAME.fullmatch(path.name) is not None
-    copy = path if is_copy else None
-    if copy is None and path.is_file() and jail.is_pickled(path):
-        copy = jail.copy_of(path, root)
-        if not exists(copy):
+    copies = [path] if is_copy else []
+    if not is_copy and path.is_file() and jail.is_pickled(path):
+        copies = jail.copies_of(path, root)
+        if not copies:
             raise InputError(f"{ref}: has no copy in the cache", "nothing is to be removed; the file itself is yours")
-    if copy is None:
+    if not copies:
         raise UsageError(f"{ref}: is yours, and in no cache", "remove it yourself if you mean it")
-    return _removal(ref, root, [one for one in (copy, copy.with_suffix(".yaml")) if exists(one)])
+    both = (one for copy in copies for one in (copy, copy.with_suffix(".yaml")))
+    return _removal(ref, root, [one for one in both if exists(one)])
 
 
 def _downloaded(ref: str, repo: str, revision: str | None) -> Removal:

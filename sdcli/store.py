@@ -15,7 +15,7 @@ from typing import Any
 
 from sdcli import jail, layout
 from sdcli.errors import InputError, SdcliError, SdcliWarning
-from sdcli.files import atomic_write, make_folder, open_regular, reason
+from sdcli.files import atomic_write, exists, is_utf8, make_folder, open_regular, reason, stamp
 from sdcli.layout import ENCODERS, PARTS, STEMS, TOKENIZERS, parts, read_json, weight_files
 from sdcli.original.checkpoint import PART_NAMES, Checkpoint
 
@@ -78,6 +78,8 @@ def find(ref: str | None, *, offline: bool = False) -> Model:
         is_folder, is_there = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # too long a name, or a folder that may not be searched
         raise InputError(f"{ref[:MAX_SHOWN]}: {reason(error)}", "name a folder in the diffusers layout") from error
+    if is_there and not is_utf8(path):
+        raise InputError(f"{ref}: is no UTF-8, and the libraries that read models open no such path", "rename it")
     if is_folder:
         check_folder(path)
         return Model(ref, path)
@@ -97,8 +99,9 @@ def check_usable(model: Model, checkpoint: Checkpoint, needs: Sequence[str]) -> 
     What else it holds, which nothing reads, is told in a warning.
     """
     if not checkpoint.is_supported:
-        raise InputError(f"{model.ref}: is a {checkpoint.family}", "only Stable Diffusion 1.x and 2.x are supported")
-    lacks = [PART_NAMES[part] for part in needs if part in checkpoint.lacks]
+        raise InputError(f"{model.ref}: is a {checkpoint.family}", "only whole models are supported; use the base")
+    needed = {*needs, *(ENCODERS if ENCODERS[0] in needs else ())}
+    lacks = [PART_NAMES[part] for part in PART_NAMES if part in needed and part in checkpoint.lacks]
     if lacks:
         has = " and ".join(PART_NAMES[part] for part in checkpoint.sources)
         hint = "put the parts together with sdcli models convert --vae REF --text-encoder REF"
@@ -133,7 +136,7 @@ def settings(model: Model) -> dict[str, Any]:
 def model_hash(model: Model) -> str:
     """SHA-256 of a single file, else over the sorted (relative name, SHA-256) of a model's weight files, in hex.
 
-    The file hashes are cached in the user's cache by path, size and modification time.
+    The file hashes are cached in the user's cache, by what is another in a file written anew.
     """
     digest = hashlib.sha256()
     cache = _HashCache()
@@ -201,7 +204,10 @@ def listed() -> Iterator[dict[str, Any]]:
 
 
 class _HashCache:
-    """File hashes by path, size and time; a cache that cannot be read or written costs time and nothing else."""
+    """The hash of each file by its path, while nothing puts another in its place.
+
+    A cache that cannot be read or written costs time and nothing else.
+    """
 
     def __init__(self) -> None:
         self.path = cache_folder() / "hashes.json"
@@ -216,22 +222,24 @@ class _HashCache:
             status = path.stat()
         except OSError as error:
             raise InputError(f"{path}: {reason(error)}", "name a file that can be read") from error
-        key = f"{path.resolve()}:{status.st_size}:{status.st_mtime_ns}"
-        found = self.rows.get(key)
-        if isinstance(found, str):
-            return found
+        place, known = str(path.resolve()), ":".join(map(str, stamp(status)))
+        row = self.rows.get(place)
+        if isinstance(row, list) and len(row) == 2 and row[0] == known:
+            return str(row[1])
         with open_regular(path) as stream:
-            self.rows[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        self.rows[place] = [known, found]
         self.is_changed = True
-        return str(self.rows[key])
+        return found
 
     def save(self) -> None:
         if not self.is_changed:
             return
         try:
             make_folder(self.path.parent)
+            there = {place: row for place, row in self.rows.items() if exists(Path(place))}
             with atomic_write(self.path) as part:
-                part.write_text(json.dumps(self.rows), encoding="utf-8")
+                part.write_text(json.dumps(there), encoding="utf-8")
         except SdcliError:
             return
 

@@ -138,6 +138,11 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "is no whole safetensors file" in refused(str(tmp_path / "model.safetensors"))
 
 
+def test_a_name_that_no_library_opens_is_told(model: Path, tmp_path: Path) -> None:
+    model.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert "is no UTF-8" in refused(str(tmp_path / os.fsdecode(b"caf\xe9")))
+
+
 # The Hub.
 
 
@@ -338,15 +343,37 @@ def test_the_hashes_of_files_are_read_from_the_cache_until_a_file_changes(model:
     before = store.model_hash(store.Model("m", model))
     rows = json.loads((own_cache / "hashes.json").read_text())
     assert len(rows) == 3
-    (own_cache / "hashes.json").write_text(json.dumps(dict.fromkeys(rows, "0" * 64)))
+    (own_cache / "hashes.json").write_text(json.dumps({path: [known, "0" * 64] for path, (known, _) in rows.items()}))
     cached = store.model_hash(store.Model("m", model))
     assert cached != before  # the cache is believed ...
     for part in layout.parts(model):
         os.utime(models.weight_file(model / part), ns=(1, 1))
-    assert store.model_hash(store.Model("m", model)) == before  # ... for this size and time alone
+    assert store.model_hash(store.Model("m", model)) == before  # ... for this file alone
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 5}'])
+def test_a_file_replaced_by_one_of_its_size_and_time_has_its_own_hash(tmp_path: Path) -> None:
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"one")
+    before, status = store.file_hash(path), path.stat()
+    other.write_bytes(b"two")
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    assert store.file_hash(path) == hashlib.sha256(b"two").hexdigest() != before
+
+
+def test_the_cache_of_hashes_has_one_row_for_each_file_there_is(tmp_path: Path, own_cache: Path) -> None:
+    for number in range(4):
+        (tmp_path / "gone").write_bytes(b"a file " * number)
+        (tmp_path / "there").write_bytes(b"another" * number)
+        store.file_hash(tmp_path / "gone")
+        store.file_hash(tmp_path / "there")
+    (tmp_path / "gone").unlink()
+    (tmp_path / "new").write_bytes(b"")
+    store.file_hash(tmp_path / "new")
+    assert set(json.loads((own_cache / "hashes.json").read_text())) == {str(tmp_path / "there"), str(tmp_path / "new")}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 5}', '{"\\u0000": 5}'])
 def test_a_damaged_cache_costs_time_and_nothing_else(model: Path, own_cache: Path, content: str) -> None:
     before = store.model_hash(store.Model("m", model))
     (own_cache / "hashes.json").write_text(content)

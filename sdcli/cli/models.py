@@ -9,7 +9,7 @@ import typer
 
 from sdcli import output
 from sdcli.cli import options
-from sdcli.errors import InputError, UsageError
+from sdcli.errors import InputError, NumericalError, UsageError
 from sdcli.model_specs import ConvertSpec
 
 app = typer.Typer(help="What models there are, and what they are.", rich_markup_mode=None)
@@ -117,13 +117,15 @@ def verify(
     from sdcli import verify as story  # deferred: imports torch
 
     faults: list[str] = []
+    not_finite: list[str] = []
     for report in story.run(model):
-        words = ", ".join(f"{key} {value}" for key, value in report.facts.items())
-        told = output.escape(f"{report.what}: {'; '.join(report.faults) or 'sound'} ({words})")
-        output.result(told, report.record())
+        facts = ", ".join(f"{key} {value}" for key, value in report.facts.items())
+        output.result(output.escape(f"{report.what}: {report.words} ({facts})"), report.record())
         faults += report.faults
-    if faults:
-        raise InputError(f"{ref}: {len(faults)} faults ({faults[0]}, for one)", "get the model again")
+        not_finite += report.not_finite
+    if found := faults + not_finite:
+        kind = InputError if faults else NumericalError
+        raise kind(f"{ref}: {len(found)} faults ({found[0]}, for one)", "get the model again")
 
 
 @app.command("remove")

@@ -163,9 +163,8 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     check_clip_skip(model.folder, spec.clip_skip)
     own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
-    config = layout.config(model.folder, "scheduler")
-    if spec.prediction is not None:
-        config["prediction_type"] = PREDICTIONS[spec.prediction]
+    said = PREDICTIONS[spec.prediction] if spec.prediction is not None else None
+    config = layout.config(model.folder, "scheduler", said)
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
     guidance = _first(spec.guidance, own.get("guidance"), DEFAULT_GUIDANCE)

@@ -9,7 +9,7 @@ from typing import Any
 
 from sdcli import layout
 from sdcli.errors import InputError, UsageError
-from sdcli.schedulers.config import has_learned_variance
+from sdcli.schedulers.config import has_learned_variance, prediction_type
 
 MAX_LEVELS = 8  # of a VAE: Stable Diffusion's have 4
 DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion 1.x, in latents
@@ -21,10 +21,12 @@ XL_SIZES = 6  # numbers: height, width, top, left, height, width; a refiner is t
 def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask: bool = False) -> tuple[int, int]:
     """The VAE factor and the native side in px.
 
+    scheduler: its config, which says what the UNet is taken to predict.
     may_read_mask: whether the UNet may be one for inpainting.
     Raises InputError unless the parts of the model fit together.
     """
-    configs = {part: layout.config(folder, part) for part in layout.parts(folder)}
+    said = prediction_type(scheduler)
+    configs = {part: layout.config(folder, part, said) for part in layout.parts(folder)}
     return configs_shape(folder, configs, scheduler, may_read_mask=may_read_mask)
 
 
