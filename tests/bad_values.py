@@ -168,6 +168,7 @@ BAD: dict[str, dict[str, Bad]] = {
     "replay": {
         **ONE_MODEL,
         **SAMPLING,
+        "--prediction": "noise",
         "inputs": "none.png",
         "--output": "x.bmp",
         "--format": "bmp",

@@ -12,6 +12,7 @@ from sdcli.checks import (
     IF_EXISTS,
     MAX_SEED,
     MAX_STEPS,
+    PREDICTIONS,
     at_least,
     between,
     check_picture_options,
@@ -33,6 +34,7 @@ class ReplaySpec:
     quality: int | None = None
     if_exists: str = "number"
     model: str | None = None
+    prediction: str | None = None
     prompt: str | None = None
     negative: str | None = None
     clip_skip: int | None = None
@@ -76,6 +78,8 @@ class ReplaySpec:
             between("seed", self.seed, 0, MAX_SEED)
         if self.size is not None:
             parse_size(self.size)
+        if self.prediction is not None:
+            one_of("prediction", self.prediction, tuple(PREDICTIONS))
         if self.steps is not None:
             between("steps", self.steps, 1, MAX_STEPS)
         if self.clip_skip is not None:

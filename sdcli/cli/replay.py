@@ -29,6 +29,10 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="REF", help="As in generate; needed where the picture's own is not here."),
 ]
+Prediction = Annotated[
+    str | None,
+    typer.Option("--prediction", metavar="NAME", help="By the UNet: epsilon, v or x0. With --model: as that says."),
+]
 Prompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What to draw.")]
 Negative = Annotated[str | None, typer.Option("--negative", "-N", metavar="TEXT", help="What to keep away from.")]
 ClipSkip = Annotated[int | None, typer.Option("--clip-skip", help="Layers of the text encoder left out, 0 or more.")]
@@ -86,6 +90,7 @@ def replay(
     quality: options.Quality = ReplaySpec.quality,
     if_exists: options.IfExists = ReplaySpec.if_exists,
     model: Model = ReplaySpec.model,
+    prediction: Prediction = ReplaySpec.prediction,
     prompt: Prompt = ReplaySpec.prompt,
     negative: Negative = ReplaySpec.negative,
     clip_skip: ClipSkip = ReplaySpec.clip_skip,

@@ -24,9 +24,8 @@ from sdcli.plan.initial import (
 )
 from sdcli.plan.lora_files import LoraFile, check_fit, lora_file
 from sdcli.plan.naming import latent_targets, targets
-from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape
+from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape, prediction_word
 from sdcli.plan.words import EmbeddingFile, check_no_words, check_text, drawn_prompts, embedding_file, read_prompts
-from sdcli.schedulers.config import prediction_type
 from sdcli.specs import GenerateSpec, WordSwap, word_swaps
 
 DEFAULT_STEPS = 25
@@ -68,6 +67,11 @@ class Plan:
     beside: Beside = field(default_factory=Beside)
 
     @property
+    def prediction(self) -> str:
+        """What the UNet predicts, in the words of `--prediction`."""
+        return prediction_word(self.scheduler_config)
+
+    @property
     def evaluations(self) -> int:
         """Calls of the UNet an image."""
         steps = self.steps if self.initial is None else self.initial.steps
@@ -93,7 +97,7 @@ class Plan:
             "class": self.scheduler.class_name,
             "overrides": dict(self.scheduler.overrides),
             **({"step_arguments": dict(self.scheduler.step_arguments)} if self.scheduler.step_arguments else {}),
-            "prediction": {said: word for word, said in PREDICTIONS.items()}[prediction_type(self.scheduler_config)],
+            "prediction": self.prediction,
             "steps": self.steps,
             "evaluations": self.evaluations,
             "guidance": self.guidance,
