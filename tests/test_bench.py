@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sdcli import bench, store
-from sdcli.errors import ExitCode, SdcliWarning, UsageError
+from sdcli.errors import ExitCode, InputError, SdcliWarning, UsageError
 from sdcli.lab.plan import PROMPTS, plan_bench
 from sdcli.lab.specs import BenchSpec
 from sdcli.lab.table import COLUMNS
@@ -142,6 +142,17 @@ def test_a_lora_is_measured_as_the_model_it_makes(shell: Shell, sd1: Path, tmp_p
     command = ("bench", "--model", sd1, "--schedulers", "ddim", "--steps", "2", "--prompt", "a cat", *QUICK)
     ended = shell(*command, "--run", tmp_path / "a", "--lora", lora)
     assert ended.code == ExitCode.INPUT and "loras was" in ended.stderr
+
+
+def test_what_the_unet_predicts_can_be_said_and_makes_another_run(model: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"schedulers": "ddim", "steps": "2", "reference_steps": 4}
+    asked = rows_of(model, tmp_path / "asked", prediction="v", **how)
+    plain = rows_of(model, tmp_path / "plain", **how)
+    models.edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    said = rows_of(model, tmp_path / "said", **how)
+    assert asked[0]["latent_rmse"] == said[0]["latent_rmse"] != plain[0]["latent_rmse"]
+    with pytest.raises(InputError, match="scheduler_config"):
+        rows_of(model, tmp_path / "asked", prediction="epsilon", **how)
 
 
 def test_models_of_classes_and_without_any_are_compared_too(

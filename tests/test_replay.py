@@ -174,6 +174,16 @@ def test_an_option_takes_the_place_of_what_is_told_and_is_named_as_drift(sd1: Pa
     assert again.facts["prompt"] == "a cat" and again.facts["sigmas"] == "karras"
 
 
+@pytest.mark.parametrize("given", [{"replace": ("puppy=dog",)}, {"mix": ("picture=0.5,photo=0.5",)}])
+def test_words_that_are_swapped_take_the_place_of_those_that_were(
+    sd1: Path, folder: Path, given: dict[str, tuple[str, ...]]
+) -> None:
+    path = drawn(sd1, prompt=PROMPT, replace=("puppy=cat",), mix=("picture=0.2,photo=0.8",))
+    other = {"replace": ("puppy=cat",), "mix": ("picture=0.2,photo=0.8",)} | given
+    events(path, output=Path("again.png"), **given)
+    assert Path("again.png").read_bytes() == drawn(sd1, "same.png", prompt=PROMPT, **other).read_bytes()
+
+
 def test_a_picture_that_was_painted_over_differs_by_as_much(sd1: Path, folder: Path) -> None:
     path = drawn(sd1, prompt=PROMPT)
     image = Image.open(path)

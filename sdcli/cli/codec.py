@@ -37,6 +37,7 @@ def encode(
     negative: Annotated[
         str, typer.Option("--negative", "-N", help="What guidance above 1 keeps away from in the inversion.")
     ] = CodecSpec.negative,
+    prediction: options.Prediction = CodecSpec.prediction,
     clip_skip: options.ClipSkip = CodecSpec.clip_skip,
     lora: options.Lora = CodecSpec.lora,  # type: ignore[assignment]
     steps: Annotated[
@@ -64,6 +65,7 @@ def encode(
         sample=sample,
         invert=invert,
         negative=negative,
+        prediction=prediction,
         clip_skip=clip_skip,
         lora=tuple(lora),
         steps=steps,

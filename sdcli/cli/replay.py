@@ -35,6 +35,12 @@ Prediction = Annotated[
 ]
 Prompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What to draw.")]
 Negative = Annotated[str | None, typer.Option("--negative", "-N", metavar="TEXT", help="What to keep away from.")]
+Replace = Annotated[
+    list[str], typer.Option("--replace", metavar="A=B", help="As in generate, in place of all named in it. Repeatable.")
+]
+Mix = Annotated[
+    list[str], typer.Option("--mix", metavar="A=W,B=V", help="As in generate, in place of all named in it. Repeatable.")
+]
 ClipSkip = Annotated[int | None, typer.Option("--clip-skip", help="Layers of the text encoder left out, 0 or more.")]
 ClassName = Annotated[str | None, typer.Option("--class", metavar="NAME|INDEX", help="What to draw, of classes.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="0 to 2^64-1.")]
@@ -93,6 +99,8 @@ def replay(
     prediction: Prediction = ReplaySpec.prediction,
     prompt: Prompt = ReplaySpec.prompt,
     negative: Negative = ReplaySpec.negative,
+    replace: Replace = ReplaySpec.replace,  # type: ignore[assignment]
+    mix: Mix = ReplaySpec.mix,  # type: ignore[assignment]
     clip_skip: ClipSkip = ReplaySpec.clip_skip,
     class_name: ClassName = ReplaySpec.class_name,
     seed: Seed = ReplaySpec.seed,
@@ -123,7 +131,8 @@ def replay(
     """Draw pictures again from what they say about themselves; options take the place of what they say."""
     given: dict[str, Any] = locals()
     given["output"] = given.pop("out")
-    given |= {"inputs": tuple(inputs), "embedding": tuple(embedding), "lora": tuple(lora)}
+    given |= {"inputs": tuple(inputs), "replace": tuple(replace), "mix": tuple(mix)}
+    given |= {"embedding": tuple(embedding), "lora": tuple(lora)}
     spec = ReplaySpec(**{name: value for name, value in given.items() if name not in options.NO_SETTINGS})
     from sdcli import replay as story  # deferred: imports torch
 

@@ -158,9 +158,7 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     check_clip_skip(model.folder, spec.clip_skip)
     own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
-    config = layout.config(model.folder, "scheduler")
-    if spec.prediction is not None:
-        config["prediction_type"] = PREDICTIONS[spec.prediction]
+    config = scheduler_config(model, spec.prediction)
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
     guidance = _first(spec.guidance, own.get("guidance"), DEFAULT_GUIDANCE)
@@ -178,7 +176,8 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
     named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
     if spec.latents is not None:
-        warn_of_latents(spec.latents, {**named, "clip_skip": spec.clip_skip}, scheduler, config)
+        how = {**named, "clip_skip": spec.clip_skip, "prediction": prediction_word(config)}
+        warn_of_latents(spec.latents, how, scheduler, config)
         warn_of_other_loras(spec.latents, loras)
     named["model"] = Path(model.ref).name
     decided = Plan(
@@ -217,6 +216,12 @@ def _chosen(name: str, spec: GenerateSpec) -> schedulers.Scheduler:
         timestep_spacing=spec.timestep_spacing,
         variance=spec.variance,
     )
+
+
+def scheduler_config(model: store.Model, prediction: str | None) -> dict[str, Any]:
+    """A model's noise schedule, and what its UNet predicts unless the user says. Raises InputError."""
+    config = layout.config(model.folder, "scheduler")
+    return config | ({"prediction_type": PREDICTIONS[prediction]} if prediction is not None else {})
 
 
 def own_settings(model: store.Model) -> dict[str, Any]:
