@@ -7,7 +7,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from sdcli.errors import SdcliWarning
 from sdcli.pipeline.fonts import Lettering
@@ -60,16 +60,15 @@ def contact_sheet(tiles: Sequence[Image.Image], captions: Sequence[str], heading
     top = MARGIN + LINE * len(lines) + (MARGIN if lines else 0)
     rows = math.ceil(len(tiles) / across)
     sheet = Image.new("RGB", (total, top + rows * (height + below + MARGIN)), PAPER)
-    draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        lettering.write(draw, (MARGIN, MARGIN + number * LINE), line, INK)
+        lettering.write(sheet, (MARGIN, MARGIN + number * LINE), line, INK)
     for number, (one, caption) in enumerate(zip(tiles, lines_below, strict=True)):
         left = MARGIN + number % across * (width + MARGIN)
         upper = top + number // across * (height + below + MARGIN)
         sheet.paste(one, (left + (width - one.width) // 2, upper + (height - one.height) // 2))
         for row, line in enumerate(caption):
             place = (left + (width - lettering.length(line)) / 2, upper + height + row * LINE + 3)
-            lettering.write(draw, place, line, INK)
+            lettering.write(sheet, place, line, INK)
     return sheet
 
 
