@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdcli import output
+from sdcli.checks import parse_output
 from sdcli.cli import options
 from sdcli.lab.specs import RoundtripSpec
 from sdcli.specs import CodecSpec
@@ -118,7 +119,11 @@ def roundtrip(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="PATH", help="Write each picture beside its reconstruction: a file, or a folder."
+            "--output",
+            "-o",
+            parser=parse_output,
+            metavar="PATH",
+            help="Write each picture beside its reconstruction: a file, or a folder.",
         ),
     ] = RoundtripSpec.output,
     model: options.Model = RoundtripSpec.model,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdcli import output
+from sdcli.checks import parse_output
 from sdcli.cli import options
 from sdcli.cli.stdin import prompt_from_stdin
 from sdcli.errors import UsageError
@@ -67,6 +68,7 @@ SaveLatents = Annotated[
     Path | None,
     typer.Option(
         "--save-latents",
+        parser=parse_output,
         metavar="PATH",
         help="Write the final latents, too, for sdcli decode: a .safetensors file or a folder.",
     ),
@@ -74,16 +76,24 @@ SaveLatents = Annotated[
 Out = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", metavar="PATH", help="A picture file, a folder, a template of fields, or - for stdout."
+        "--output",
+        "-o",
+        parser=parse_output,
+        metavar="PATH",
+        help="A picture file, a folder, a template of fields, or - for stdout.",
     ),
 ]
 Grid = Annotated[
-    Path | None, typer.Option("--grid", metavar="FILE", help="A contact sheet of all pictures, with their seeds, too.")
+    Path | None,
+    typer.Option(
+        "--grid", parser=parse_output, metavar="FILE", help="A contact sheet of all pictures, with their seeds, too."
+    ),
 ]
 SaveSteps = Annotated[
     Path | None,
     typer.Option(
         "--save-steps",
+        parser=parse_output,
         metavar="FILE.webp|DIR",
         help="The denoising step by step, too: as an animation, or as a PNG a step in a folder.",
     ),

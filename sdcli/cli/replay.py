@@ -10,6 +10,7 @@ import typer
 
 from sdcli import output
 from sdcli.archive.specs import ReplaySpec
+from sdcli.checks import parse_output
 from sdcli.cli import options
 
 if TYPE_CHECKING:
@@ -19,7 +20,13 @@ Pictures = Annotated[list[Path], typer.Argument(metavar="FILE...", help="PNG, JP
 Check = Annotated[bool, typer.Option("--check", help="Write nothing; compare with the picture, name what has drifted.")]
 Out = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="PATH", help="A file (for one picture), a folder, or - for stdout."),
+    typer.Option(
+        "--output",
+        "-o",
+        parser=parse_output,
+        metavar="PATH",
+        help="A file (for one picture), a folder, or - for stdout.",
+    ),
 ]
 Format = Annotated[
     str | None, typer.Option("--format", metavar="NAME", help="png, webp or jpg. Default: that of the picture.")

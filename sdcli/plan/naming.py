@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Formatter
 
 from sdcli import latent_files
+from sdcli.checks import FolderPath
 from sdcli.errors import OutputError, UsageError
 from sdcli.files import check_writable, exists, is_folder, open_regular, remove_dead_parts
 from sdcli.specs import GenerateSpec
@@ -33,6 +34,8 @@ def targets(
     """
     output = spec.output
     has_fields = is_template(output)
+    if has_fields and isinstance(output, FolderPath):
+        output = output / "{slug}-{seed}"
     many = not has_fields and is_output_folder(output)
     if has_fields:
         form = _template_format(str(_parted(output)[1]), spec.format)
@@ -104,8 +107,8 @@ def check_quality(form: str, quality: int | None) -> None:
 
 
 def is_output_folder(output: Path) -> bool:
-    """Whether `--output` means a folder: one that is there, or a name without a suffix."""
-    return is_folder(output) or output.suffix == ""
+    """Whether `--output` means a folder: one that is there, a name without a suffix, or with a slash at its end."""
+    return isinstance(output, FolderPath) or is_folder(output) or output.suffix == ""
 
 
 def slug(subject: str) -> str:
