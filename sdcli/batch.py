@@ -98,7 +98,8 @@ def _gallery(spec: BatchSpec) -> Iterator[Event]:
         album = arrange(folder, (job.target.name for job in jobs), MAX_PICTURES)
         for done in write_gallery(folder, album.records(), album.left_out):
             yield Progress(done, len(album.places), "thumbnails")
-    yield Gallery(folder / GALLERY, len(album.places), album.left_out)
+    if int(os.environ.get("RANK", "0")) == 0:  # of processes launched together all write it, so that the last is whole
+        yield Gallery(folder / GALLERY, len(album.places), album.left_out)
 
 
 class _Work:
