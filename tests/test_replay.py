@@ -371,7 +371,7 @@ def test_a_graph_of_comfyui_is_drawn_with_as_far_as_it_can(sd1: Path, folder: Pa
     path = told(folder / "c.png", prompt=json.dumps(USUAL))
     remarks = unheeded(path, model=str(sd1), size="32x32", steps=2, output=Path("again.png"))
     assert remarks == [
-        "LoraLoader x: is not honoured, there is nothing like it here",
+        "LoraLoader x: is not honoured, name its file with --lora",
         f"model {sd1}: it may be another, the picture tells no hash",
     ]
     how = {"prompt": "a glass bottle", "negative": "text, watermark", "seed": 156680208700286, "guidance": 8.0}
