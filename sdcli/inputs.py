@@ -39,7 +39,9 @@ def targets_of(sources: Sequence[Path], output: Path, suffix: str, if_exists: st
     ending = "." + suffix.rpartition(".")[2]
     many = is_output_folder(output)
     if not many and output.suffix.lower() != ending.lower():
-        raise UsageError(f"--output {output}: the result is a {ending} file", f"name a {ending} file or a folder")
+        raise UsageError(
+            f"--output {output}: the result is a {ending} file", f"name a {ending} file, or a folder as NAME/"
+        )
     if not many and len(sources) > 1:
         raise UsageError(f"--output {output}: is one file for {len(sources)} results", "name a folder")
     targets = [output / f"{stem(source)}{suffix}" for source in sources] if many else [output]

@@ -13,6 +13,7 @@ from typing import ClassVar
 from sdcli.checks import (
     DTYPES,
     IF_EXISTS,
+    MAX_COUNT,
     MAX_SEED,
     MAX_SIDE,
     MAX_STEPS,
@@ -93,7 +94,7 @@ class GenerateSpec:
             between("eta", self.eta, 0.0, 1.0)
         if self.seed is not None:
             between("seed", self.seed, 0, MAX_SEED)
-        at_least("count", self.count, 1)
+        between("count", self.count, 1, MAX_COUNT)
         if self.batch_size is not None:
             at_least("batch_size", self.batch_size, 1)
         if self.size is not None and (self.width is not None or self.height is not None):

@@ -38,7 +38,7 @@ ClassName = Annotated[
 Seed = Annotated[
     int | None, typer.Option("--seed", help="0 to 2^64-1; image i uses seed + i. Default: drawn and reported.")
 ]
-Count = Annotated[int, typer.Option("--count", "-n", help="Images to draw, 1 or more.")]
+Count = Annotated[int, typer.Option("--count", "-n", help="Images to draw, 1 to 100000.")]
 Width = Annotated[int | None, typer.Option("--width", metavar="PX", help="Width alone, in pixels.")]
 Height = Annotated[int | None, typer.Option("--height", metavar="PX", help="Height alone, in pixels.")]
 Latents = Annotated[

@@ -33,7 +33,6 @@ from sdcli.plan.words import drawn_prompts, embedding_file, read_prompts
 from sdcli.specs import BatchSpec, GenerateSpec
 
 MOST_SETTINGS = 256  # kept at a time: jobs that differ in more than prompt and seed ask for a plan of their own
-MOST_OF_A_JOB = 100_000  # images of one line
 MOST_NAMED = 5  # bad lines told of with what is wrong; the others by number
 MOST_RANGES = 50  # of the numbers of bad lines, in an error
 SLUG_LENGTH = 40
@@ -196,8 +195,6 @@ class Resolver:
         try:
             values = self._of_pictures | line.values if "init_image" in line.values else line.values
             asked = GenerateSpec(**_merged(self._own, values))
-            if asked.count > MOST_OF_A_JOB:
-                raise UsageError(f"count {asked.count}: too many for one job", f"at most {MOST_OF_A_JOB} are")
             settings = self._settings_of(asked, line)
             templates = read_prompts(asked)
             asked_label(asked, settings.classes)

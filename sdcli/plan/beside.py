@@ -127,7 +127,9 @@ def _numbered_on(paths: Sequence[Path], there: set[str]) -> list[Path]:
 
 def _check_film(path: Path, count: int, settings: Mapping[str, object]) -> None:
     if path.suffix.lower() != ".webp":
-        raise UsageError(f"--save-steps {path}: a film is a .webp file", "name one, or a folder for a picture a step")
+        raise UsageError(
+            f"--save-steps {path}: a film is a .webp file", "name one, or for a picture a step a folder as NAME/"
+        )
     if count > 1:
         what = f"--count {count} with --save-steps {path}: a film shows one picture"
         raise UsageError(what, "name a folder")

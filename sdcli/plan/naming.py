@@ -72,7 +72,9 @@ def latent_targets(spec: GenerateSpec, seeds: Sequence[int], subjects: Sequence[
     check_names(place, "--save-latents")
     many = is_output_folder(place)
     if not many and place.suffix.lower() != ".safetensors":
-        raise UsageError(f"--save-latents {place}: latents are safetensors", "name a .safetensors file or a folder")
+        raise UsageError(
+            f"--save-latents {place}: latents are safetensors", "name a .safetensors file, or a folder as NAME/"
+        )
     check_writable(place if many else place.parent)
     if many:
         names = [f"{slug(words)}-{seed}{latent_files.SUFFIX}" for seed, words in zip(seeds, subjects, strict=True)]
@@ -94,7 +96,9 @@ def picture_format(output: Path, asked: str | None) -> str:
         return asked if asked is not None else "png"
     if suffix not in SUFFIXES:
         kinds = ", ".join(SUFFIXES)
-        raise UsageError(f"--output {output}: is of no kind of picture", f"name a file of {kinds}, or a folder")
+        raise UsageError(
+            f"--output {output}: is of no kind of picture", f"name a file of {kinds}, or a folder as NAME/"
+        )
     if asked not in (None, SUFFIXES[suffix]):
         raise UsageError(f"--output {output} with --format {asked}: contradict each other", "leave out --format")
     return SUFFIXES[suffix]
