@@ -37,6 +37,8 @@ def targets_of(sources: Sequence[Path], output: Path, suffix: str, if_exists: st
     Raises UsageError when that is no place for them all, OutputError when it cannot be written.
     """
     ending = "." + suffix.rpartition(".")[2]
+    if str(output) == "-":
+        raise UsageError("--output -: nothing of this goes to stdout", "name a file or a folder")
     many = is_output_folder(output)
     if not many and output.suffix.lower() != ending.lower():
         raise UsageError(
