@@ -12,6 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -140,13 +141,14 @@ def share(spec: BatchSpec, environment: Mapping[str, str]) -> tuple[int, int]:
     return (index - 1) * world + rank + 1, count * world
 
 
-def good_jobs(spec: BatchSpec, share_of: tuple[int, int]) -> Iterator[Job]:
+def good_jobs(spec: BatchSpec, share_of: tuple[int, int], most: int | None = None) -> Iterator[Job]:
     """The images of this process's share, in the order of the file; bad lines were told of before.
 
+    most: lines that were looked at; what was written below them since is for the next call. None: all.
     Raises InputError for a bad line where there was none before.
     """
     resolver, names, index = Resolver(spec), Tally(), 0
-    for line in lines.read(spec.jobs):
+    for line in islice(lines.read(spec.jobs), most):
         try:
             for job in _named_apart(resolver, line, names, spec.jobs):
                 if index % share_of[1] == share_of[0] - 1:
