@@ -212,17 +212,19 @@ def _batches(spec: BenchSpec, plan: BenchPlan, bundle: ModelBundle) -> tuple[Pic
         for subject, label in zip(plan.subjects, plan.labels, strict=True)
     ]
     conditions = [subject for subject in subjects for _ in range(spec.seeds)]
-    size = spec.batch_size
-    size = size if size is not None else drawing.auto_batch_size(plan.base.width, plan.base.height)
+    width, height = plan.base.width, plan.base.height
+    size = spec.batch_size if spec.batch_size is not None else drawing.auto_batch_size(width, height)
     factor = vae.factor(bundle.vae)
-    shape = (int(bundle.unet.config["in_channels"]), plan.base.height // factor, plan.base.width // factor)
+    shape = (int(bundle.unet.config["in_channels"]), height // factor, width // factor)
     negative = spec.negative if isinstance(null, str) else null
     away_from = negative if plan.base.guidance > 1 else None
     batches = []
     for alike in _alike(lengths(bundle.conditioner, conditions, away_from)):
         for places in (alike[i : i + size] for i in range(0, len(alike), size)):
             context, away = contexts(bundle.conditioner, [conditions[i] for i in places], away_from)
-            batches.append(Pictures(context, away, tuple((spec.seed + i) % 2**64 for i in places), shape))
+            seeds = tuple((spec.seed + i) % 2**64 for i in places)
+            away = away.of_size(width, height) if away is not None else None
+            batches.append(Pictures(context.of_size(width, height), away, seeds, shape))
     return tuple(batches)
 
 

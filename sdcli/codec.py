@@ -22,6 +22,7 @@ from sdcli.lab.specs import RoundtripSpec
 from sdcli.pipeline import features, images, measures, prompt, sampling, text, vae, vocabulary
 from sdcli.pipeline.bundle import load_conditioner, load_unet, load_vae
 from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.context import Context
 from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.inversion import invert
@@ -93,7 +94,8 @@ def encode(spec: CodecSpec) -> Iterator[Progress | CodecRecord]:
         pixels = images.to_pixels(_sized(images.load_image(source), source, spec, factor))
         latents = _encoded(coder, pixels, source, spec)
         if inversion is not None and network is not None:
-            for step in _invert(latents, spec, inversion, network):
+            size = pixels.shape[-1], pixels.shape[-2]
+            for step in _invert(latents, spec, inversion, network, size=size):
                 latents = step.latents.cpu()
                 yield Progress(number * step.total + step.index, len(sources) * step.total)
         facts = {
@@ -228,11 +230,11 @@ def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
 
 @dataclass(frozen=True)
 class _Network:
-    """The UNet, and what it is told: (1, 77 k, D), or (1, 1, D) of a class."""
+    """The UNet, and what it is told of the one picture."""
 
     unet: UNet2DConditionModel
-    context: Tensor
-    negative: Tensor | None
+    context: Context
+    negative: Context | None
 
 
 def _load_network(spec: CodecSpec, inversion: _Inversion, model: store.Model) -> _Network:
@@ -252,11 +254,15 @@ def _load_network(spec: CodecSpec, inversion: _Inversion, model: store.Model) ->
     return _Network(unet, context, negative)
 
 
-def _invert(latents: Tensor, spec: CodecSpec, inversion: _Inversion, network: _Network) -> Iterator[sampling.Step]:
+def _invert(
+    latents: Tensor, spec: CodecSpec, inversion: _Inversion, network: _Network, *, size: tuple[int, int]
+) -> Iterator[sampling.Step]:
+    """size: width and height of the picture in px."""
     device = str(network.unet.device)
     solver = schedulers.create(inversion.scheduler, inversion.scheduler_config, inversion.steps, device=device)
-    told: dict[str, Any] = {"negative": network.negative, "guidance": spec.guidance}
-    return invert(network.unet, solver, latents, network.context, **told)
+    negative = network.negative.of_size(*size) if network.negative is not None else None
+    context = network.context.of_size(*size)
+    return invert(network.unet, solver, latents, context, negative=negative, guidance=spec.guidance)
 
 
 def _inversion_facts(spec: CodecSpec, inversion: _Inversion) -> dict[str, Any]:

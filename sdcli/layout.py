@@ -23,10 +23,14 @@ PARTS = {  # folder -> classes
     "vae": ("AutoencoderKL", "VQModel"),
     "unet": ("UNet2DConditionModel",),
     "text_encoder": ("CLIPTextModel",),
+    "text_encoder_2": ("CLIPTextModelWithProjection",),
     "class_embedder": ("ClassEmbedder",),
 }
-STEMS = dict.fromkeys(PARTS, "diffusion_pytorch_model") | {"text_encoder": "model"}  # of the weights
+ENCODERS = ("text_encoder", "text_encoder_2")  # of Stable Diffusion XL both, of 1.x and 2.x the first
+STEMS = dict.fromkeys(PARTS, "diffusion_pytorch_model") | dict.fromkeys(ENCODERS, "model")  # of the weights
+TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # folders, each of an encoder's
 CONDITIONERS = ("text_encoder", "class_embedder")  # a model has one of them
+XL_EMBEDDING = "text_time"  # addition_embed_type of XL's UNet: a summary of the prompt, and sizes
 VARIANTS = ("", ".fp16")  # the first that is there is read: float32, or as published, before the float16 copy
 MAX_JSON_BYTES = 16 << 20
 MAX_CLASSES = 100_000
@@ -86,9 +90,9 @@ def settings(place: Path) -> dict[str, Any]:
     return read_json(place / "sdcli.json") if exists(place / "sdcli.json") else {}
 
 
-def tokenizer(place: Path) -> Path:
-    """Where a model's tokenizer is: a folder, or the single file whose model reads CLIP's own pieces."""
-    return place if place.is_file() else place / "tokenizer"
+def tokenizer(place: Path, encoder: str = "text_encoder") -> Path:
+    """Where the tokenizer of a text encoder is: a folder, or the single file whose model reads CLIP's own pieces."""
+    return place if place.is_file() else place / TOKENIZERS[encoder]
 
 
 def conditioner(folder: Path) -> str:
@@ -102,9 +106,35 @@ def conditioner(folder: Path) -> str:
     return there[0] if there else CONDITIONERS[0]
 
 
+def encoders(place: Path) -> tuple[str, ...]:
+    """The text encoders of a model: two of Stable Diffusion XL, none of one that reads no text.
+
+    Raises InputError as `conditioner` does.
+    """
+    if conditioner(place) != "text_encoder":
+        return ()
+    checkpoint = single_file(place)
+    has_second = (place / ENCODERS[1]).is_dir() if checkpoint is None else ENCODERS[1] in checkpoint.configs
+    return ENCODERS if has_second else ENCODERS[:1]
+
+
+def is_empty_zero(place: Path) -> bool:
+    """Whether an empty negative prompt of Stable Diffusion XL is all zeros; where a folder does not say, it is.
+
+    Raises InputError.
+    """
+    if place.is_file():
+        return True
+    value = read_json(place / "model_index.json").get("force_zeros_for_empty_prompt", True)
+    if not isinstance(value, bool):
+        what = f"{place}/model_index.json:force_zeros_for_empty_prompt: is {reprlib.repr(value)}"
+        raise InputError(what, "expected is true or false")
+    return value
+
+
 def parts(folder: Path) -> tuple[str, ...]:
     """The parts of a model that hold weights. Raises InputError as `conditioner` does."""
-    return ("vae", "unet", conditioner(folder))
+    return ("vae", "unet", *(encoders(folder) or (conditioner(folder),)))
 
 
 def classes(folder: Path) -> tuple[str, ...] | None:

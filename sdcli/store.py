@@ -16,14 +16,17 @@ from typing import Any
 from sdcli import jail, layout
 from sdcli.errors import InputError, SdcliError, SdcliWarning
 from sdcli.files import atomic_write, make_folder, open_regular, reason
-from sdcli.layout import PARTS, STEMS, parts, read_json, weight_files
+from sdcli.layout import ENCODERS, PARTS, STEMS, TOKENIZERS, parts, read_json, weight_files
 from sdcli.original.checkpoint import PART_NAMES, Checkpoint
 
 BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).with_name("builtin") / "model"
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-HUB_CONFIGS = ("model_index.json", "sdcli.json", *(f"{p}/*.json" for p in (*PARTS, "tokenizer", "scheduler")))
-HUB_VOCABULARY = ("tokenizer/merges.txt",)
+HUB_CONFIGS = (
+    *("model_index.json", "sdcli.json"),
+    *(f"{part}/*.json" for part in (*PARTS, *TOKENIZERS.values(), "scheduler")),
+)
+HUB_VOCABULARY = tuple(f"{tokenizer}/merges.txt" for tokenizer in TOKENIZERS.values())
 HUB_FILES = (
     *HUB_CONFIGS,
     *HUB_VOCABULARY,
@@ -32,7 +35,12 @@ HUB_FILES = (
 HUB_FILES_HALF = (*HUB_FILES, *(f"{part}/{stem}.fp16*.safetensors" for part, stem in STEMS.items()))
 PARTS_OF_A_WHOLE = ("unet", "vae", "text_encoder")
 MAX_SHOWN = 100  # characters of a reference that is no path
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")  # those with the parts we read
+# diffusers' pipelines with the parts that are read; those of XL have a second text encoder.
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
+PIPELINES_XL = (
+    *("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    "StableDiffusionXLInpaintPipeline",
+)
 
 
 @dataclass(frozen=True)
@@ -107,10 +115,14 @@ def check_folder(folder: Path) -> None:
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: has no model_index.json", "name the folder of a model in the diffusers layout")
     name = read_json(folder / "model_index.json").get("_class_name")
-    if name not in PIPELINES:
-        raise InputError(f"{folder}: is a {name!r}", "only models of Stable Diffusion 1.x and 2.x are supported")
-    needed = parts(folder)
-    for part in (*needed, *(["tokenizer"] if "text_encoder" in needed else []), "scheduler"):
+    if name not in (*PIPELINES, *PIPELINES_XL):
+        raise InputError(f"{folder}: is a {name!r}", "only models of Stable Diffusion 1.x, 2.x and XL are supported")
+    if name in PIPELINES_XL and (folder / ENCODERS[1]).is_dir() and not (folder / ENCODERS[0]).is_dir():
+        raise InputError(
+            f"{folder}: is a refiner of Stable Diffusion XL", "only whole models are supported; use the base"
+        )
+    needed = {**dict.fromkeys(parts(folder)), **dict.fromkeys(ENCODERS if name in PIPELINES_XL else ())}
+    for part in (*needed, *(TOKENIZERS[part] for part in needed if part in TOKENIZERS), "scheduler"):
         if not (folder / part).is_dir():
             raise InputError(f"{folder}: has no {part}/", "name the folder of a whole model")
 

@@ -21,7 +21,7 @@ from sdcli.pipeline.vocabulary import Vocabulary
 from sdcli.plan import Plan
 from sdcli.plan.naming import check_targets
 from sdcli.plan.parts import check_clip_skip, text_width
-from sdcli.plan.words import EmbeddingFile, check_no_words, check_text, embedding_file
+from sdcli.plan.words import EmbeddingFile, check_no_words, check_one_encoder, check_text, embedding_file
 from sdcli.specs import WordSwap, word_swaps
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def walk(spec: TokensSpec) -> Walk:
     if layout.classes(model.folder) is not None:
         check_no_words(files, swaps)
         raise UsageError("--model: this one reads no prompts", "use a model that does; see sdcli models show")
+    check_one_encoder(files, model.folder)
     check_clip_skip(model.folder, spec.clip_skip)
     words, embeddings = _words(model.folder, files, swaps)
     chunks = vocabulary.read(words, spec.prompt)
@@ -171,7 +172,8 @@ def _row(words: Vocabulary, piece: Piece, index: int) -> Row:
 def _facts(
     spec: TokensSpec, model: store.Model, words: Vocabulary, chunks: Chunks, rows: Sequence[Row]
 ) -> dict[str, Any]:
-    facts: dict[str, Any] = {"prompt": spec.prompt, "model": model.ref, "tokens": chunks.counts()}
+    facts: dict[str, Any] = {"prompt": spec.prompt, "model": model.ref, "encoders": list(layout.encoders(model.folder))}
+    facts["tokens"] = chunks.counts()
     facts |= {key: list(given) for key, given in (("replace", spec.replace), ("mix", spec.mix)) if given}
     facts |= {"clip_skip": spec.clip_skip} if spec.clip_skip else {}
     facts |= {"length": words.length, "vocabulary": words.rows}
@@ -203,8 +205,9 @@ def _tensors(
         return {"causal_mask": mask}
     encoder = load_text(folder, device=torch.device("cpu"), dtype=torch.float32)
     if embeddings:
-        encoder = text.with_embeddings(encoder, embeddings)
-    encoder = text.without_last_layers(text.with_swaps(encoder, words.swaps), spec.clip_skip)
+        encoder = text.each(encoder, lambda one: text.with_embeddings(one, embeddings))
+    encoder = text.each(encoder, lambda one: text.with_swaps(one, words.swaps))
+    encoder = text.without_last_layers(encoder, spec.clip_skip)
     with torch.no_grad():
         return text.walk_through(encoder, chunks) | {"causal_mask": mask}
 

@@ -60,6 +60,14 @@ def shell(
 
 
 @pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model shaped like Stable Diffusion XL; to be read only."""
+    from tests import models
+
+    return models.write_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="session")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model whose UNet predicts variances, too; to be read only."""
     from tests import models

@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DiffusionPipeline,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 Weights = dict[str, Tensor]
 
@@ -26,6 +34,8 @@ SIZE = 32  # px
 FACTOR = 2  # pixels per latent along a side
 LATENTS = (4, 16, 16)
 CONTEXT = 16  # width of the text encoder, or of the class embedder
+CONTEXT_2, POOLED = 24, 20  # of Stable Diffusion XL's second text encoder: its width, and that of its projection
+TIME_WIDTH = 8  # of the embedding of each of Stable Diffusion XL's six numbers about sizes
 CLASSES = ("cat", "dog", "0", "sea urchin, echinoid")
 
 # As published with Stable Diffusion 1.5 and 2.1, keys that their own class does not know included.
@@ -40,6 +50,7 @@ STEPPING = {
 SD1_SCHEDULER = {"_class_name": "PNDMScheduler", **BETAS, **STEPPING}
 LEARNED_SCHEDULER = {"_class_name": "DDPMScheduler", **BETAS, **STEPPING, "variance_type": "learned_range"}
 SD2_SCHEDULER = {"_class_name": "DDIMScheduler", **BETAS, **STEPPING, "prediction_type": "v_prediction"}
+SDXL_SCHEDULER = {"_class_name": "EulerDiscreteScheduler", **BETAS, **STEPPING, "timestep_spacing": "leading"}
 
 
 def write_sd1(folder: Path, *, seed: int = 0, scaling_factor: float = 0.18215) -> Path:
@@ -56,6 +67,29 @@ def write_sd2(folder: Path, *, seed: int = 0) -> Path:
     _write(folder, unet, _vae(0.18215), _text_encoder("gelu"), SD2_SCHEDULER)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         edit_json(folder / "tokenizer" / name, pad_token="!")
+    return folder
+
+
+def write_sdxl(folder: Path, *, seed: int = 0, in_channels: int = LATENTS[0]) -> Path:
+    """A model shaped like Stable Diffusion XL: two text encoders, the UNet told of their summary and of sizes, too.
+
+    in_channels: of the UNet; 9 make a model for inpainting.
+    """
+    torch.manual_seed(seed)
+    whole = StableDiffusionXLPipeline(
+        vae=_vae(0.13025),  # its config says force_upcast, too
+        text_encoder=_text_encoder("quick_gelu", layers=4),
+        text_encoder_2=_text_encoder_2(),
+        tokenizer=CLIPTokenizer.from_pretrained(TOKENIZER),
+        tokenizer_2=CLIPTokenizer.from_pretrained(TOKENIZER),
+        unet=_unet_xl(in_channels),
+        scheduler=EulerDiscreteScheduler.from_config(SDXL_SCHEDULER),
+        force_zeros_for_empty_prompt=True,
+        add_watermarker=False,
+    )
+    _save(whole, folder, SDXL_SCHEDULER)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        edit_json(folder / "tokenizer_2" / name, pad_token="!")
     return folder
 
 
@@ -156,6 +190,15 @@ def pipeline(folder: Path, **parts: None) -> StableDiffusionPipeline:
     return loaded
 
 
+def pipeline_xl(
+    folder: Path, kind: type[DiffusionPipeline] = StableDiffusionXLPipeline, **parts: None
+) -> DiffusionPipeline:
+    """The same over a folder of Stable Diffusion XL. kind: which of diffusers' pipelines for it."""
+    loaded = kind.from_pretrained(folder, local_files_only=True, add_watermarker=False, **parts)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded
+
+
 def _unet(**kind: Any) -> UNet2DConditionModel:
     unet = UNet2DConditionModel(
         sample_size=SIZE // FACTOR,
@@ -167,6 +210,32 @@ def _unet(**kind: Any) -> UNet2DConditionModel:
         norm_num_groups=2,
         **kind,
     )
+    return _listening(unet)
+
+
+def _unet_xl(in_channels: int) -> UNet2DConditionModel:
+    unet = UNet2DConditionModel(
+        sample_size=SIZE // FACTOR,
+        in_channels=in_channels,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        transformer_layers_per_block=[1, 2],
+        attention_head_dim=[1, 2],
+        cross_attention_dim=CONTEXT + CONTEXT_2,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=TIME_WIDTH,
+        projection_class_embeddings_input_dim=6 * TIME_WIDTH + POOLED,
+        norm_num_groups=2,
+    )
+    for module in (unet.add_embedding.linear_1, unet.add_embedding.linear_2):
+        _scale(module, 3.0)
+    return _listening(unet)
+
+
+def _listening(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     # As drawn, the weights hardly listen to the prompt: no wrong guidance or solver would show in the picture.
     for name, module in unet.named_modules():
         if name.endswith(("attn2.to_k", "attn2.to_v", "attn2.to_out.0")):
@@ -188,17 +257,32 @@ def _vae(scaling_factor: float) -> AutoencoderKL:
     )
 
 
-def _text_encoder(activation: str) -> CLIPTextModel:
+def _text_encoder(activation: str, *, layers: int = 2) -> CLIPTextModel:
     config = CLIPTextConfig(
         hidden_size=CONTEXT,
         intermediate_size=32,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         hidden_act=activation,
         bos_token_id=49406,
         eos_token_id=49407,
     )
     return CLIPTextModel(config)
+
+
+def _text_encoder_2() -> CLIPTextModelWithProjection:
+    config = CLIPTextConfig(
+        hidden_size=CONTEXT_2,
+        intermediate_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        projection_dim=POOLED,
+        hidden_act="gelu",
+        bos_token_id=0,  # as published: these three are wrong, and nothing may hang on them
+        eos_token_id=2,
+        pad_token_id=1,
+    )
+    return CLIPTextModelWithProjection(config)
 
 
 @torch.no_grad()
@@ -224,10 +308,17 @@ def _write(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    return _save(whole, folder, scheduler_config)
+
+
+def _save(
+    whole: StableDiffusionPipeline | StableDiffusionXLPipeline, folder: Path, scheduler_config: dict[str, Any]
+) -> Path:
     whole.save_pretrained(folder)
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler_config), encoding="utf-8")
     edit_json(folder / "model_index.json", scheduler=["diffusers", scheduler_config["_class_name"]])
     # transformers 5 writes one tokenizer.json; the published models carry the vocabulary and the merges.
-    shutil.rmtree(folder / "tokenizer")
-    shutil.copytree(TOKENIZER, folder / "tokenizer")
+    for tokenizer in folder.glob("tokenizer*"):
+        shutil.rmtree(tokenizer)
+        shutil.copytree(TOKENIZER, tokenizer)
     return folder

@@ -629,7 +629,7 @@ def test_a_number_that_overflows_costs_only_its_own_image(folder: Folder, monkey
     spoils = torch.zeros(())
     jobs = [{"prompt": prompt, "seed": i} for i, prompt in enumerate(PROMPTS[:3])]
     bundle = load_bundle(folder.model, device=torch.device("cpu"), dtype=torch.float32)
-    spoils = contexts(bundle.conditioner, ["a dog"], None)[0]
+    spoils = contexts(bundle.conditioner, ["a dog"], None)[0].hidden
     monkeypatch.setattr(UNet2DConditionModel, "forward", spoiled)
     told = folder.run(jobs)
     assert [event.line for event in told if isinstance(event, Failed)] == [2]

@@ -20,7 +20,7 @@ from sdcli.plan.parts import text_width
 from tests.models import write_lora
 
 README = Path(__file__).parents[1] / "README.md"
-NEEDS_THE_HUB = "stable-diffusion-v1-5"
+NEEDS_THE_HUB = "stable-diffusion-"
 
 
 def commands() -> list[str]:

@@ -67,11 +67,31 @@ def test_a_folder_without_a_part_is_refused_by_the_name_of_the_part(model: Path,
     assert f"model: has no {part}/" in refused(str(model))
 
 
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"])
+def test_a_model_of_stable_diffusion_xl_has_two_text_encoders_with_a_tokenizer_each(
+    sdxl: Path, tmp_path: Path, kind: str
+) -> None:
+    folder = models.copy(sdxl, tmp_path / "model")
+    models.edit_json(folder / "model_index.json", _class_name=kind)
+    assert store.resolve(str(folder)).folder == folder
+    assert layout.parts(folder) == ("vae", "unet", "text_encoder", "text_encoder_2")
+    for part in ("tokenizer_2", "text_encoder_2"):
+        shutil.rmtree(folder / part)
+        assert f"model: has no {part}/" in refused(str(folder))
+
+
+def test_a_refiner_is_refused_by_name(sdxl: Path, tmp_path: Path) -> None:
+    folder = models.copy(sdxl, tmp_path / "model")
+    for part in ("tokenizer", "text_encoder"):
+        shutil.rmtree(folder / part)
+    assert "model: is a refiner of Stable Diffusion XL" in refused(str(folder))
+
+
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "has no model_index.json" in refused(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline", "os.system", None, 5, ["x"]])
+@pytest.mark.parametrize("name", ["StableDiffusion3Pipeline", "FluxPipeline", "os.system", None, 5, ["x"]])
 def test_another_kind_of_pipeline_is_refused_by_name(model: Path, name: Any) -> None:
     models.edit_json(model / "model_index.json", _class_name=name)
     assert f"is a {name!r}" in refused(str(model))

@@ -16,6 +16,8 @@ from sdcli.errors import SdcliWarning
 from sdcli.pipeline import init, sampling, text, vae, vocabulary
 from sdcli.pipeline.adapters import Embedding, read_embedding
 from sdcli.pipeline.bundle import ModelBundle, TextEncoder
+from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.context import Context
 from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.lora import Adapter, merged, read_adapter
 from sdcli.pipeline.lora_names import model_layers
@@ -61,13 +63,13 @@ def equipped(bundle: ModelBundle, words: Words, adapters: Sequence[Adapter] = ()
     """A model with the adapters in its weights that knows the words, too; the one given stays as it is."""
     if adapters:
         bundle = merged(bundle, adapters)
-    if isinstance(bundle.conditioner, TextEncoder) and words.embeddings:
-        bundle = replace(bundle, conditioner=text.with_embeddings(bundle.conditioner, words.embeddings))
-    if isinstance(bundle.conditioner, TextEncoder) and words.swaps:
-        bundle = replace(bundle, conditioner=text.with_swaps(bundle.conditioner, words.swaps))
-    if isinstance(bundle.conditioner, TextEncoder):
-        bundle = replace(bundle, conditioner=text.without_last_layers(bundle.conditioner, words.clip_skip))
-    return bundle
+    conditioner = bundle.conditioner
+    if isinstance(conditioner, ClassEmbedder):
+        return bundle
+    if isinstance(conditioner, TextEncoder) and words.embeddings:
+        conditioner = text.with_embeddings(conditioner, words.embeddings)
+    conditioner = text.each(conditioner, lambda one: text.with_swaps(one, words.swaps))
+    return replace(bundle, conditioner=text.without_last_layers(conditioner, words.clip_skip))
 
 
 def draw(
@@ -91,13 +93,13 @@ def draw(
 def draw_from(
     bundle: ModelBundle,
     plan: Plan,
-    context: Tensor,
-    away: Tensor | None,
+    context: Context,
+    away: Context | None,
     *,
     seeds: Sequence[int],
     picture: init.Picture | None = None,
 ) -> Iterator[sampling.Step]:
-    """Denoise one micro-batch from contexts (B, 77 k, D) and those to keep away from, which may differ by image."""
+    """Denoise one micro-batch from its context and that to keep away from, which may differ by image."""
     # A fresh one a micro-batch: PNDM, LMS, Heun and DPM-Solver carry history.
     scheduler = schedulers.create(plan.scheduler, plan.scheduler_config, plan.steps, device=str(bundle.device))
     sources = sampling.generators(seeds)
@@ -109,8 +111,8 @@ def draw_from(
         bundle.unet,
         scheduler,
         noise,
-        context,
-        negative=away,
+        context.of_size(plan.width, plan.height),
+        negative=away.of_size(plan.width, plan.height) if away is not None else None,
         guidance=plan.guidance,
         sources=sources,
         interval=plan.guidance_interval,

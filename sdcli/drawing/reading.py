@@ -8,21 +8,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from sdcli.errors import SdcliWarning
 from sdcli.pipeline import text, vocabulary
 from sdcli.pipeline.adapters import Embedding
-from sdcli.pipeline.bundle import Conditioner, TextEncoder
+from sdcli.pipeline.bundle import Conditioner, Encoders
 from sdcli.pipeline.classes import ClassEmbedder
-from sdcli.pipeline.contexts import Condition, contexts
+from sdcli.pipeline.context import Context, joined
+from sdcli.pipeline.contexts import Condition, labelled, led_away
 from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import Plan
 
 LORA_TAG = re.compile(r"<(lora|lyco):[^<>]+>")
 MAX_TAG = 60  # characters that are told
-MOST_KEPT = 2048  # prompts, and contexts: of Stable Diffusion 1.5's, 0.24 MB each
+MOST_KEPT = 2048  # prompts
+MOST_KEPT_BYTES = 512 << 20  # of contexts: 2,200 of Stable Diffusion 1.5's of one chunk, 800 of XL's
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Reader:
     def __init__(self, conditioner: Conditioner, embeddings: Sequence[Embedding]) -> None:
         self._conditioner, self._embeddings = conditioner, embeddings
         self._readings: dict[object, Reading] = {}
-        self._contexts: dict[object, Tensor] = {}
+        self._contexts: dict[object, Context] = {}
 
     def forget(self) -> None:
         """Let go of all prompts."""
@@ -53,17 +54,18 @@ class Reader:
         """What these words are; warns of what is cut or has no use, once for each that is kept."""
         said = (prompts.prompt, prompts.negative, plan.label, plan.guidance > 1)
         if said not in self._readings:
-            _make_room(self._readings)
+            if len(self._readings) >= MOST_KEPT:
+                self._readings.clear()
             self._readings[said] = self._read(prompts, plan)
         return self._readings[said]
 
-    def contexts(self, readings: Sequence[Reading]) -> tuple[Tensor, Tensor | None]:
-        """The contexts of images that are drawn together, (B, 77 k, D) or of classes (B, 1, D), and those to keep away
-        from, if any; each is encoded alone, so that its neighbours change no bit of it."""
-        positive = torch.stack([self._context(one.condition, one.count, is_negative=False) for one in readings])
+    def contexts(self, readings: Sequence[Reading]) -> tuple[Context, Context | None]:
+        """The context of images that are drawn together, and that to keep away from, if any; each image's is encoded
+        alone, so that its neighbours change no bit of it."""
+        positive = joined([self._context(one.condition, one.count, is_negative=False) for one in readings])
         negatives = [(one.negative, one.count) for one in readings if one.negative is not None]
         away = [self._context(words, count, is_negative=True) for words, count in negatives]
-        return positive, torch.stack(away) if away else None
+        return positive, joined(away) if away else None
 
     def _read(self, prompts: Prompts, plan: Plan) -> Reading:
         conditioner, has_guidance = self._conditioner, plan.guidance > 1
@@ -86,20 +88,23 @@ class Reader:
         return Reading(prompts.prompt, negative, chunks, away, count)
 
     @torch.no_grad()
-    def _context(self, words: Condition, count: int, *, is_negative: bool) -> Tensor:
-        """The context (77 k, D) of a prompt filled to k chunks."""
+    def _context(self, words: Condition, count: int, *, is_negative: bool) -> Context:
+        """The context (B = 1) of a prompt filled to k chunks, or of a label."""
         name = (words, count, is_negative)
         if name not in self._contexts:
-            _make_room(self._contexts)
             conditioner = self._conditioner
-            if isinstance(conditioner, TextEncoder):
-                reader = text.without_swaps(conditioner) if is_negative else conditioner
-                self._contexts[name] = text.encode_chunks(reader, [text.read(reader, str(words)).padded(count)])[0]
+            if isinstance(conditioner, ClassEmbedder):
+                found = labelled(conditioner, [words])
+            elif is_negative:
+                found = led_away(conditioner, str(words), count)
             else:
-                self._contexts[name] = contexts(conditioner, [words], None)[0][0]
+                found = text.encode_prompts(conditioner, [text.read(conditioner, str(words)).padded(count)])
+            if (1 + len(self._contexts)) * found.hidden.nbytes > MOST_KEPT_BYTES:
+                self._contexts.clear()
+            self._contexts[name] = found
         return self._contexts[name]
 
-    def _warn_of_unnamed(self, encoder: TextEncoder, prompts: Prompts, plan: Plan) -> None:
+    def _warn_of_unnamed(self, encoder: Encoders, prompts: Prompts, plan: Plan) -> None:
         """Warn of each learned token that no choice of a prompt names: it was given, and changes nothing."""
         read = [(encoder, words) for words in dict.fromkeys((prompts.prompt, prompts.prompt_choices))]
         if plan.guidance > 1:
@@ -117,8 +122,3 @@ def _warn_of_tags(prompts: Prompts) -> None:
         if (tag := LORA_TAG.search(words)) is not None:
             note = f"{tag[0][:MAX_TAG]} in the prompt is read as words: name the file with --lora FILE:SCALE"
             warnings.warn(note, SdcliWarning, stacklevel=2)
-
-
-def _make_room(kept: dict[object, Reading] | dict[object, Tensor]) -> None:
-    if len(kept) >= MOST_KEPT:
-        kept.clear()

@@ -17,16 +17,16 @@ from torch import Tensor, nn
 from sdcli import layout
 from sdcli.errors import InputError
 from sdcli.files import read_bytes
-from sdcli.layout import MAX_JSON_BYTES, PARTS, STEMS, class_names, conditioner, root, write_json
+from sdcli.layout import ENCODERS, MAX_JSON_BYTES, PARTS, STEMS, class_names, conditioner, root, write_json
 from sdcli.pipeline.classes import ClassEmbedder
-from sdcli.pipeline.vocabulary import Swap, Vocabulary, check_fit, load_tokenizer
+from sdcli.pipeline.vocabulary import Swap, Vocabulary, check_alike, check_fit, load_tokenizer
 from sdcli.pipeline.weights import TEXT_PREFIX, check_numbers, check_shapes, read_state, shapes, write_tensors
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.vq_model import VQModel
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
     Vae = AutoencoderKL | VQModel
 
@@ -45,6 +45,7 @@ LAYER_KEYS = {
     "num_hidden_layers",
 }
 MAX_LAYERS = 100
+POSITIONS = "position_embedding.weight"
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,32 @@ class TextEncoder:
         return Vocabulary(self.tokenizer, length, rows, self.learned, self.swaps)
 
 
-Conditioner = TextEncoder | ClassEmbedder  # what gives the UNet its context; without classes, one context for all
+@dataclass(frozen=True)
+class TextPair:
+    """The two text encoders of Stable Diffusion XL: of the same pieces, each with rows and vectors of its own for them.
+
+    Of what it is asked for as a reader of words the first one tells; the second, alike in all that, reads along.
+    """
+
+    first: TextEncoder
+    second: TextEncoder
+    projection: nn.Module  # (N, D) of the second's end mark -> (N, P), the summary of a prompt
+    skip: int = 0  # layers of both that are left out besides the last
+    is_empty_zero: bool = True  # whether an empty negative prompt is all zeros
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """What both read."""
+        return self.first.vocabulary
+
+    @property
+    def swaps(self) -> tuple[Swap, ...]:
+        """Other rows in place of a word's own, alike in both."""
+        return self.first.swaps
+
+
+Encoders = TextEncoder | TextPair  # what reads prompts
+Conditioner = Encoders | ClassEmbedder  # what gives the UNet its context; without classes, one context for all
 
 
 @dataclass(frozen=True)
@@ -95,7 +121,10 @@ def load_bundle(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Mo
 
 
 def load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Vae:
-    """The VAE of a model folder; errors as in `load_bundle`."""
+    """The VAE of a model folder, of Stable Diffusion XL in float32 where it overflows in float16 and its config says so
+    (force_upcast); errors as in `load_bundle`."""
+    if dtype == torch.float16 and layout.encoders(folder) == ENCODERS:
+        dtype = torch.float32 if layout.config(folder, "vae").get("force_upcast", True) else dtype
     return cast("Vae", _load(folder, "vae", device, dtype))
 
 
@@ -105,17 +134,26 @@ def load_unet(folder: Path, *, device: torch.device, dtype: torch.dtype) -> UNet
 
 
 def load_conditioner(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Conditioner:
-    """The text encoder or the class embedder of a model folder; errors as in `load_bundle`."""
+    """The text encoder, both of them, or the class embedder of a model folder; errors as in `load_bundle`."""
     if conditioner(folder) == "text_encoder":
         return load_text(folder, device=device, dtype=dtype)
     return cast("ClassEmbedder", _load(folder, "class_embedder", device, dtype))
 
 
-def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype) -> TextEncoder:
-    """The tokenizer and text encoder of a model folder; errors as in `load_bundle`."""
-    model = cast("CLIPTextModel", _load(folder, "text_encoder", device, dtype))
-    tokenizer = load_tokenizer(layout.tokenizer(folder))
-    check_fit(folder, tokenizer, int(model.config.vocab_size))
+def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Encoders:
+    """What reads the prompts of a model folder; errors as in `load_bundle`."""
+    first = _encoder(folder, ENCODERS[0], cast("CLIPTextModel", _load(folder, ENCODERS[0], device, dtype)))
+    if layout.encoders(folder) != ENCODERS:
+        return first
+    projected = cast("CLIPTextModelWithProjection", _load(folder, ENCODERS[1], device, dtype))
+    second = _encoder(folder, ENCODERS[1], projected.text_model)
+    check_alike(folder, first.vocabulary, second.vocabulary)
+    return TextPair(first, second, projected.text_projection, is_empty_zero=layout.is_empty_zero(folder))
+
+
+def _encoder(folder: Path, part: str, model: CLIPTextModel) -> TextEncoder:
+    tokenizer = load_tokenizer(layout.tokenizer(folder, part))
+    check_fit(folder, tokenizer, int(model.config.vocab_size), part)
     return TextEncoder(tokenizer, model)
 
 
@@ -143,7 +181,7 @@ def build_part(place: Path, name: str, config: Config | None = None) -> nn.Modul
     if not place.is_file() and not (place / name).is_dir():
         raise InputError(f"{place}: has no {name}/", "name the folder of a whole model in the diffusers layout")
     config = dict(config) if config is not None else layout.config(place, name)
-    if name == "text_encoder":  # transformers writes `architectures` where diffusers writes `_class_name`
+    if name in ENCODERS:  # transformers writes `architectures` where diffusers writes `_class_name`
         kinds = config.get("architectures")
         config["_class_name"] = kinds[0] if isinstance(kinds, list) and kinds else ""
     if config.get("_class_name") not in PARTS[name]:
@@ -166,7 +204,7 @@ def save_bundle(folder: Path, bundle: ModelBundle, tokenizer: Path | None, setti
     if isinstance(bundle.conditioner, ClassEmbedder):
         save_part(folder / "class_embedder", bundle.conditioner, bundle.dtype)
     else:
-        assert tokenizer is not None
+        assert tokenizer is not None and isinstance(bundle.conditioner, TextEncoder)  # none of XL is trained
         save_part(folder / "text_encoder", bundle.conditioner.model, bundle.dtype)
         copy_tokenizer(tokenizer, folder / "tokenizer")
     write_index(folder, type(bundle.vae).__name__, bundle.scheduler_config["_class_name"])
@@ -233,9 +271,11 @@ def _load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> 
     check_shapes(folder, name, shapes(module.state_dict()), shapes(state))
     check_numbers(folder, name, state)
     module.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
-    if name == "text_encoder":  # the one buffer no checkpoint carries
-        positions = torch.arange(len(state["embeddings.position_embedding.weight"]), device=device).expand((1, -1))
-        module.get_submodule("embeddings").register_buffer("position_ids", positions, persistent=False)
+    for key in state:
+        if name in ENCODERS and key.endswith(POSITIONS):  # beside them is the one buffer no checkpoint carries
+            positions = torch.arange(len(state[key]), device=device).expand((1, -1))
+            inner = module.get_submodule(key.removesuffix(f".{POSITIONS}"))
+            inner.register_buffer("position_ids", positions, persistent=False)
     return module.eval().requires_grad_(False)
 
 
@@ -270,6 +310,12 @@ def _build_text(config: Config) -> nn.Module:
     return CLIPTextModel(CLIPTextConfig(**config))
 
 
+def _build_projected_text(config: Config) -> nn.Module:
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    return CLIPTextModelWithProjection(CLIPTextConfig(**config))
+
+
 def _build_classes(config: Config) -> nn.Module:
     return ClassEmbedder(class_names(config), config["width"])
 
@@ -279,5 +325,6 @@ _CLASSES: dict[str, Callable[[Config], nn.Module]] = {
     "VQModel": _build_vq,
     "UNet2DConditionModel": _build_unet,
     "CLIPTextModel": _build_text,
+    "CLIPTextModelWithProjection": _build_projected_text,
     "ClassEmbedder": _build_classes,
 }

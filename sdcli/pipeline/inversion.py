@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdcli.errors import NumericalError
+from sdcli.pipeline.context import Context, joined
 from sdcli.pipeline.sampling import Step, guided_prediction
 
 if TYPE_CHECKING:
@@ -21,14 +22,14 @@ def invert(
     unet: UNet2DConditionModel,
     scheduler: SchedulerMixin,
     latents: Tensor,
-    context: Tensor,
+    context: Context,
     *,
-    negative: Tensor | None,
+    negative: Context | None,
     guidance: float,
 ) -> Iterator[Step]:
     """Undo DDIM's steps from the last to the first, yielding after every call of the UNet; the last state is the noise.
 
-    latents: (B, C, h, w); context: (B, 77, D); negative and guidance as in `sampling.denoise`.
+    latents: (B, C, h, w); context: of B images; negative and guidance as in `sampling.denoise`.
     scheduler: a fresh DDIM with its timesteps set: those that `denoise` will walk forwards again.
     A step from x_t to x_s needs the UNet's answer at x_t; on the way back only x_s is known, so its answer there, asked
     for t, stands in: an error that falls as the steps grow and x_s and x_t come closer.
@@ -36,9 +37,9 @@ def invert(
     Source: Song et al. 2021, arXiv:2010.02502, section 4.3; Dhariwal and Nichol 2021, arXiv:2105.05233, appendix F.
     """
     solver: Any = scheduler  # diffusers types its schedulers loosely
-    both = torch.cat([negative, context]) if negative is not None else context  # (2B, 77, D), negative first
+    both = joined([negative, context]) if negative is not None else context  # of 2B images, negative first
     timesteps = list(reversed(solver.timesteps))
-    x = latents.to(context.device, torch.float32)
+    x = latents.to(context.hidden.device, torch.float32)
     for index, t in enumerate(timesteps, start=1):
         answer = guided_prediction(unet, x, t, both, guidance=guidance)[:, : x.shape[1]]  # (B, C, h, w)
         a, a_before = _levels(solver, int(t))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sdcli.errors import InputError, NumericalError, SdcliWarning
 from sdcli.files import reason
-from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder
+from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder, TextPair
 from sdcli.pipeline.lora_keys import MAX_BYTES, changes, is_safetensors, read_header
 from sdcli.pipeline.lora_names import Layers
 from sdcli.pipeline.lora_shapes import MAGNITUDES, Change, magnitude_axis
@@ -73,7 +73,12 @@ def merged(bundle: ModelBundle, adapters: Sequence[Adapter]) -> ModelBundle:
 
 
 def merged_conditioner(conditioner: Conditioner, adapters: Sequence[Adapter]) -> Conditioner:
-    """A text encoder with the changes of all adapters; what gives the context of classes has none."""
+    """A text encoder, or two, with the changes of all adapters; what gives the context of classes has none."""
+    if isinstance(conditioner, TextPair):
+        first, second = conditioner.first, conditioner.second
+        first = replace(first, model=with_adapters(first.model, "text_encoder", adapters))
+        second = replace(second, model=with_adapters(second.model, "text_encoder_2", adapters))
+        return replace(conditioner, first=first, second=second)
     if not isinstance(conditioner, TextEncoder):
         return conditioner
     return replace(conditioner, model=with_adapters(conditioner.model, "text_encoder", adapters))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdcli.errors import NumericalError
+from sdcli.pipeline.context import Context, joined
 from sdcli.pipeline.start import Start, first_latents, with_known
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ def denoise(
     unet: UNet2DConditionModel,
     scheduler: SchedulerMixin,
     noise: Tensor,
-    context: Tensor,
+    context: Context,
     *,
-    negative: Tensor | None,
+    negative: Context | None,
     guidance: float,
     sources: Sequence[torch.Generator],
     interval: tuple[float, float] = WHOLE,
@@ -62,7 +63,7 @@ def denoise(
 ) -> Iterator[Step]:
     """Integrate from noise to latents, yielding after every call of the UNet.
 
-    noise: (B, C, h, w) standard normal; context: (B, 77, D); negative: the same for the unconditional half, or None
+    noise: (B, C, h, w) standard normal; context: of B images; negative: the same for the unconditional half, or None
     for one pass without guidance. scheduler: fresh, its timesteps set: it carries history.
     sources: the images' generators, from which a stochastic scheduler draws on.
     interval: the share of the steps that are guided, from first to before last; the others take one pass (Kynkaanniemi
@@ -78,8 +79,8 @@ def denoise(
     extra: dict[str, Any] = {"generator": list(sources)} if takes_generator else {}
     extra |= step_arguments if step_arguments is not None else {}
     takes_variances = solver.config.get("variance_type") in LEARNED_VARIANCES
-    both = torch.cat([negative, context]) if negative is not None else context  # (2B, 77, D), negative first
-    noise = noise.to(context.device)
+    both = joined([negative, context]) if negative is not None else context  # of 2B images, negative first
+    noise = noise.to(context.hidden.device)
     start = start if start is not None else Start(solver.timesteps, solver.num_inference_steps)
     x = first_latents(solver, start, noise)
     total, begun = len(start.timesteps), _shares_begun(solver, start)
@@ -105,7 +106,7 @@ def guided_prediction(
     unet: UNet2DConditionModel,
     x: Tensor,
     t: Tensor,
-    context: Tensor,
+    context: Context,
     *,
     guidance: float,
     rescale: float = 0.0,
@@ -113,17 +114,17 @@ def guided_prediction(
 ) -> Tensor:
     """One call of the UNet; with twice as many contexts as images, both halves in one batch and guidance between.
 
-    x: (B, C, h, w) as the scheduler scaled it; context: (B or 2B, 77, D). Returns (B, C, h, w) float32, of a float64
+    x: (B, C, h, w) as the scheduler scaled it; context: of B or 2B. Returns (B, C, h, w) float32, of a float64
     context float64, or (B, 2C, h, w) where the UNet predicts variances too: those given the context, which guidance
     does not touch.
     rescale: how far, from 0 to 1, an image's guided prediction gets back the standard deviation that it has without
     guidance; it keeps high guidance from overexposing (Lin et al. 2023, arXiv:2305.08891, eq. 14-16).
     beside: (B, D, h, w) what the UNet reads in channels after those of x.
     """
-    is_guided = context.shape[0] == 2 * x.shape[0]
+    is_guided = len(context) == 2 * len(x)
     read = torch.cat([x, beside], dim=1) if beside is not None else x  # (B, C + D, h, w)
     batch = torch.cat([read, read]) if is_guided else read
-    prediction: Tensor = unet(batch.to(context.dtype), t, encoder_hidden_states=context, return_dict=False)[0]
+    prediction: Tensor = unet(batch.to(context.hidden.dtype), t, return_dict=False, **context.arguments())[0]
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
     if not is_guided:
         return prediction

@@ -20,6 +20,7 @@ from sdcli.files import atomic_write, open_regular
 from sdcli.layout import with_sorted_header
 from sdcli.pipeline import sampling
 from sdcli.pipeline.bundle import ModelBundle
+from sdcli.pipeline.context import Context, joined
 from sdcli.pipeline.noise import alpha_bars
 from sdcli.pipeline.reference import NoiseLevels, Predict, solve
 
@@ -30,10 +31,10 @@ PROBLEM, HASH = "problem", "sha256"  # metadata: which reference it is, and of t
 
 @dataclass(frozen=True)
 class Pictures:
-    """What is drawn together: contexts (B, 77, D), those to be led away from or None, and a seed each."""
+    """What is drawn together: the context of B pictures, that to be led away from or None, and a seed each."""
 
-    context: Tensor
-    negative: Tensor | None
+    context: Context
+    negative: Context | None
     seeds: tuple[int, ...]
     shape: tuple[int, int, int]  # (C, h, w) of one
 
@@ -130,11 +131,11 @@ def read(path: Path, problem: str) -> Reference | None:
 
 def _predict(unet: torch.nn.Module, batch: Pictures, guidance: float, dtype: torch.dtype) -> Predict:
     """The model's answer, guided as samplers are."""
-    context = batch.context if batch.negative is None else torch.cat([batch.negative, batch.context])
+    context = batch.context if batch.negative is None else joined([batch.negative, batch.context])
     context = context.to(dtype)
 
     def predict(x: Tensor, t: float) -> Tensor:
-        shown = x.to(dtype).to(context.device)
+        shown = x.to(dtype).to(context.hidden.device)
         answer = sampling.guided_prediction(unet, shown, torch.tensor(t), context, guidance=guidance)  # type: ignore[arg-type]
         return answer[:, : x.shape[1]].cpu().double()
 

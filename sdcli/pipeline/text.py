@@ -7,7 +7,7 @@ written. Prompts have syntax, and as many chunks as they need (`read`, `encode_c
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from sdcli.errors import InputError, NumericalError
 from sdcli.pipeline import vocabulary
 from sdcli.pipeline.adapters import Embedding
-from sdcli.pipeline.bundle import TextEncoder
-from sdcli.pipeline.prompt import Chunks
+from sdcli.pipeline.bundle import Encoders, TextEncoder, TextPair
+from sdcli.pipeline.context import Context
+from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Swap
 
 if TYPE_CHECKING:
@@ -54,9 +55,16 @@ def encode(text: TextEncoder, tokens: Sequence[Tokens]) -> Tensor:
     return _encoded(text, [one.ids for one in tokens])
 
 
-def read(text: TextEncoder, prompt: str) -> Chunks:
+def read(text: Encoders, prompt: str) -> Chunks:
     """The weighted pieces of a prompt in chunks. Raises UsageError for a weight out of range."""
     return vocabulary.read(text.vocabulary, prompt)
+
+
+def encode_prompts(text: Encoders, prompts: Sequence[Chunks]) -> Context:
+    """Context of prompts of equally many chunks, by whatever reads them."""
+    if isinstance(text, TextPair):
+        return encode_pair(text, prompts)
+    return Context(encode_chunks(text, prompts))
 
 
 def encode_chunks(text: TextEncoder, prompts: Sequence[Chunks]) -> Tensor:
@@ -66,10 +74,31 @@ def encode_chunks(text: TextEncoder, prompts: Sequence[Chunks]) -> Tensor:
     that `encode` gives.
     Source: AUTOMATIC1111/stable-diffusion-webui, modules/sd_hijack_clip.py (chunks) and modules/sd_emphasis.py.
     """
-    words, chunks = text.vocabulary, [chunk for prompt in prompts for chunk in prompt.chunks]
-    hidden = _encoded(text, [vocabulary.chunk_rows(words, chunk) for chunk in chunks])  # (B k, 77, D)
-    weights = torch.tensor([vocabulary.chunk_weights(words, chunk) for chunk in chunks], device=hidden.device)
-    return weighted(hidden, weights).reshape(len(prompts), -1, hidden.shape[-1])  # (B, 77 k, D)
+    chunks = [chunk for prompt in prompts for chunk in prompt.chunks]
+    hidden = _encoded(text, [vocabulary.chunk_rows(text.vocabulary, chunk) for chunk in chunks])  # (B k, 77, D)
+    return _weighted(text, hidden, chunks).reshape(len(prompts), -1, hidden.shape[-1])  # (B, 77 k, D)
+
+
+def encode_pair(pair: TextPair, prompts: Sequence[Chunks]) -> Context:
+    """Context of prompts of k chunks each for Stable Diffusion XL: (B, 77 k, D) and pooled (B, P).
+
+    Every chunk is encoded apart by both encoders and weighted as by `encode_chunks`; of each encoder it is the hidden
+    state before the last layer, and before those that clip-skip leaves out, without the final layer norm.
+    pooled: the second encoder's whole output at the end mark of the first chunk, projected; no weight touches it, and
+    of further chunks it says nothing, as in AUTOMATIC1111's program.
+    Source: Podell et al. 2023, arXiv:2307.01952, section 2.1.
+    """
+    chunks = [chunk for prompt in prompts for chunk in prompt.chunks]
+    sides = []
+    for text in (pair.first, pair.second):
+        ids = torch.tensor([vocabulary.chunk_rows(text.vocabulary, chunk) for chunk in chunks])
+        output = text.model(input_ids=ids.to(text.model.device), output_hidden_states=True)
+        hidden = output.hidden_states[-2 - pair.skip]  # (B k, 77, D) after a layer; the first is what goes in
+        sides.append(_weighted(text, hidden, chunks).reshape(len(prompts), -1, hidden.shape[-1]))
+    first = range(0, len(chunks), len(chunks) // len(prompts))  # chunks of the prompts
+    ends = [1 + sum(len(piece.rows) for piece in chunks[i]) for i in first]
+    pooled: Tensor = pair.projection(output.last_hidden_state[list(first), ends])  # (B, P)
+    return Context(torch.cat(sides, dim=-1), pooled)
 
 
 def weighted(hidden: Tensor, weights: Tensor) -> Tensor:
@@ -124,17 +153,27 @@ def with_swaps(text: TextEncoder, swaps: Sequence[Swap]) -> TextEncoder:
     return replace(text, model=model, swaps=(*text.swaps, *swaps))
 
 
-def without_swaps(text: TextEncoder) -> TextEncoder:
-    """The same text encoder, each word fed as its own vectors again."""
-    return replace(text, swaps=())
+def without_swaps(text: Encoders) -> Encoders:
+    """The same text encoder, or two, each word fed as its own vectors again."""
+    return each(text, lambda one: replace(one, swaps=()))
 
 
-def without_last_layers(text: TextEncoder, count: int) -> TextEncoder:
+def each(text: Encoders, change: Callable[[TextEncoder], TextEncoder]) -> Encoders:
+    """What reads prompts with a change made to the text encoder, or to both."""
+    if isinstance(text, TextPair):
+        return replace(text, first=change(text.first), second=change(text.second))
+    return change(text)
+
+
+def without_last_layers(text: Encoders, count: int) -> Encoders:
     """A text encoder whose last layers are left out, but not its final layer norm; the one given stays as it is.
 
+    Of two, whose context never is that of the last layer, so many more are left out; the summary is as it was.
     count: fewer than it has layers. All weights are the same tensors.
-    Source: `clip_skip` of diffusers' StableDiffusionPipeline; A1111's "Clip skip" is one more.
+    Source: `clip_skip` of diffusers' pipelines; A1111's "Clip skip" is one more.
     """
+    if isinstance(text, TextPair):
+        return replace(text, skip=count)
     if count == 0:
         return text
     model = _copied(text.model)
@@ -143,8 +182,10 @@ def without_last_layers(text: TextEncoder, count: int) -> TextEncoder:
     return replace(text, model=model)
 
 
-def names(text: TextEncoder, prompt: str, token: str) -> bool:
+def names(text: Encoders, prompt: str, token: str) -> bool:
     """Whether a prompt has a learned token fed, by its name as the tokenizer reads it or for a word swapped by it."""
+    if isinstance(text, TextPair):
+        return names(text.first, prompt, token)
     own = set(text.learned.get(cast("int", text.tokenizer.convert_tokens_to_ids(token)), ()))
     pieces = [piece for chunk in read(text, prompt).chunks for piece in chunk]
     swapped = {piece.swap for piece in pieces}
@@ -155,16 +196,22 @@ def names(text: TextEncoder, prompt: str, token: str) -> bool:
 # What the encoder does, in steps.
 
 
-def walk_through(text: TextEncoder, prompt: Chunks) -> dict[str, Tensor]:
+def walk_through(text: Encoders, prompt: Chunks) -> dict[str, Tensor]:
     """What a prompt of k chunks becomes on its way, by name.
 
     token_embedding (k, 77, D), position_embedding (77, D), input_embedding (k, 77, D): their sum,
-    context (1, 77 k, D): the output, weighted.
+    context (1, 77 k, D): the output, weighted. Of two encoders the names of what is in the second end in `_2`, the
+    context is that of both, and there is a pooled (1, P), too.
     """
-    ids = torch.tensor([vocabulary.chunk_rows(text.vocabulary, chunk) for chunk in prompt.chunks])
-    tokens, positions = token_embeddings(text, ids.to(text.model.device)), position_embeddings(text)
-    found = {"token_embedding": tokens, "position_embedding": positions, "input_embedding": tokens + positions}
-    return found | {"context": encode_chunks(text, [prompt])}
+    found: dict[str, Tensor] = {}
+    for ending, one in (("", text.first), ("_2", text.second)) if isinstance(text, TextPair) else (("", text),):
+        ids = torch.tensor([vocabulary.chunk_rows(one.vocabulary, chunk) for chunk in prompt.chunks])
+        tokens, positions = token_embeddings(one, ids.to(one.model.device)), position_embeddings(one)
+        found |= {f"token_embedding{ending}": tokens, f"position_embedding{ending}": positions}
+        found[f"input_embedding{ending}"] = tokens + positions
+    context = encode_prompts(text, [prompt])
+    found["context"] = context.hidden
+    return found if context.pooled is None else found | {"pooled": context.pooled}
 
 
 def token_embeddings(text: TextEncoder, ids: Tensor) -> Tensor:
@@ -197,6 +244,12 @@ def encode_inputs(text: TextEncoder, inputs: Tensor, mask: Tensor) -> Tensor:
         hidden = layer(hidden, mask[None, None])  # (1, 1, 77, 77)
     normed: Tensor = text.model.final_layer_norm(hidden)
     return normed
+
+
+def _weighted(text: TextEncoder, hidden: Tensor, chunks: Sequence[Sequence[Piece]]) -> Tensor:
+    """Hidden states (N, 77, D) of N chunks with the weights of their pieces."""
+    weights = [vocabulary.chunk_weights(text.vocabulary, chunk) for chunk in chunks]
+    return weighted(hidden, torch.tensor(weights, device=hidden.device))
 
 
 def _encoded(text: TextEncoder, rows: Iterable[Sequence[int]]) -> Tensor:

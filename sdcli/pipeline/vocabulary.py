@@ -55,15 +55,25 @@ class Vocabulary:
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary of a model folder, from its tokenizer and the text encoder's config. Raises InputError."""
-    tokenizer, config = load_tokenizer(layout.tokenizer(folder)), layout.config(folder, "text_encoder")
+    """The vocabulary of a model folder, from its tokenizer and the text encoder's config; of two encoders the first's.
+
+    Raises InputError, also where two encoders do not read alike.
+    """
+    first, *others = (_vocabulary(folder, encoder) for encoder in layout.encoders(folder))
+    for other in others:
+        check_alike(folder, first, other)
+    return first
+
+
+def _vocabulary(folder: Path, encoder: str) -> Vocabulary:
+    tokenizer, config = load_tokenizer(layout.tokenizer(folder, encoder)), layout.config(folder, encoder)
     found = {}
     # The defaults are those of transformers, which does not write what equals them.
     for key, default, most in (("max_position_embeddings", 77, MAX_POSITIONS), ("vocab_size", 49408, 1 << 24)):
         found[key] = config.get(key, default)
         if type(found[key]) is not int or not MARKS < found[key] <= most:
-            raise InputError(f"{folder}/text_encoder: {key} is {found[key]!r}", "mend its config.json")
-    check_fit(folder, tokenizer, found["vocab_size"])
+            raise InputError(f"{folder}/{encoder}: {key} is {found[key]!r}", "mend its config.json")
+    check_fit(folder, tokenizer, found["vocab_size"], encoder)
     return Vocabulary(tokenizer, found["max_position_embeddings"], found["vocab_size"])
 
 
@@ -89,11 +99,19 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         raise InputError(f"{folder}: is no CLIP tokenizer ({error})", "use the model's own tokenizer folder") from error
 
 
-def check_fit(folder: Path, tokenizer: CLIPTokenizer, rows: int) -> None:
+def check_fit(folder: Path, tokenizer: CLIPTokenizer, rows: int, encoder: str = "text_encoder") -> None:
     """Raise InputError when the tokenizer of a model folder gives ids that its token table does not have."""
     if len(tokenizer) > rows:
         what = f"has {len(tokenizer):,} pieces, the text encoder knows {rows:,}"
-        raise InputError(f"{folder / 'tokenizer'}: {what}", "they belong to different models")
+        raise InputError(f"{folder / layout.TOKENIZERS[encoder]}: {what}", "they belong to different models")
+
+
+def check_alike(folder: Path, first: Vocabulary, second: Vocabulary) -> None:
+    """Raise InputError unless two text encoders of a model read the same pieces; what fills a chunk may differ."""
+    one, other = (vocabulary.tokenizer.get_vocab() for vocabulary in (first, second))
+    if one != other or (first.length, first.rows) != (second.length, second.rows):
+        what = f"{folder}: its two text encoders do not read the same pieces"
+        raise InputError(what, "they belong to different models")
 
 
 def read(vocabulary: Vocabulary, prompt: str) -> Chunks:

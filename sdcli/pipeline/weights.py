@@ -167,7 +167,9 @@ def _modern_keys(state: State, part: str) -> State:
     """Bring the key names of older writers to those of the modules."""
     if part == "text_encoder":
         state = {key.removeprefix(TEXT_PREFIX): value for key, value in state.items()}
-        state.pop("embeddings.position_ids", None)
+    for buffer in ("embeddings.position_ids", f"{TEXT_PREFIX}embeddings.position_ids"):
+        if part in layout.ENCODERS:
+            state.pop(buffer, None)
     if part == "vae":
         for old, new in OLD_ATTENTION_KEYS.items():
             state = {(key.replace(old, new) if ".attentions." in key else key): v for key, v in state.items()}

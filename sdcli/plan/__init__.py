@@ -25,7 +25,15 @@ from sdcli.plan.initial import (
 from sdcli.plan.lora_files import LoraFile, check_fit, lora_file
 from sdcli.plan.naming import latent_targets, targets
 from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape, prediction_word
-from sdcli.plan.words import EmbeddingFile, check_no_words, check_text, drawn_prompts, embedding_file, read_prompts
+from sdcli.plan.words import (
+    EmbeddingFile,
+    check_no_words,
+    check_one_encoder,
+    check_text,
+    drawn_prompts,
+    embedding_file,
+    read_prompts,
+)
 from sdcli.specs import GenerateSpec, WordSwap, word_swaps
 
 DEFAULT_STEPS = 25
@@ -155,6 +163,7 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     swaps = word_swaps(spec.replace, spec.mix)
     if classes is not None:
         check_no_words(embeddings, swaps)
+    check_one_encoder(embeddings, model.folder)
     check_clip_skip(model.folder, spec.clip_skip)
     own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,9 @@ from sdcli.schedulers.config import has_learned_variance, prediction_type
 
 MAX_LEVELS = 8  # of a VAE: Stable Diffusion's have 4
 DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion 1.x, in latents
-# Further inputs of the UNet, which Stable Diffusion 1.x and 2.x do without: SDXL's, class labels, distilled guidance.
-UNSUPPORTED_UNET_KEYS = (
-    "addition_embed_type",
-    "class_embed_type",
-    "num_class_embeds",
-    "encoder_hid_dim",
-    "time_cond_proj_dim",
-)
+# Further inputs of the UNet, which Stable Diffusion does without: class labels, other encoders, distilled guidance.
+UNSUPPORTED_UNET_KEYS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim")
+XL_SIZES = 6  # numbers: height, width, top, left, height, width; a refiner is told of five
 
 
 def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask: bool = False) -> tuple[int, int]:
@@ -29,7 +25,7 @@ def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask:
     may_read_mask: whether the UNet may be one for inpainting.
     Raises InputError unless the parts of the model fit together.
     """
-    configs = {part: layout.config(folder, part) for part in ("vae", "unet", layout.conditioner(folder))}
+    configs = {part: layout.config(folder, part) for part in layout.parts(folder)}
     return configs_shape(folder, configs, scheduler, may_read_mask=may_read_mask)
 
 
@@ -40,16 +36,16 @@ def configs_shape(
     vae, unet = configs["vae"], configs["unet"]
     for key in UNSUPPORTED_UNET_KEYS:
         if unet.get(key) is not None:
-            raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x or 2.x model")
+            raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x, 2.x or XL model")
     is_for_inpainting = may_read_mask and _reads_mask(vae, unet)
     _check_channels(folder, vae.get("latent_channels", 4), unet, scheduler, reads_mask=is_for_inpainting)
+    _check_further(folder, configs)
     # 1280 is the default of diffusers, which does not write what equals it.
-    wanted = unet.get("cross_attention_dim", 1280)
-    (conditioner,) = configs.keys() - {"vae", "unet", "scheduler"}
-    is_text = conditioner == "text_encoder"
-    given = _text_width(folder, configs[conditioner]) if is_text else configs[conditioner].get("width")
+    wanted, given = unet.get("cross_attention_dim", 1280), _context_width(folder, configs)
     if wanted != given:
-        what = f"reads context of width {wanted}, the {conditioner.replace('_', ' ')} gives {given}"
+        (conditioner,) = (part for part in layout.CONDITIONERS if part in configs)
+        giver = f"{conditioner.replace('_', ' ')} gives" if layout.ENCODERS[1] not in configs else "text encoders give"
+        what = f"reads context of width {wanted}, the {giver} {given}"
         raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")
     factor, side = _factor(folder, vae), unet.get("sample_size") or DEFAULT_SAMPLE_SIZE
     if type(side) is not int:
@@ -81,15 +77,19 @@ def check_clip_skip(folder: Path, skip: int) -> None:
     """Raise UsageError for as many layers to leave out as a model's text encoder has, or where it has none."""
     if skip == 0:
         return
-    if layout.conditioner(folder) != "text_encoder":
+    encoders = layout.encoders(folder)
+    if not encoders:
         raise UsageError(f"--clip-skip {skip}: this model reads no prompts", "leave it out, or name another model")
     # 12 is the default of transformers, which does not write what equals it.
-    layers = layout.config(folder, "text_encoder").get("num_hidden_layers", 12)
-    if type(layers) is not int or layers < 1:
-        raise InputError(f"{folder}/text_encoder: num_hidden_layers is {layers!r}", "mend its config.json")
-    if skip >= layers:
-        what = f"--clip-skip {skip}: this model's text encoder has {layers} layers"
-        raise UsageError(what, f"it must lie in 0..{layers - 1}")
+    counts = {encoder: layout.config(folder, encoder).get("num_hidden_layers", 12) for encoder in encoders}
+    for encoder, layers in counts.items():
+        if type(layers) is not int or layers < len(encoders):  # of Stable Diffusion XL the last one is never read
+            raise InputError(f"{folder}/{encoder}: num_hidden_layers is {layers!r}", "mend its config.json")
+    layers = min(counts.values())
+    most = layers - len(encoders)
+    if skip > most:
+        whose = "text encoder has" if len(encoders) == 1 else "smaller text encoder has"
+        raise UsageError(f"--clip-skip {skip}: this model's {whose} {layers} layers", f"it must lie in 0..{most}")
 
 
 def check_multiple(size: tuple[int, int], factor: int) -> None:
@@ -113,11 +113,44 @@ def _factor(folder: Path, vae: Mapping[str, Any]) -> int:
     return int(2 ** (len(levels) - 1))
 
 
-def _text_width(folder: Path, config: Mapping[str, Any]) -> int:
+def _context_width(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> object:
+    """What the UNet is to read: the width of the text encoder, of both together, or of the class embedder."""
+    if "class_embedder" in configs:
+        return configs["class_embedder"].get("width")
+    return sum(_text_width(folder, configs[part], part) for part in layout.ENCODERS if part in configs)
+
+
+def _check_further(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise InputError unless the UNet reads nothing besides the context, or what Stable Diffusion XL tells it."""
+    unet, second = configs["unet"], configs.get(layout.ENCODERS[1])
+    kind = unet.get("addition_embed_type")
+    if second is None and kind is None:
+        return
+    if second is None or kind != layout.XL_EMBEDDING:
+        has = "two text encoders" if second is not None else "one text encoder"
+        what = f"{folder}/unet: addition_embed_type is {reprlib.repr(kind)}, of a model with {has}"
+        raise InputError(what, "use a Stable Diffusion 1.x, 2.x or XL model")
+    for key in ("latents_mean", "latents_std"):
+        if configs["vae"].get(key) is not None:
+            raise InputError(f"{folder}/vae: scales latents by {key}, too", "use a model whose VAE does not")
+    # 512 is the default of transformers, which does not write what equals it.
+    pooled, of_size = second.get("projection_dim", 512), unet.get("addition_time_embed_dim")
+    read = unet.get("projection_class_embeddings_input_dim")
+    if type(pooled) is not int or type(of_size) is not int or type(read) is not int:
+        what = f"projection_class_embeddings_input_dim is {read!r} and addition_time_embed_dim {of_size!r}"
+        raise InputError(f"{folder}/unet: {what}", "mend the configs of its unet and text_encoder_2")
+    if read == (XL_SIZES - 1) * of_size + pooled:
+        raise InputError(f"{folder}: is a refiner of Stable Diffusion XL", "use its base model")
+    if read != XL_SIZES * of_size + pooled:
+        what = f"is told of {read} numbers, the text encoder gives {pooled} and the sizes {XL_SIZES} x {of_size}"
+        raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")
+
+
+def _text_width(folder: Path, config: Mapping[str, Any], part: str = "text_encoder") -> int:
     # 512 is the default of transformers, which does not write what equals it.
     width = config.get("hidden_size", 512)
     if type(width) is not int:
-        raise InputError(f"{folder}/text_encoder: hidden_size is {width!r}", "mend its config.json")
+        raise InputError(f"{folder}/{part}: hidden_size is {width!r}", "mend its config.json")
     return width
 
 

@@ -6,6 +6,7 @@ import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdcli import layout
 from sdcli.errors import InputError, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.pipeline import prompt, wildcards
@@ -44,6 +45,13 @@ def check_no_words(embeddings: tuple[EmbeddingFile, ...], swaps: tuple[WordSwap,
     for option, given in (("--embedding", embeddings), ("--replace and --mix", swaps)):
         if given:
             raise UsageError(f"{option}: this model reads no prompts", "leave it out, or name another model")
+
+
+def check_one_encoder(embeddings: tuple[EmbeddingFile, ...], folder: Path) -> None:
+    """Raise InputError for embeddings given to a model of two text encoders: a file is for one."""
+    if embeddings and layout.encoders(folder) == layout.ENCODERS:
+        what = f"--embedding {embeddings[0].path}: this model has two text encoders, the file is for one"
+        raise InputError(what, "use a model of Stable Diffusion 1.x or 2.x")
 
 
 def check_text(text: str) -> None:

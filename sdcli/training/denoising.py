@@ -16,6 +16,7 @@ from sdcli import schedulers
 from sdcli.pipeline import noise, sampling, text
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import TextEncoder
+from sdcli.pipeline.context import Context
 from sdcli.pipeline.images import to_images
 from sdcli.schedulers.config import prediction_type
 from sdcli.train_specs import DenoisingSpec
@@ -175,7 +176,7 @@ class DenoisingTask:
             sources = sampling.generators([mixed_seed(self.spec.seed, "sample", number)])
             solver = schedulers.create(scheduler, config, steps, device=str(self.bundle.device))
             x = sampling.initial_noise(shape, sources)
-            context, negative = wanted[number : number + 1], null if guidance > 1 else None
+            context, negative = Context(wanted[number : number + 1]), Context(null) if guidance > 1 else None
             for state in sampling.denoise(
                 self.bundle.unet, solver, x, context, negative=negative, guidance=guidance, sources=sources
             ):
@@ -219,7 +220,7 @@ class DenoisingTask:
 
     def _samples(self) -> tuple[Tensor, Tensor, list[str]]:
         """Context (n, k, D) of what is drawn on the way, that of nothing (1, k, D), and the names of the pictures."""
-        conditioner = self.bundle.conditioner
+        conditioner = parts.single(self.bundle)
         if isinstance(conditioner, TextEncoder):
             known = dict.fromkeys(sample.captions[0] for sample in self.dataset.samples if sample.captions)
             prompts = list(self.spec.sample_prompt) or list(known)[:SAMPLES] or [""]

@@ -21,6 +21,7 @@ from sdcli.pipeline.bundle import (
     Config,
     ModelBundle,
     TextEncoder,
+    TextPair,
     build,
     load_bundle,
     load_vae,
@@ -141,7 +142,7 @@ def model(spec: TrainUnetSpec, device: torch.device, dataset: data.Dataset) -> M
 
 def model_as_it_is(spec: TrainSpec, device: torch.device) -> ModelParts:
     """All parts of a model, none of them changed; InputError where they cannot be trained together."""
-    found = store.resolve(spec.model, offline=spec.offline)
+    found = _trainable(spec)
     bundle = load_bundle(found.folder, device=device, dtype=torch.float32)
     _check_fit(bundle)
     return ModelParts(bundle, None, store.settings(found), store.model_hash(found))
@@ -151,20 +152,27 @@ def condition(
     spec: TrainUnetSpec, bundle: ModelBundle, dataset: data.Dataset, cache: Path, accelerator: Accelerator
 ) -> Generator[Preparing, None, conditions.Condition]:
     """What the UNet is told of each sample; captions are encoded now where the text encoder stays as it is."""
-    if isinstance(bundle.conditioner, ClassEmbedder):
+    conditioner = single(bundle)
+    if isinstance(conditioner, ClassEmbedder):
         accelerator.wait_for_everyone()
-        return conditions.Classes(bundle.conditioner, spec.caption_dropout)
-    bundle.conditioner.model.requires_grad_(spec.train_text_encoder)
-    texts = conditions.Texts(bundle.conditioner, spec.caption_dropout, is_trained=spec.train_text_encoder)
+        return conditions.Classes(conditioner, spec.caption_dropout)
+    conditioner.model.requires_grad_(spec.train_text_encoder)
+    texts = conditions.Texts(conditioner, spec.caption_dropout, is_trained=spec.train_text_encoder)
     captions = conditions.captions(dataset.samples)
-    conditions.warn_of_cut(bundle.conditioner, captions)
-    is_cached = caches.context_bytes(bundle.conditioner, len(captions)) <= caches.MAX_CONTEXT_BYTES
+    conditions.warn_of_cut(conditioner, captions)
+    is_cached = caches.context_bytes(conditioner, len(captions)) <= caches.MAX_CONTEXT_BYTES
     if is_cached and not spec.train_text_encoder and accelerator.is_main_process:
         yield from texts.cache(cache, captions, spec.batch_size)
     accelerator.wait_for_everyone()
     if is_cached and not spec.train_text_encoder:
         texts.use_cache(cache, captions)
     return texts
+
+
+def single(bundle: ModelBundle) -> TextEncoder | ClassEmbedder:
+    """What conditions a model that is trained: none of those has two text encoders."""
+    assert not isinstance(bundle.conditioner, TextPair)
+    return bundle.conditioner
 
 
 def deepest(unet: UNet2DConditionModel) -> int:
@@ -183,7 +191,7 @@ def _check_fit(bundle: ModelBundle) -> None:
             raise InputError(
                 f"unet: {key} is {unet[key]}, the VAE has {channels} channels", "use another --vae or model"
             )
-    conditioner, given = bundle.conditioner, unet["cross_attention_dim"]
+    conditioner, given = single(bundle), unet["cross_attention_dim"]
     if isinstance(conditioner, ClassEmbedder):
         width = conditioner.embedding.embedding_dim
     else:
@@ -195,10 +203,19 @@ def _check_fit(bundle: ModelBundle) -> None:
         raise InputError(f"unet: reads context of width {given}, the conditioner gives {width}", "mend the configs")
 
 
-def _from_model(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
+def _trainable(spec: TrainSpec) -> store.Model:
+    """The model of a spec. Raises InputError for one of Stable Diffusion XL."""
     found = store.resolve(spec.model, offline=spec.offline)
+    if layout.encoders(found.folder) == layout.ENCODERS:
+        what = f"{found.ref}: is a Stable Diffusion XL, of which the VAE alone can be trained"
+        raise InputError(what, "name a model of Stable Diffusion 1.x or 2.x")
+    return found
+
+
+def _from_model(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
+    found = _trainable(spec)
     bundle = load_bundle(found.folder, device=device, dtype=torch.float32)
-    own = _kind(bundle.conditioner)
+    own = _kind(single(bundle))
     if spec.condition not in (None, own):
         raise UsageError(f"--condition {spec.condition}: this model's is {own}", "leave it out, or use --init")
     origin = store.model_hash(found)
@@ -235,7 +252,7 @@ def _noising(config: Config) -> tuple[str, bool]:
     return prediction_type(config), has_zero_terminal_snr(config)
 
 
-def _kind(conditioner: Conditioner) -> str:
+def _kind(conditioner: TextEncoder | ClassEmbedder) -> str:
     """What `--condition` calls it."""
     if isinstance(conditioner, TextEncoder):
         return "text"

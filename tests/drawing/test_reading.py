@@ -50,9 +50,9 @@ def test_each_context_is_that_of_the_prompt_alone_filled_to_the_longer_of_the_tw
     reader, guided = Reader(encoder, ()), decided(sd1, tmp_path)
     pairs = [(SHORT, LONG), (LONG, ""), (LONG, "blurry")]
     context, away = reader.contexts([reader.read(Prompts(*pair), guided) for pair in pairs])
-    assert away is not None and context.shape == away.shape == (3, 2 * 77, 16)
+    assert away is not None and context.hidden.shape == away.hidden.shape == (3, 2 * 77, 16)
     for row, pair in enumerate(pairs):
-        for found, prompt in zip((context[row], away[row]), pair, strict=True):
+        for found, prompt in zip((context.hidden[row], away.hidden[row]), pair, strict=True):
             with torch.no_grad():
                 assert torch.equal(found, text.encode_chunks(encoder, [text.read(encoder, prompt).padded(2)])[0])
 
@@ -73,11 +73,13 @@ def test_however_many_prompts_there_are_only_so_many_are_kept_and_none_is_mistak
     encoder: TextEncoder, encoded: list[int], sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "MOST_KEPT", 2)
+    monkeypatch.setattr(reading, "MOST_KEPT_BYTES", 2 * 77 * 16 * 4)
     reader, guided = Reader(encoder, ()), decided(sd1, tmp_path, guidance=1.0)
     prompts = [Prompts(f"a {name}") for name in ("cat", "dog", "cow", "cat")]
     context, away = reader.contexts([reader.read(one, guided) for one in prompts])
     assert away is None and len(encoded) == 4
-    assert torch.equal(context[0], context[3]) and not torch.equal(context[0], context[1])
+    assert torch.equal(context.hidden[0], context.hidden[3])
+    assert not torch.equal(context.hidden[0], context.hidden[1])
 
 
 def test_what_is_wrong_is_told_once_a_prompt_and_each_of_a_cause_of_its_own(
@@ -106,5 +108,6 @@ def test_a_class_is_a_row_whatever_else_is_said(classed: Path, tmp_path: Path) -
     found = [reader.read(Prompts(""), one) for one in (dog, cat, dog)]
     assert [one.chunks for one in found] == [None] * 3 and {one.count for one in found} == {1}
     context, away = reader.contexts(found)
-    assert away is not None and context.shape == away.shape == (3, 1, 16)
-    assert torch.equal(context[0], context[2]) and not torch.equal(context[0], context[1])
+    assert away is not None and context.hidden.shape == away.hidden.shape == (3, 1, 16)
+    assert torch.equal(context.hidden[0], context.hidden[2])
+    assert not torch.equal(context.hidden[0], context.hidden[1])

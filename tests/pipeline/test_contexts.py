@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from sdcli.pipeline import text, vocabulary
-from sdcli.pipeline.bundle import TextEncoder, load_conditioner, load_text
+from sdcli.pipeline.bundle import Conditioner, TextEncoder, load_conditioner, load_text
 from sdcli.pipeline.contexts import contexts, lengths
 
 SHORT, LONG, LONGER = "a puppy", "cat " * 80, "dog " * 160
@@ -24,9 +25,16 @@ def encoded(encoder: TextEncoder, prompt: str, chunks: int = 1) -> torch.Tensor:
     return text.encode_chunks(encoder, [text.read(encoder, prompt).padded(chunks)])[0]
 
 
+def hidden(conditioner: Conditioner, *asked: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `contexts` gives where there is a negative prompt, as tensors."""
+    context, away = contexts(conditioner, *asked)
+    assert away is not None and context.pooled is None is away.pooled
+    return context.hidden, away.hidden
+
+
 def test_short_prompts_have_the_context_of_captions(encoder: TextEncoder) -> None:
-    context, away = contexts(encoder, [SHORT, SHORT], "blurry")
-    assert context.shape == (2, 77, 16) and away is not None
+    context, away = hidden(encoder, [SHORT, SHORT], "blurry")
+    assert context.shape == (2, 77, 16)
     for row in range(2):
         assert torch.equal(context[row], encoded(encoder, SHORT))
         assert torch.equal(away[row], encoded(encoder, "blurry"))
@@ -40,8 +48,7 @@ def test_without_a_negative_prompt_there_is_none(encoder: TextEncoder) -> None:
 def test_the_shorter_of_the_two_is_filled_with_empty_chunks(
     encoder: TextEncoder, prompt: str, negative: str, chunks: int
 ) -> None:
-    context, away = contexts(encoder, [prompt], negative)
-    assert away is not None
+    context, away = hidden(encoder, [prompt], negative)
     assert context.shape == away.shape == (1, 77 * chunks, 16)
     assert torch.allclose(context[0], encoded(encoder, prompt, chunks), rtol=0, atol=1e-6)
     assert torch.allclose(away[0], encoded(encoder, negative, chunks), rtol=0, atol=1e-6)
@@ -53,8 +60,7 @@ def test_prompts_of_other_lengths_get_empty_chunks_and_lengths_tell_which_are_al
     prompts = [SHORT, LONG, LONGER, SHORT]
     assert lengths(encoder, prompts, None) == [1, 2, 3, 1]
     assert lengths(encoder, prompts, LONG) == [2, 2, 3, 2]
-    context, away = contexts(encoder, prompts, "")
-    assert away is not None
+    context, away = hidden(encoder, prompts, "")
     assert context.shape == away.shape == (4, 3 * 77, 16)
     for row, prompt in enumerate(prompts):
         assert torch.allclose(context[row], encoded(encoder, prompt, 3), rtol=0, atol=1e-6)
@@ -63,8 +69,7 @@ def test_prompts_of_other_lengths_get_empty_chunks_and_lengths_tell_which_are_al
 def test_words_are_swapped_in_the_prompt_and_not_in_the_negative(encoder: TextEncoder) -> None:
     swaps = vocabulary.with_swap(encoder.vocabulary, "--mix", "puppy", [("puppy", 0.5), ("cat", 0.5)]).swaps
     swapped = text.with_swaps(encoder, swaps)
-    context, away = contexts(swapped, [SHORT], SHORT)
-    assert away is not None
+    context, away = hidden(swapped, [SHORT], SHORT)
     assert torch.equal(away[0], encoded(encoder, SHORT))
     assert torch.equal(context[0], encoded(swapped, SHORT))
     assert not torch.allclose(context[0], away[0], rtol=0, atol=1e-3)
@@ -72,8 +77,7 @@ def test_words_are_swapped_in_the_prompt_and_not_in_the_negative(encoder: TextEn
 
 def test_labels_have_one_row_each(classed: Path) -> None:
     embedder = load_conditioner(classed, device=torch.device("cpu"), dtype=torch.float32)
-    context, away = contexts(embedder, [2, 0], 4)
-    assert away is not None
+    context, away = hidden(embedder, [2, 0], 4)
     assert context.shape == away.shape == (2, 1, 16)
     assert torch.equal(away[0], away[1]) and not torch.equal(context[0], context[1])
     assert contexts(embedder, [2], None)[1] is None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sdcli import schedulers
 from sdcli.errors import NumericalError
+from sdcli.pipeline.context import Context
 from sdcli.pipeline.inversion import invert, step_back
 from sdcli.pipeline.noise import alpha_bars, target
 from sdcli.pipeline.sampling import denoise, generators
@@ -20,7 +21,8 @@ from tests import models
 SHAPE = (4, 8, 8)
 KINDS = ("epsilon", "v_prediction", "sample")
 SPREAD = 0.5  # standard deviation of the Gaussian data below
-CONTEXT = torch.zeros(1, 77, models.CONTEXT)
+NOTHING = torch.zeros(1, 77, models.CONTEXT)
+CONTEXT = Context(NOTHING)
 
 
 class Answers(torch.nn.Module):
@@ -114,11 +116,11 @@ def test_with_epsilon_every_step_is_that_of_diffusers(sd1: Any, steps: int) -> N
     unet = UNet2DConditionModel.from_pretrained(sd1 / "unet", local_files_only=True).requires_grad_(False)
     theirs = DDIMInverseScheduler(**models.BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     theirs.set_timesteps(steps)
-    context = torch.randn(1, 77, models.CONTEXT, generator=torch.Generator().manual_seed(2))
+    context = Context(torch.randn(1, 77, models.CONTEXT, generator=torch.Generator().manual_seed(2)))
     x = z = drawn()
     ours = list(invert(unet, ddim(steps, timestep_spacing="leading"), z, context, negative=None, guidance=1.0))
     for step, t in zip(ours, theirs.timesteps, strict=True):
-        x = theirs.step(unet(x, t, encoder_hidden_states=context).sample, t, x).prev_sample
+        x = theirs.step(unet(x, t, **context.arguments()).sample, t, x).prev_sample
         assert step.t == float(t)
         torch.testing.assert_close(step.latents, x, rtol=1e-4, atol=1e-4)
 
@@ -129,9 +131,9 @@ def test_guidance_goes_from_the_negative_through_the_context() -> None:
             return (encoder_hidden_states.mean(dim=(1, 2)).view(-1, 1, 1, 1).expand_as(x),)
 
     unet, z = Hearing(lambda x, t: x), drawn()
-    both: dict[str, Any] = {"negative": CONTEXT + 0.2, "guidance": 3.0}
-    guided = list(invert(unet, ddim(5), z, CONTEXT + 0.3, **both))[-1].latents
-    alone = list(invert(unet, ddim(5), z, CONTEXT + 0.5, negative=None, guidance=1.0))[-1].latents
+    both: dict[str, Any] = {"negative": Context(NOTHING + 0.2), "guidance": 3.0}
+    guided = list(invert(unet, ddim(5), z, Context(NOTHING + 0.3), **both))[-1].latents
+    alone = list(invert(unet, ddim(5), z, Context(NOTHING + 0.5), negative=None, guidance=1.0))[-1].latents
     torch.testing.assert_close(guided, alone)  # 0.2 + 3 (0.3 - 0.2)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdcli import schedulers
 from sdcli.errors import NumericalError
+from sdcli.pipeline.context import Context, joined
 from sdcli.pipeline.sampling import Step, denoise, generators, guided_prediction, initial_noise
 from tests import models
 
@@ -38,9 +39,9 @@ class Formula(torch.nn.Module):
         return (self.formula(x, t, encoder_hidden_states),)
 
 
-def context(*values: float) -> Tensor:
+def context(*values: float) -> Context:
     """A context per image, all of whose entries are one value."""
-    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).expand(-1, 77, CONTEXT)
+    return Context(torch.tensor(values, dtype=torch.float32).view(-1, 1, 1).expand(-1, 77, CONTEXT))
 
 
 def run(unet: Any, scheduler: Any, seeds: list[int], **how: Any) -> list[Step]:
@@ -64,7 +65,7 @@ def test_an_image_starts_from_the_noise_of_its_own_seed() -> None:
 def test_guidance_goes_from_the_unconditional_prediction_through_the_conditional() -> None:
     unet = Formula(lambda x, t, c: x + c.mean(dim=(1, 2)).view(-1, 1, 1, 1))
     x = torch.randn(2, *SHAPE)
-    both = torch.cat([context(10, 20), context(11, 23)])  # negative first
+    both = context(10, 20, 11, 23)  # negative first
     for guidance in (1.0, 7.5):
         prediction = guided_prediction(unet, x, torch.tensor(5), both, guidance=guidance)
         expected = x + torch.tensor([10 + guidance * 1, 20 + guidance * 3]).view(-1, 1, 1, 1)
@@ -81,9 +82,11 @@ def test_without_a_negative_there_is_one_pass_of_the_batch() -> None:
 
 
 def test_guidance_1_with_a_negative_equals_none_at_all(unet: UNet2DConditionModel) -> None:
-    x, cond = torch.randn(2, *SHAPE), torch.randn(2, 77, CONTEXT)
+    x, cond = torch.randn(2, *SHAPE), Context(torch.randn(2, 77, CONTEXT))
     alone = guided_prediction(unet, x, torch.tensor(500), cond, guidance=1.0)
-    both = guided_prediction(unet, x, torch.tensor(500), torch.cat([torch.randn(2, 77, CONTEXT), cond]), guidance=1.0)
+    both = guided_prediction(
+        unet, x, torch.tensor(500), joined([Context(torch.randn(2, 77, CONTEXT)), cond]), guidance=1.0
+    )
     assert torch.allclose(alone, both, atol=1e-5)
 
 
@@ -114,7 +117,7 @@ def test_outside_the_interval_there_is_one_pass_without_the_negative(
 def test_rescaled_guidance_has_the_spread_of_the_conditional_prediction() -> None:
     x = torch.randn(2, *SHAPE)
     unet = Formula(lambda x, t, c: x * (1 + c.mean(dim=(1, 2)).view(-1, 1, 1, 1)))
-    both = torch.cat([context(0, 0), context(1, 2)])
+    both = context(0, 0, 1, 2)
     t = torch.tensor(5)
     plain = guided_prediction(unet, x, t, both, guidance=7.5)
     whole = guided_prediction(unet, x, t, both, guidance=7.5, rescale=1.0)
@@ -137,7 +140,7 @@ def test_every_step_is_given_the_step_arguments() -> None:
 
 def test_half_precision_predictions_come_back_in_float32(unet: UNet2DConditionModel) -> None:
     half = UNet2DConditionModel.from_config(unet.config).to(torch.bfloat16)
-    cond = torch.randn(1, 77, CONTEXT, dtype=torch.bfloat16)
+    cond = Context(torch.randn(1, 77, CONTEXT, dtype=torch.bfloat16))
     assert guided_prediction(half, torch.randn(1, *SHAPE), torch.tensor(3), cond, guidance=1.0).dtype == torch.float32
 
 

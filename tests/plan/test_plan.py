@@ -275,7 +275,7 @@ def test_a_setting_of_the_model_that_is_out_of_range_is_the_models_fault(
         ("unet", {"in_channels": 7}, "in_channels is 7, the VAE has 4 channels; mend"),
         ("unet", {"out_channels": 8}, "out_channels is 8, expected are 4"),
         ("scheduler", {"variance_type": "learned_range"}, "out_channels is 4, expected are 8"),
-        ("unet", {"addition_embed_type": "text_time"}, "is conditioned by addition_embed_type"),
+        ("unet", {"addition_embed_type": "text_time"}, "is 'text_time', of a model with one text encoder"),
         ("unet", {"num_class_embeds": 1000}, "is conditioned by num_class_embeds"),
         ("unet", {"cross_attention_dim": 24}, "reads context of width 24, the text encoder gives 16"),
         ("text_encoder", {"hidden_size": "wide"}, "text_encoder: hidden_size is 'wide'"),
@@ -292,6 +292,35 @@ def test_parts_that_do_not_fit_together_are_refused(
 ) -> None:
     models.edit_json(model / part / ("scheduler_config.json" if part == "scheduler" else "config.json"), **changes)
     assert what in str(refused(asked()))
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "what"),
+    [
+        ("unet", {"cross_attention_dim": 16}, "reads context of width 16, the text encoders give 40"),
+        ("text_encoder_2", {"hidden_size": 16}, "reads context of width 40, the text encoders give 32"),
+        ("unet", {"addition_embed_type": None}, "addition_embed_type is None, of a model with two text encoders"),
+        ("unet", {"addition_embed_type": "text_image"}, "addition_embed_type is 'text_image'"),
+        ("unet", {"time_cond_proj_dim": 256}, "is conditioned by time_cond_proj_dim"),
+        ("unet", {"projection_class_embeddings_input_dim": 60}, "is a refiner of Stable Diffusion XL"),
+        ("unet", {"projection_class_embeddings_input_dim": 67}, "is told of 67 numbers, the text encoder gives 20 and"),
+        ("text_encoder_2", {"projection_dim": 24}, "is told of 68 numbers, the text encoder gives 24"),
+        ("unet", {"addition_time_embed_dim": None}, "addition_time_embed_dim None; mend"),
+        ("vae", {"latents_mean": [0, 0, 0, 0]}, "scales latents by latents_mean, too"),
+    ],
+)
+def test_parts_of_stable_diffusion_xl_that_do_not_fit_together_are_refused(
+    sdxl: Path, tmp_path: Path, part: str, changes: dict[str, Any], what: str
+) -> None:
+    folder = models.copy(sdxl, tmp_path / "model")
+    models.edit_json(folder / part / "config.json", **changes)
+    assert what in str(refused(GenerateSpec(prompt="x", model=str(folder))))
+
+
+def test_clip_skip_leaves_a_layer_to_both_encoders_of_stable_diffusion_xl(sdxl: Path) -> None:
+    assert plan(GenerateSpec(prompt="x", model=str(sdxl), clip_skip=1)).clip_skip == 1
+    with pytest.raises(UsageError, match=r"--clip-skip 2: .* smaller text encoder has 3 layers; .* in 0\.\.1"):
+        plan(GenerateSpec(prompt="x", model=str(sdxl), clip_skip=2))
 
 
 @pytest.mark.parametrize("variance_type", ["learned", "learned_range"])
