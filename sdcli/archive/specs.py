@@ -21,7 +21,6 @@ from sdcli.checks import (
     parse_size,
 )
 from sdcli.errors import UsageError
-from sdcli.specs import word_swaps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +84,10 @@ class ReplaySpec:
             one_of("prediction", self.prediction, tuple(PREDICTIONS))
         if self.steps is not None:
             between("steps", self.steps, 1, MAX_STEPS)
-        word_swaps(self.replace, self.mix)
+        if self.replace or self.mix:
+            from sdcli.specs import word_swaps  # deferred: a tenth of what --help costs, which does not need it
+
+            word_swaps(self.replace, self.mix)
         if self.clip_skip is not None:
             at_least("clip_skip", self.clip_skip, 0)
         if self.guidance is not None:
