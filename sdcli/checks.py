@@ -17,7 +17,7 @@ else:
 
 MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
-MAX_COUNT = 100_000  # images of one command or job; what is decided of each before the first takes 1 kB
+MAX_COUNT = 100_000  # images of one command or job; what is decided of each before the first takes over 1 kB
 MIN_SIDE, MAX_SIDE = 8, 16384  # px
 IF_EXISTS = ("number", "skip", "overwrite", "error")
 PICTURE_FORMATS = ("png", "webp", "jpg")
