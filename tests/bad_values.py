@@ -139,6 +139,7 @@ BAD: dict[str, dict[str, Bad]] = {
         "--guidance": ("0.5", "--invert", "a cat"),
         "--clip-skip": ("-1", "--invert", "a cat"),
         "--lora": ("none.safetensors", "--invert", "a cat"),
+        "--prediction": ("noise", "--invert", "a cat"),
         "--seed": ("-1", "--sample"),
         "--size": "big",
     },
@@ -168,6 +169,7 @@ BAD: dict[str, dict[str, Bad]] = {
     "replay": {
         **ONE_MODEL,
         **SAMPLING,
+        "--prediction": "noise",
         "inputs": "none.png",
         "--output": "x.bmp",
         "--format": "bmp",
@@ -175,6 +177,8 @@ BAD: dict[str, dict[str, Bad]] = {
         "--if-exists": "ask",
         "--prompt": NO_TEXT,
         "--negative": NO_TEXT,
+        "--replace": "cat",
+        "--mix": "cat=much",
         "--clip-skip": "-1",
         "--class": "cat",
         "--seed": "-1",
@@ -199,6 +203,7 @@ BAD: dict[str, dict[str, Bad]] = {
     },
     "bench": {
         **ONE_MODEL,
+        "--prediction": "noise",
         "--schedulers": "dmp",
         "--steps": "5,x",
         "--prompt": NO_TEXT,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli import store
+from sdcli import layout, store
 from sdcli.archive.files import look_up
 from sdcli.archive.foreign import Remark, shown
 from sdcli.archive.hearing import hear, is_own
@@ -15,6 +15,7 @@ from sdcli.archive.specs import ReplaySpec
 from sdcli.errors import InputError
 from sdcli.pipeline.provenance import Provenance
 from sdcli.plan.naming import SUFFIXES
+from sdcli.plan.parts import prediction_word
 from sdcli.specs import GenerateSpec
 
 MAX_REFERENCE = 200  # characters of a model's name that are shown
@@ -47,6 +48,8 @@ def ask(spec: ReplaySpec, said: Provenance, source: Path, target: Path | None) -
     heard = hear(said, source, given)
     found, of_files = look_up(heard.files, files, source)
     settings = _merged(heard.settings, own)
+    if spec.prediction is None and "prediction" in settings and _names_another_model(spec, said):
+        del settings["prediction"]  # that one predicts what it says itself
     dtype = settings.pop("dtype", "float32" if is_own(said) else GenerateSpec.dtype)
     drawn = GenerateSpec(
         **settings,
@@ -81,6 +84,25 @@ def model_remarks(spec: ReplaySpec, said: Provenance, model: store.Model, source
     if spec.check:
         raise InputError(f"{source}: {what}", "name the one that drew it with --model, or leave --check out")
     return [Remark("model hash", what)]
+
+
+def prediction_drift(spec: ReplaySpec, drawn: GenerateSpec, model: store.Model) -> list[str]:
+    """Whether the model says of its UNet what the picture says, by which it is drawn.
+
+    drawn: what `ask` gave. Where the two differ the model's config was edited, or `--prediction` had set it right.
+    """
+    if spec.prediction is not None or drawn.prediction is None:
+        return []
+    here = prediction_word(layout.config(model.folder, "scheduler"))
+    return [f"prediction: {drawn.prediction} there, the model here says {here}"] if here != drawn.prediction else []
+
+
+def _names_another_model(spec: ReplaySpec, said: Provenance) -> bool:
+    """Whether `--model` is not the one that drew the picture, by their hashes."""
+    if spec.model is None:
+        return False
+    told = said.facts.get("model_hash")
+    return told != store.model_hash(store.find(spec.model, offline=spec.offline))
 
 
 def _merged(heard: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sdcli.checks import parse_output
 from sdcli.errors import InputError, UsageError
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -177,7 +178,10 @@ Quality = Annotated[
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
 Inputs = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or folders of files.")]
-OutputPath = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="A file (for one input) or a folder.")]
+OutputPath = Annotated[
+    Path,
+    typer.Option("--output", "-o", parser=parse_output, metavar="PATH", help="A file (for one input) or a folder."),
+]
 
 NO_SETTINGS = ("json", "quiet", "debug", "config")  # how a command speaks, and where its settings are: in no spec
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import layout
+from sdcli.checks import PREDICTIONS
 from sdcli.errors import InputError, UsageError
 from sdcli.schedulers.config import has_learned_variance, prediction_type
 
@@ -52,6 +53,11 @@ def configs_shape(
     if type(side) is not int:
         raise InputError(f"{folder}/unet: sample_size is {side!r}", "mend its config.json")
     return factor, side * factor
+
+
+def prediction_word(scheduler: Mapping[str, object]) -> str:
+    """What the UNet predicts by the scheduler's config, in the words of `--prediction`."""
+    return {said: word for word, said in PREDICTIONS.items()}[prediction_type(scheduler)]
 
 
 def reads_mask(folder: Path) -> bool:

@@ -30,6 +30,7 @@ FIELDS = [
     "negative",
     "model",
     "model_hash",
+    "prediction",
     "seed",
     "width",
     "height",
@@ -115,6 +116,7 @@ def test_json_is_one_line_an_image_with_the_fields_of_the_contract(shell: Shell,
             "negative": "blurry",
             "model": str(sd1),
             "model_hash": model_hash(Model("", sd1)),
+            "prediction": "epsilon",
             "seed": seed,
             "width": models.SIZE,
             "height": models.SIZE,
@@ -783,6 +785,18 @@ def test_a_dry_run_names_all_that_would_be_written(shell: Shell) -> None:
     assert row["save_steps"] == ["s/a-1-step-{0001..0003}.png", "s/a-2-step-{0001..0003}.png"]
     assert row["grid"] == "g.webp"
     assert tree(Path()) == {}
+
+
+def test_a_slash_at_the_end_of_any_output_makes_a_folder(shell: Shell) -> None:
+    beside = ("--save-steps", "s.d/", "--save-latents", "l.d/", "--seed", 7, "--dry-run", "--json")
+    row = json.loads(shell("generate", PROMPT, "-s", 2, "-o", "o.d/", *beside).stdout)
+    assert row["outputs"] == ["o.d/a-picture-of-a-puppy-7.png"]
+    assert row["save_latents"] == ["l.d/a-picture-of-a-puppy-7.latents.safetensors"]
+    assert row["save_steps"] == ["s.d/a-picture-of-a-puppy-7-step-{0001..0002}.png"]
+    Image.new("RGB", (32, 32)).save("x.png")
+    for command in ("encode x.png", "roundtrip x.png", "diffuse x.png --t 5 --space pixels", "schedulers --plot betas"):
+        ended = shell(*command.split(), "-o", f"{command[:3]}.d/")
+        assert ended.code == 0 and str(next(Path(f"{command[:3]}.d").iterdir())) in ended.stdout, ended.stderr
 
 
 def test_stdout_is_for_a_picture_or_for_json(shell: Shell) -> None:
