@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli import store
+from sdcli import hub, store
 from sdcli.archive.files import look_up
 from sdcli.archive.foreign import Remark, shown
 from sdcli.archive.hearing import hear, is_own
@@ -105,7 +105,7 @@ def _reference(spec: ReplaySpec, said: Provenance, source: Path) -> str:
     told = said.facts.get("model")
     if not isinstance(told, str) or not told:
         raise InputError(f"{source}: does not say which model drew it", "name one with --model")
-    if said.source != "sdcli" and not store.HUB_ID.fullmatch(told):
+    if said.source != "sdcli" and hub.parse(told) is None:
         raise _lacking(source, told)
     try:
         store.resolve(told, offline=True)
