@@ -298,6 +298,36 @@ def test_the_copy_of_a_pickled_checkpoint_is_listed_and_removed_and_the_file_sta
     assert "has no copy in the cache" in shell("models", "remove", "sd.ckpt", "-y").stderr
 
 
+# Models of the Hub in records.
+
+
+def test_a_picture_tells_the_commit_that_drew_it_and_replay_draws_with_that(
+    shell: Shell, sd1: Path, tmp_path: Path
+) -> None:
+    old = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny")
+    common = ("a cat", "-m", "owner/tiny", "--steps", 1, "--seed", 3, "--json")
+    record = json.loads(shell("generate", *common, "-o", "a.png").stdout)
+    assert (record["model"], record["model_revision"]) == ("owner/tiny", old.name)
+    planned = json.loads(shell("generate", *common, "--dry-run").stdout)
+    shown = json.loads(shell("models", "show", "owner/tiny", "--json").stdout)
+    assert planned["model_revision"] == shown["model_revision"] == old.name
+    assert "model_revision" not in json.loads(shell("generate", *common, "-m", sd1, "--dry-run").stdout)
+    # What is meant by the name from now on is another model.
+    other = models.write_sd1(tmp_path / "other", seed=1)
+    new = models.hub_cache(other, tmp_path / "hub", "owner/tiny", revision="v2")
+    (new.parents[1] / "refs" / "main").write_text(new.name, encoding="utf-8")
+    again = json.loads(shell("replay", "a.png", "--check", "--json").stdout)
+    assert (again["equal"], again["drift"]) == ("bytes", [])
+    assert shell("models", "remove", f"owner/tiny@{old.name}", "--yes").code == 0
+    warned = shell("replay", "a.png", "-o", "b.png", "--json")
+    assert "model owner/tiny: is another, of hash" in warned.stderr
+    assert json.loads(warned.stdout)["model_revision"] == new.name
+    assert shell("models", "remove", "owner/tiny", "--yes").code == 0
+    lacking = shell("replay", "a.png")
+    assert lacking.code == ExitCode.INPUT
+    assert f"name one with --model, or sdcli models pull owner/tiny@{old.name}" in lacking.stderr
+
+
 # Untrusted files.
 
 
