@@ -64,19 +64,20 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def root(folder: Path, path: Path) -> Path:
-    """The real folder that a file of a model must lie in, so that no link leads out of it.
+def root(folder: Path, path: Path | None = None) -> Path:
+    """The real folder that every file of a model must lie in, so that no link leads out of it.
 
-    A Hub cache keeps its files as links to ../../../blobs, inside the folder of the repository; what is there may be a
-    link in turn to the blobs that all repositories share.
+    A Hub cache keeps its files as links to ../../../blobs, inside the folder of the repository. What is there may be a
+    link in turn to the blobs that all repositories share: if that is so of the file at `path`, it is their folder.
     """
     real = folder.resolve()
     is_snapshot = real.parent.name == "snapshots" and real.parents[1].name.startswith("models--")
     if not is_snapshot:
         return real
     shared = real.parents[2] / "blobs"
-    is_shared = exists(shared / SHARED_MARK) and os.path.realpath(path).startswith(f"{shared}{os.sep}")
-    return shared if is_shared else real.parents[1]
+    if path is not None and exists(shared / SHARED_MARK) and os.path.realpath(path).startswith(f"{shared}{os.sep}"):
+        return shared
+    return real.parents[1]
 
 
 def single_file(place: Path) -> Checkpoint | None:

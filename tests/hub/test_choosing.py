@@ -120,7 +120,7 @@ def test_weights_that_are_pickled_alone_are_refused_by_name() -> None:
 def test_a_config_beyond_all_measure_is_refused() -> None:
     there = repository(model_files())
     large = Remote("unet/config.json", MAX_JSON_BYTES + 1, "0" * 40)
-    with pytest.raises(InputError, match=r"unet/config.json has 16,777,217 bytes"):
+    with pytest.raises(InputError, match=rf"unet/config.json has {MAX_JSON_BYTES + 1:,} bytes"):
         configs(Repository(there.hub_id, COMMIT, {**there.files, large.name: large}), "auto")
 
 
