@@ -127,7 +127,8 @@ def partial_files(hub_id: HubId) -> list[Path]:
 def refs(hub_id: HubId, commit: str) -> list[str]:
     """The branches and tags of a repository that mean a commit, by the cache."""
     root = hub_id.folder / "refs"
-    return [path.relative_to(root).as_posix() for path in root.rglob("*") if _commit_in(path) == commit]
+    found = [path for path in root.rglob("*") if not path.name.startswith(".")]  # part files of ours do
+    return [path.relative_to(root).as_posix() for path in found if _commit_in(path) == commit]
 
 
 def is_folder_lacking(hub_id: HubId, commit: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from sdcli.files import exists
@@ -57,11 +57,8 @@ def is_sound(repository: Repository, remote: Remote) -> bool:
 def link(blob: Path, place: Path) -> None:
     """Put a file into its snapshot, as a link to its content."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    beside = place.with_name(f".{place.name}.{os.getpid()}.link")
-    with suppress(FileNotFoundError):
-        beside.unlink()
+    place.unlink(missing_ok=True)
     try:
-        beside.symlink_to(os.path.relpath(blob, place.parent))
+        place.symlink_to(os.path.relpath(blob, place.parent))
     except OSError:  # a file system without links: huggingface_hub, too, then has the file itself there
-        blob.replace(beside)
-    beside.replace(place)
+        blob.replace(place)

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from sdcli import hub
 from sdcli.errors import InputError, OutputError, ResourceError
-from sdcli.files import atomic_write, exists, make_folder, output_error, sync
+from sdcli.files import atomic_write, exists, make_folder, output_error, remove_dead_parts, sync
 from sdcli.headers import MAX_HEADER_BYTES
 from sdcli.hub import COMMIT, HubId
 from sdcli.hub.choosing import Remote, Repository
@@ -131,6 +131,7 @@ def settle(repository: Repository, *, lacks_folder: bool) -> None:
         marks[hub_id.folder / ".no_exist" / repository.commit / "model_index.json"] = ""
     for path, text in marks.items():
         make_folder(path.parent)
+        remove_dead_parts(path.parent)
         with atomic_write(path) as part:
             part.write_text(text, encoding="ascii")
 

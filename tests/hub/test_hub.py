@@ -98,7 +98,7 @@ def test_a_commit_is_called_by_the_shortest_name_that_means_it(cache: Path) -> N
     folder = cache / "models--owner--name"
     for commit in (A, B, "no commit"):
         (folder / "snapshots" / commit).mkdir(parents=True)
-    for name, text in (("v2", B), ("refs/pr/1", A), ("bad", "no commit"), ("long", A * 50)):
+    for name, text in (("v2", B), (".v1.9-0.part", B), ("refs/pr/1", A), ("bad", "no commit"), ("long", A * 50)):
         (folder / "refs" / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / "refs" / name).write_text(text, encoding="utf-8")
 

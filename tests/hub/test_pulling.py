@@ -152,6 +152,24 @@ def until(is_so: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
+def test_killed_at_any_write_nothing_half_is_left_that_counts(online: Forks, hub: Hub, tmp_path: Path) -> None:
+    commit = hub.add("owner/tiny", model_files())
+    cache = tmp_path / "straight"
+    straight = online.sdcli("models", "pull", "owner/tiny", environment={"HF_HUB_CACHE": str(cache)})
+    assert straight.code == 0 and straight.writes > 60
+    for at in range(1, straight.writes + 1):
+        environment = {"HF_HUB_CACHE": str(tmp_path / str(at))}
+        killed = online.sdcli("models", "pull", "owner/tiny", at=at, send=signal.SIGKILL, environment=environment)
+        assert killed.code == -signal.SIGKILL
+        shown = online.sdcli("models", "list", "--json", environment=environment).stdout
+        is_listed = "owner/tiny" in shown
+        assert not is_listed or len(list((tmp_path / str(at)).glob(f"*/snapshots/{commit}/**/*.safetensors"))) == 3
+        assert online.sdcli("models", "pull", "owner/tiny", environment=environment).code == 0
+        left = contents(tmp_path / str(at))
+        assert {name: data for name, data in left.items() if not name.endswith(".part")} == contents(cache)
+
+
 def test_a_server_that_begins_anew_is_followed(sdcli: Sdcli, hub: Hub, cache: Path) -> None:
     hub.add("owner/tiny", model_files())
     hub.faults.breaks_after, hub.faults.ignores_ranges = {UNET: 30_000}, True
