@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdcli import hub
 from sdcli.checks import DTYPES, PREDICTIONS, one_of
 from sdcli.errors import UsageError
 from sdcli.files import is_utf8
+from sdcli.hub import HubId
 
+COPIES = ("auto", "float32", "float16")  # of weights that are published in both
 FORMS = ("diffusers", "single-file")
 SUFFIX = ".safetensors"
 
@@ -46,3 +49,27 @@ class ConvertSpec:
     def form(self) -> str:
         """What to write."""
         return self.to if self.to is not None else FORMS[self.output.suffix == SUFFIX]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PullSpec:
+    """`sdcli models pull`."""
+
+    model: str
+    dtype: str = "auto"  # auto: the copy that is in the cache, else float32 or what else is published
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        one_of("dtype", self.dtype, COPIES)
+        if hub.parse(self.model) is None:
+            raise UsageError(f"{self.model}: is no Hub id", "write it as owner/name[/FILE][@REVISION]")
+        if self.offline or hub.is_offline():
+            name = "--offline" if self.offline else "HF_HUB_OFFLINE"
+            raise UsageError(f"{name} with models pull, which asks the Hub what it has", "leave one of them out")
+
+    @property
+    def hub_id(self) -> HubId:
+        """What to fetch."""
+        found = hub.parse(self.model)
+        assert found is not None
+        return found

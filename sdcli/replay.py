@@ -136,6 +136,7 @@ def _replayed(spec: ReplaySpec, source: Path, target: Path | None, models: _Mode
     try:
         asked = ask(spec, said, source, target)
         decided = plan(asked.spec)
+        decided = replace(decided, model=replace(decided.model, ref=asked.model))
     except UsageError as error:
         if spec.says_something:
             raise UsageError(f"{source}: {error.message}", error.hint) from error

@@ -118,6 +118,6 @@ def _whole(place: Path) -> Report:
 
 def _named_otherwise(path: Path, digest: str) -> Iterator[str]:
     """A fault of a file in the Hub's cache whose content is not what its name says."""
-    name = path.resolve().name
+    name = path.readlink().name if path.is_symlink() else path.name
     if BLOB.fullmatch(name) and name != digest:
         yield f"{path.name} is damaged: its SHA-256 is not the one it was fetched by"

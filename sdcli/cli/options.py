@@ -20,10 +20,11 @@ def _scheduler_names() -> list[str]:
     return list(schedulers.names())
 
 
-def _model_refs() -> list[str]:
-    from sdcli import store  # deferred: only completion asks
+def model_refs() -> list[str]:
+    """The models that a shell offers: those that work without a network."""
+    from sdcli import listing  # deferred: only completion asks
 
-    return [row["model"] for row in store.listed()]
+    return [row["model"] for row in listing.listed()]
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout; errors as JSON on stderr.")]
@@ -40,7 +41,7 @@ Model = Annotated[
         envvar="SDCLI_MODEL",
         metavar="REF",
         help="builtin, a model folder, a single file, or a Hub id owner/name[@rev].",
-        autocompletion=_model_refs,
+        autocompletion=model_refs,
     ),
 ]
 Prediction = Annotated[
@@ -244,7 +245,7 @@ TrainModel = Annotated[
         metavar="REF",
         callback=_start_from,
         help="Start from this model (default: builtin).",
-        autocompletion=_model_refs,
+        autocompletion=model_refs,
     ),
 ]
 Init = Annotated[

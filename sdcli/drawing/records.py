@@ -30,6 +30,7 @@ def shared_facts(spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]
         **({"class": asdict(plan.label)} if plan.label is not None else {}),
         "model": plan.model.ref,
         "model_hash": store.model_hash(plan.model),
+        **plan.model.pinned(),
         "prediction": plan.prediction,
         "seed": 0,
         "width": plan.width,

@@ -242,7 +242,8 @@ def copy_tokenizer(source: Path, target: Path, encoder: str = "text_encoder") ->
     folder = source if checkpoint is None else layout.TOKENIZER_FOLDER
     for name in TOKENIZER_FILES:
         if (folder / name).exists():
-            (target / name).write_bytes(read_bytes(folder / name, max_bytes=MAX_JSON_BYTES, within=root(folder.parent)))
+            within = root(folder.parent, folder / name)
+            (target / name).write_bytes(read_bytes(folder / name, max_bytes=MAX_JSON_BYTES, within=within))
     if checkpoint is not None:
         for name in PADDING_FILES:
             write_json(target / name, layout.read_json(target / name) | {"pad_token": checkpoint.pad_tokens[encoder]})

@@ -100,6 +100,7 @@ class Plan:
         """The decisions as plain values, for --dry-run."""
         rows: dict[str, Any] = {
             "model": self.model.ref,
+            **self.model.pinned(),
             "folder": str(self.model.folder),
             "scheduler": self.scheduler.name,
             "class": self.scheduler.class_name,

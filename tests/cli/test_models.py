@@ -230,6 +230,7 @@ def test_verify_compares_a_downloaded_file_with_the_name_the_hub_gave_it(
     outcome = shell("models", "verify", snapshot)
     assert outcome.code == ExitCode.INPUT
     assert "is damaged: its SHA-256 is not the one it was fetched by" in outcome.stderr
+    assert "sdcli models remove and pull get it again" in shell("models", "verify", "owner/tiny").stderr
 
 
 # Removing.
@@ -245,6 +246,44 @@ def test_a_downloaded_model_is_removed_after_saying_what_would_go(shell: Shell, 
     done = shell("models", "remove", "owner/tiny", "--yes", "--json")
     assert (done.code, json.loads(done.stdout)["model"]) == (0, "owner/tiny")
     assert [path.name for path in (tmp_path / "hub").iterdir()] == ["models--owner--other"]
+
+
+def test_the_files_of_a_repository_may_go_one_by_one(shell: Shell, original: Path, tmp_path: Path) -> None:
+    snapshot = models.hub_cache(original.parent, tmp_path / "hub", "owner/files")
+    (snapshot / "again.safetensors").symlink_to((snapshot / original.name).readlink())
+    blob = (snapshot / original.name).resolve()
+    assert "is not in the cache" in shell("models", "remove", "owner/files/none.ckpt", "-y").stderr
+    assert shell("models", "remove", f"owner/files/{original.name}", "-y").code == 0
+    assert (blob.exists(), [path.name for path in snapshot.iterdir()]) == (True, ["again.safetensors"])
+    assert shell("models", "remove", "owner/files/again.safetensors@main", "-y").code == 0
+    assert list((tmp_path / "hub").iterdir()) == []
+
+
+def test_what_repositories_share_stays_until_the_last_of_them_goes(shell: Shell, sd1: Path, tmp_path: Path) -> None:
+    snapshots = [models.hub_cache(sd1, tmp_path / "hub", f"owner/{name}") for name in ("one", "two")]
+    shared, _ = [models.share(models.weight_file(snapshot / "vae")) for snapshot in snapshots]
+    size = shared.stat().st_size
+    assert shell("models", "remove", "owner/one@main", "-y").code == 0
+    assert shell("models", "verify", "owner/two").code == 0
+    removed = json.loads(shell("models", "remove", "owner/two", "-y", "--json").stdout)
+    assert removed["bytes"] > size
+    assert [path.name for path in shared.parent.iterdir()] == []
+
+
+def test_a_commit_goes_with_the_names_and_the_remains_of_downloads_that_are_its(
+    shell: Shell, sd1: Path, tmp_path: Path
+) -> None:
+    old = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny", revision="v1")
+    new = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny")
+    folder = old.parents[1]
+    for name in ("refs/also", f"trees/{old.name}.json", f".no_exist/{old.name}/x.json", "blobs/abc.incomplete"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(old.name, encoding="utf-8")
+    done = shell("models", "remove", f"owner/tiny@{old.name}", "-y", "--json")
+    assert done.code == 0, done.stderr
+    assert [path.name for path in (folder / "refs").iterdir()] == ["main"]
+    assert list(folder.rglob(f"*{old.name}*")) == list(folder.rglob("*.incomplete")) == []
+    assert shell("models", "verify", new).code == 0
 
 
 def test_a_revision_goes_without_the_files_that_another_uses(shell: Shell, sd1: Path, tmp_path: Path) -> None:
@@ -266,7 +305,7 @@ def test_a_revision_goes_without_the_files_that_another_uses(shell: Shell, sd1: 
         (".", ExitCode.USAGE, "is yours, and in no cache"),
         ("owner/none", ExitCode.INPUT, "is not in the cache"),
         ("../..", ExitCode.USAGE, "is yours"),
-        ("a/..", ExitCode.INPUT, "is not in the cache"),
+        ("a/..", ExitCode.INPUT, "no such model"),
         ("owner/tiny@none", ExitCode.INPUT, "is not in the cache"),
         ("owner/tiny@../../secret", ExitCode.INPUT, ""),
         ("no such thing", ExitCode.INPUT, "no such model"),
@@ -309,6 +348,36 @@ def test_the_copy_of_a_pickled_checkpoint_is_listed_and_removed_and_the_file_sta
     assert shell("models", "remove", "sd.ckpt", "-y").code == 0
     assert (list(copies.iterdir()), Path("sd.ckpt").exists()) == ([], True)
     assert "has no copy in the cache" in shell("models", "remove", "sd.ckpt", "-y").stderr
+
+
+# Models of the Hub in records.
+
+
+def test_a_picture_tells_the_commit_that_drew_it_and_replay_draws_with_that(
+    shell: Shell, sd1: Path, tmp_path: Path
+) -> None:
+    old = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny")
+    common = ("a cat", "-m", "owner/tiny", "--steps", 1, "--seed", 3, "--json")
+    record = json.loads(shell("generate", *common, "-o", "a.png").stdout)
+    assert (record["model"], record["model_revision"]) == ("owner/tiny", old.name)
+    planned = json.loads(shell("generate", *common, "--dry-run").stdout)
+    shown = json.loads(shell("models", "show", "owner/tiny", "--json").stdout)
+    assert planned["model_revision"] == shown["model_revision"] == old.name
+    assert "model_revision" not in json.loads(shell("generate", *common, "-m", sd1, "--dry-run").stdout)
+    # What is meant by the name from now on is another model.
+    other = models.write_sd1(tmp_path / "other", seed=1)
+    new = models.hub_cache(other, tmp_path / "hub", "owner/tiny", revision="v2")
+    (new.parents[1] / "refs" / "main").write_text(new.name, encoding="utf-8")
+    again = json.loads(shell("replay", "a.png", "--check", "--json").stdout)
+    assert (again["equal"], again["drift"]) == ("bytes", [])
+    assert shell("models", "remove", f"owner/tiny@{old.name}", "--yes").code == 0
+    warned = shell("replay", "a.png", "-o", "b.png", "--json")
+    assert "model owner/tiny: is another, of hash" in warned.stderr
+    assert json.loads(warned.stdout)["model_revision"] == new.name
+    assert shell("models", "remove", "owner/tiny", "--yes").code == 0
+    lacking = shell("replay", "a.png")
+    assert lacking.code == ExitCode.INPUT
+    assert f"name one with --model, or sdcli models pull owner/tiny@{old.name}" in lacking.stderr
 
 
 # Untrusted files.
