@@ -164,9 +164,9 @@ def weight_file(folder: Path) -> Path:
     return path
 
 
-def copy(folder: Path, target: Path) -> Path:
-    """A copy of a model that a test may spoil."""
-    return Path(shutil.copytree(folder, target))
+def copy(folder: Path, target: Path, *, without: str = "") -> Path:
+    """A copy of a model that a test may spoil. without: a pattern of names that are left out."""
+    return Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns(without)))
 
 
 def hub_cache(folder: Path, cache: Path, repo: str, *, revision: str = "main") -> Path:

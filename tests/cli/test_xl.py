@@ -29,11 +29,11 @@ def pixels(path: str | Path) -> np.ndarray:
 
 
 def test_a_prompt_with_all_its_syntax_is_drawn_recorded_and_drawn_again(xl: Shell) -> None:
-    words = "a {red|blue} (puppy:1.3) BREAK [in] the snow " + "and more snow " * 26
+    words = "a {red|blue} (puppy:1.3) BREAK [in] the snow"
     asked = ("generate", words, "-N", "blurry", "--steps", 2, "--seed", 3, "-n", 2, "--clip-skip", 1)
     drawn = xl(*asked, "--mix", "puppy=0.5,cat=0.5", "--json")
     records = [json.loads(line) for line in drawn.lines]
-    assert drawn.code == 0 and [record["tokens"]["chunks"] for record in records] == [3, 3]
+    assert drawn.code == 0 and [record["tokens"]["chunks"] for record in records] == [2, 2]
     assert {record["clip_skip"] for record in records} == {1}
     checked = xl("replay", *(record["path"] for record in records), "--check")
     assert (checked.code, checked.stdout.count("byte-equal")) == (0, 2)
@@ -44,12 +44,11 @@ def test_different_prompts_of_a_batch_are_what_each_is_alone(xl: Shell) -> None:
         {"prompt": "a cat", "seed": 1},
         {"prompt": "a red dog", "seed": 2, "negative": "blurry"},
         {"prompt": "a (car:1.2) " * 40, "seed": 3, "negative": "blurry"},
-        {"prompt": "a picture of a house", "seed": 4},
     ]
     Path("jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs), encoding="utf-8")
     made = xl("batch", "jobs.jsonl", "-o", "out", "--steps", 3, "--json")
     records = [json.loads(line) for line in made.lines]
-    assert (made.code, {record["seed"] for record in records}) == (0, {1, 2, 3, 4})
+    assert (made.code, {record["seed"] for record in records}) == (0, {1, 2, 3})
     for record in records:
         (job,) = (one for one in jobs if one["seed"] == record["seed"])
         how = ("-N", job.get("negative", ""), "--seed", job["seed"], "--steps", 3, "-o", "one.png")
@@ -111,11 +110,11 @@ def test_a_picture_goes_through_the_codec(xl: Shell) -> None:
 
 
 def test_bench_compares_schedulers(xl: Shell) -> None:
-    how = ("--schedulers", "ddim,dpm", "--steps", "2,4", "--reference-steps", 8, "--prompt", "a cat", "--size", "16x16")
+    how = ("--schedulers", "ddim,dpm", "--steps", 2, "--reference-steps", 4, "--prompt", "a cat", "--size", "16x16")
     done = xl("bench", *how, "--json")
     rows = [json.loads(line) for line in done.lines]
     figures = [row["latent_rmse"] for row in rows if row.get("status") == "done"]
-    assert done.code == 0 and len(figures) == 4 and None not in figures
+    assert done.code == 0 and len(figures) == 2 and None not in figures
 
 
 def test_tokens_are_those_of_the_first_tokenizer_and_vectors_those_of_both(xl: Shell) -> None:
@@ -144,7 +143,7 @@ def test_models_show_and_verify_tell_of_both_encoders(xl: Shell, sdxl: Path, tmp
 def test_the_model_of_a_dry_run_is_refused_or_told_of_as_that_of_a_run(xl: Shell, sdxl: Path, tmp_path: Path) -> None:
     told = json.loads(xl(*GENERATE, "--dry-run", "--clip-skip", 1, "--json").stdout)
     assert (told["size"], told["tokens"]["kept"], told["clip_skip"]) == ("32x32", 5, 1)
-    folder = models.copy(sdxl, tmp_path / "model")
+    folder = models.copy(sdxl, tmp_path / "model", without="*.safetensors")
     models.edit_json(folder / "tokenizer_2" / "vocab.json", zzz=49408)
     refused = xl(*GENERATE, "--dry-run", "-m", folder)
     assert refused.code == 3 and "tokenizer_2: has 49,409 pieces, the text encoder knows 49,408" in refused.stderr

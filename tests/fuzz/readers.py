@@ -136,14 +136,7 @@ def _embeddings(scratch: Path) -> dict[str, bytes]:
 
 
 def _model(scratch: Path) -> dict[str, bytes]:
-    return _contents(models.write_sd1(scratch / "model"))
-
-
-def _model_xl(scratch: Path) -> dict[str, bytes]:
-    return _contents(models.write_sdxl(scratch / "model"))
-
-
-def _contents(folder: Path) -> dict[str, bytes]:
+    folder = models.write_sd1(scratch / "model")
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -267,7 +260,6 @@ READERS: dict[str, Reader] = {
     ),
     "model-configs": Reader(_model, _read_model, 6, only=(".json", ".txt")),
     "model-weights": Reader(_model, _read_model, 6, only=(".safetensors",)),
-    "model-xl": Reader(_model_xl, _read_model, 4),
     "lora": Reader(_lora, _read_lora, 20, only=("lora.safetensors",)),
     "single-file": Reader(_single_file, _read_single_file, 6),
     "tokenizer": Reader(
