@@ -29,9 +29,10 @@ def facts_of_adapter(path: Path) -> dict[str, Any] | None:
 
 
 def facts_of_pickle(path: Path) -> dict[str, Any] | None:
-    """The same of a pickled one, which has no header and is read whole; None for a file larger than those are."""
+    """The same of a pickled one, which has no header and is read whole; None for a file larger than those are, or one
+    that is named as only checkpoints are."""
     try:
-        if not exists(path) or not is_pickled(path):
+        if path.suffix == ".ckpt" or not exists(path) or not is_pickled(path):
             return None
         from sdcli.pipeline.adapters import describe_pickle  # deferred: imports torch
 
