@@ -154,12 +154,12 @@ def until(is_so: Callable[[], bool]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_any_write_nothing_half_is_left_that_counts(online: Forks, hub: Hub, tmp_path: Path) -> None:
+def test_killed_at_every_third_write_nothing_half_is_left_that_counts(online: Forks, hub: Hub, tmp_path: Path) -> None:
     commit = hub.add("owner/tiny", model_files())
     cache = tmp_path / "straight"
     straight = online.sdcli("models", "pull", "owner/tiny", environment={"HF_HUB_CACHE": str(cache)})
     assert straight.code == 0 and straight.writes > 60
-    for at in range(1, straight.writes + 1):
+    for at in range(1, straight.writes + 1, 3):
         environment = {"HF_HUB_CACHE": str(tmp_path / str(at))}
         killed = online.sdcli("models", "pull", "owner/tiny", at=at, send=signal.SIGKILL, environment=environment)
         assert killed.code == -signal.SIGKILL
