@@ -52,16 +52,18 @@ def test_a_model_is_fetched_once_and_what_is_new_of_it_later(sdcli: Sdcli, hub: 
     weights = [UNET, "text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors"]
     assert record == {
         "model": "owner/tiny",
+        "repo": "owner/tiny",
         "model_revision": first,
         "path": str(cache / "models--owner--tiny" / "snapshots" / first),
-        "bytes": 150_000,
+        "files": sorted([*read, *weights]),
+        "bytes": sum(len(files[name]) for name in (*read, *weights)),
         "bytes_fetched": sum(len(files[name]) for name in (*read, *weights)),
     }
     assert sorted(hub.fetched()) == sorted(Path(name).name for name in weights)
     assert {one.authorization for one in hub.requests} == {None}
     again = sdcli("models", "pull", "owner/tiny")
     assert (again.code, again.stdout, len(hub.requests)) == (0, record["path"] + "\n", 1)
-    assert "nothing to fetch, all of it was there" in again.stderr
+    assert "nothing to fetch, all was there" in again.stderr
     second = hub.add("owner/tiny", files | {UNET: b"another" * 1000})
     assert sdcli("models", "show", "owner/tiny").code == ExitCode.INPUT  # what is in its files is no model's; but ...
     assert hub.requests == []  # ... what is in the cache asks nobody, however old it is
@@ -314,7 +316,7 @@ def test_where_there_are_no_links_files_are_there_themselves(
     contents_of.link(blob, repository.folder / UNET)
     assert (blob.exists(), (repository.folder / UNET).is_symlink()) == (False, False)
     record = json.loads(sdcli("models", "pull", "owner/tiny", "--json").stdout)
-    assert record["bytes"] == 150_000
+    assert UNET in record["files"]
     assert not any(UNET in one.path for one in hub.requests)
 
 
