@@ -30,32 +30,31 @@ def listed() -> Iterator[dict[str, Any]]:
 
 
 def broken_off() -> Iterator[tuple[HubId, int]]:
-    """The repositories with a model that has not come whole, and the bytes of it that are there."""
+    """The repositories with a model that has not come whole, and the bytes of it that are there.
+
+    Those of other programs, in which nothing says that it is a model of ours, are none of our business.
+    """
     for hub_id in hub.repositories():
-        size = sum(path.stat().st_size for path in hub.partial_files(hub_id))
-        for commit_id, there in hub.snapshots(hub_id):
-            if _is_of_our_kind(there) and _folder(commit_id) is None:
-                size += sum(path.stat().st_size for path in there.folder.rglob("*.safetensors") if path.is_file())
-        if size:
-            yield hub_id, size
+        there = list(hub.snapshots(hub_id))
+        ours = [(commit_id, one.folder) for commit_id, one in there if _is_of_our_kind(one)]
+        files = hub.partial_files(hub_id) if ours or not there else []
+        for commit_id, folder in ours:
+            if pulling.place_of(commit_id) is None:
+                files += [path for path in folder.rglob("*.safetensors") if path.is_file()]
+        if files:
+            yield hub_id, sum(path.stat().st_size for path in files)
 
 
 def _models_in(hub_id: HubId, there: Snapshot) -> Iterator[tuple[HubId, Path]]:
     """What of a commit is a model by itself: all of it, and each single file."""
-    whole = _folder(hub_id)
+    whole = pulling.place_of(hub_id)
     if whole is not None:
         yield hub_id, whole
     for path in sorted(there.folder.rglob("*")):
-        if path != whole and path.parent.name not in PARTS and _is_single_file(path):
-            yield replace(hub_id, file=path.relative_to(there.folder).as_posix()), path
-
-
-def _folder(hub_id: HubId) -> Path | None:
-    try:
-        found = pulling.in_cache(hub_id)
-    except InputError:  # of another kind
-        return None
-    return found.path if found is not None else None
+        one = replace(hub_id, file=path.relative_to(there.folder).as_posix())
+        is_other = path != whole and path.parent.name not in PARTS and hub.parse(str(one)) is not None
+        if is_other and _is_single_file(path):
+            yield one, path
 
 
 def _is_of_our_kind(there: Snapshot) -> bool:

@@ -59,6 +59,7 @@ def test_single_files_are_listed_by_their_names_and_adapters_are_not(cache: Path
     originals.write(snapshot / "sd.safetensors", originals.Kind(vocabulary=10))
     (snapshot / "lora.safetensors").write_bytes(small_file("lora_unet_a.lora_down.weight"))
     (snapshot / "old.ckpt").write_bytes(b"PK")
+    (snapshot / "od\x1b[2Jd.ckpt").write_bytes(b"PK")
     (snapshot / "gone.ckpt").symlink_to("none")
     assert names() == ["builtin", *(f"owner/files/{name}@{'a' * 40}" for name in ("old.ckpt", "sd.safetensors"))]
 
@@ -68,5 +69,11 @@ def test_a_download_that_is_not_whole_is_told_with_what_there_is_of_it(sd1: Path
     models.weight_file(snapshot / "unet").unlink()
     rest = sum(models.weight_file(snapshot / part).stat().st_size for part in ("vae", "text_encoder"))
     assert (names(), broken()) == (["builtin"], [("owner/tiny", rest)])
-    (snapshot.parents[1] / "blobs" / "abc.incomplete").write_bytes(b"12345")
+    language = cache / "models--owner--language"  # of another program, whose download broke off as well
+    (language / "snapshots" / ("a" * 40)).mkdir(parents=True)
+    for folder in (snapshot.parents[1], language):
+        (folder / "blobs").mkdir(exist_ok=True)
+        (folder / "blobs" / "abc.incomplete").write_bytes(b"12345")
     assert broken() == [("owner/tiny", rest + 5)]
+    (language / "snapshots" / ("a" * 40)).rmdir()  # nothing says what it is
+    assert broken() == [("owner/language", 5), ("owner/tiny", rest + 5)]

@@ -147,20 +147,16 @@ def pull(
 ) -> None:
     """Fetch a model from the Hub into huggingface_hub's cache, or what is new of it; prints where it lies."""
     spec = PullSpec(model=ref, dtype=dtype, offline=offline)
-    from sdcli import store
-    from sdcli.hub import pulling
+    from sdcli import pull as story
 
-    received = 0
     with output.progress() as bar:
-        for step in pulling.pull(spec.hub_id, spec.dtype):
-            received += step.received
-            bar.update(*step.shown(ref))
-    model = store.find(ref, offline=True)
-    size = sum(path.stat().st_size for path in store.files(model))
-    place = {"model": ref, **model.pinned(), "path": str(model.source or model.folder)}
-    output.result(place["path"], {**place, "bytes": size, "bytes_fetched": received})
-    came = f"{received / 1e6:,.1f} MB fetched" if received else "nothing to fetch, all of it was there"
-    output.note(f"{ref}: {came}; it is commit {model.revision}")
+        for event in story.run(spec):
+            if isinstance(event, story.Arrived):
+                bar.update(*event.shown(ref))
+                continue
+            output.result(str(event.path), event.facts)
+            came = f"{event.received / 1e6:,.1f} MB fetched" if event.received else "nothing to fetch, all was there"
+            output.note(f"{ref}: {came}; it is commit {event.commit}")
 
 
 @app.command("verify")

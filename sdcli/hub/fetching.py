@@ -122,7 +122,7 @@ def settle(repository: Repository, *, lacks_folder: bool) -> None:
     hub_id = repository.hub_id
     for partial in hub.partial_files(hub_id):
         # Where the lock is not to be had, somebody is writing.
-        with suppress(TimeoutError), lock(hub_id, partial.name.partition(".")[0], patience=PAUSE):
+        with suppress(TimeoutError), lock(hub_id, partial.name.partition(".")[0], patience=PATIENCE):
             partial.unlink(missing_ok=True)
     marks = {}
     if not COMMIT.fullmatch(hub_id.branch):

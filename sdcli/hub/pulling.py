@@ -47,10 +47,19 @@ def in_cache(hub_id: HubId) -> Found | None:
     return Found(path, there.commit) if path.is_file() else None
 
 
+def place_of(hub_id: HubId) -> Path | None:
+    """Where the cache has a model whole; None where it does not, or has another kind of model."""
+    try:
+        found = in_cache(hub_id)
+    except InputError:
+        return None
+    return found.path if found is not None else None
+
+
 def others_in_cache(hub_id: HubId) -> list[HubId]:
     """Other commits of a model that the cache has whole."""
     ids = [replace(one, file=hub_id.file) for one, _ in hub.snapshots(hub_id)]
-    return [one for one in ids if in_cache(one) is not None]
+    return [one for one in ids if place_of(one) is not None]
 
 
 def pull(hub_id: HubId, dtype: str = "auto") -> Iterator[Arrived]:
