@@ -36,7 +36,7 @@ NO_SETTINGS = frozenset(
     {"prompt", "path", "key", "job", "width", "height", "model_hash", "tokens", "negative_tokens", "sdcli"}
 )
 NO_SETTINGS |= {"unknown_words", "negative_unknown_words"}
-NO_SETTINGS |= {"evaluations", "seconds", "adopted", "skipped"}
+NO_SETTINGS |= {"model_revision", "evaluations", "seconds", "adopted", "skipped"}
 NO_CHOICE = frozenset({"Negative", "Seed", "ID"})
 
 Record = Mapping[str, Any]

@@ -106,7 +106,7 @@ def test_the_whole_is_a_file_or_what_follows_the_last_colon_a_token(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("cat.pt", "odd:name.pt", "cat.pt:2", ":x"):
-        Path(name).touch()
+        Path(name).write_bytes(b"PK\3\4")
     decided = plan(asked(embedding=(written, "cat.pt")))
     assert decided.embeddings == (EmbeddingFile(Path(path), token), EmbeddingFile(Path("cat.pt"), None))
     assert decided.describe()["embeddings"] == [{"file": path, "token": token}, {"file": "cat.pt", "token": None}]
@@ -312,7 +312,7 @@ def test_parts_that_do_not_fit_together_are_refused(
 def test_parts_of_stable_diffusion_xl_that_do_not_fit_together_are_refused(
     sdxl: Path, tmp_path: Path, part: str, changes: dict[str, Any], what: str
 ) -> None:
-    folder = models.copy(sdxl, tmp_path / "model")
+    folder = models.copy(sdxl, tmp_path / "model", without="*.safetensors")
     models.edit_json(folder / part / "config.json", **changes)
     assert what in str(refused(GenerateSpec(prompt="x", model=str(folder))))
 
