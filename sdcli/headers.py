@@ -86,7 +86,7 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int, int]:
             raise InputError(f"{path}: is no whole safetensors file (bad header)", "get the file again")
         text = stream.read(length)
     try:
-        header = json.loads(text, object_pairs_hook=_without_doubles)
+        header = json.loads(text, object_pairs_hook=without_doubles)
     except (ValueError, RecursionError) as error:
         what = f"{path}: its safetensors header cannot be read ({error})"
         raise InputError(what, "get the file again") from error
@@ -95,7 +95,7 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int, int]:
     return header, 8 + length, size
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict; raises ValueError for two values of one name, of which a reader would take either."""
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import reprlib
 import unicodedata
 from collections import Counter
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import InputError
-from sdcli.files import atomic_write, exists, open_regular, read_bytes
-from sdcli.headers import read_header
+from sdcli.files import atomic_write, open_regular, read_bytes, reason
+from sdcli.headers import read_header, without_doubles
 from sdcli.original.checkpoint import Checkpoint, read_checkpoint
 
 PARTS = {  # folder -> classes
@@ -32,22 +33,45 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # f
 CONDITIONERS = ("text_encoder", "class_embedder")  # a model has one of them
 XL_EMBEDDING = "text_time"  # addition_embed_type of XL's UNet: a summary of the prompt, and sizes
 VARIANTS = ("", ".fp16")  # the first that is there is read: float32, or as published, before the float16 copy
-MAX_JSON_BYTES = 16 << 20
+MAX_JSON_BYTES = 4 << 20  # of lists in lists, 90 MB when read; Stable Diffusion XL's index of shards has 0.2 MB
+CODE_KEYS = ("auto_map", "quantization_config", "attn_implementation", "custom_pipelines")
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME = 255  # characters; ImageNet's longest has 121
 MAX_CONTEXT_WIDTH = 16_384  # Stable Diffusion's is 768 to 2,048
 TOKENIZER_FOLDER = Path(__file__).with_name("builtin") / "model" / "tokenizer"  # CLIP's, whole
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError."""
+def read_json(path: Path, *, within: Path | None = None, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    within, max_bytes: as in `open_regular`. Raises InputError, also for a name that is there twice, of which a reader
+    would take either, and in a file within a model for NaN and for code.
+    """
     try:
-        value = json.loads(read_bytes(path, max_bytes=MAX_JSON_BYTES))
+        text = read_bytes(path, max_bytes=max_bytes, within=within)
+        constants = _infinity if within is not None else None  # our own journals hold NaN where a loss was that
+        value = json.loads(text, object_pairs_hook=without_doubles, parse_constant=constants)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON ({error})", "get the file again") from error
+        raise InputError(f"{path}: is no JSON ({reason(error)})", "get the file again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no JSON object", "get the file again")
+    if within is not None:
+        refuse_code(path, value)
     return value
+
+
+def refuse_code(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise InputError for what a model's JSON says of code that other programs fetch and run."""
+    for key in CODE_KEYS:
+        if config.get(key) is not None:
+            raise InputError(f"{path}: asks for code with {key}", "only models that bring none are read")
+
+
+def _infinity(name: str) -> float:
+    """What JSON has no word for, and schedulers' configs say for no limit. Raises ValueError for NaN."""
+    if name == "NaN":
+        raise ValueError("it holds NaN")
+    return float(name)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -75,10 +99,12 @@ def config(place: Path, part: str) -> dict[str, Any]:
     """The config of one part of a model, of `scheduler` too. Raises InputError."""
     checkpoint = single_file(place)
     if checkpoint is None:
-        return read_json(place / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return read_json(place / part / name, within=root(place))
     found = checkpoint.scheduler if part == "scheduler" else checkpoint.configs.get(part)
     if found is None:
         raise InputError(f"{place}: holds no {part}", "name a whole model")
+    refuse_code(place, found)
     return copy.deepcopy(dict(found))
 
 
@@ -87,7 +113,8 @@ def settings(place: Path) -> dict[str, Any]:
     checkpoint = single_file(place)
     if checkpoint is not None:
         return copy.deepcopy(dict(checkpoint.settings))
-    return read_json(place / "sdcli.json") if exists(place / "sdcli.json") else {}
+    path = place / "sdcli.json"
+    return read_json(path, within=root(place)) if os.path.lexists(path) else {}
 
 
 def tokenizer(place: Path, encoder: str = "text_encoder") -> Path:
@@ -125,7 +152,7 @@ def is_empty_zero(place: Path) -> bool:
     """
     if place.is_file():
         return True
-    value = read_json(place / "model_index.json").get("force_zeros_for_empty_prompt", True)
+    value = read_json(place / "model_index.json", within=root(place)).get("force_zeros_for_empty_prompt", True)
     if not isinstance(value, bool):
         what = f"{place}/model_index.json:force_zeros_for_empty_prompt: is {reprlib.repr(value)}"
         raise InputError(what, "expected is true or false")
@@ -144,7 +171,7 @@ def classes(folder: Path) -> tuple[str, ...] | None:
     """
     if conditioner(folder) == "text_encoder":
         return None
-    return class_names(read_json(folder / "class_embedder" / "config.json"))
+    return class_names(config(folder, "class_embedder"))
 
 
 def class_names(config: Mapping[str, object]) -> tuple[str, ...]:
@@ -183,7 +210,7 @@ def weight_files(folder: Path, part: str) -> list[Path]:
         if single.exists():
             return _inside(folder, [single])
         if index.exists():
-            return _inside(folder, _shards(index))
+            return _inside(folder, _shards(folder, index))
     raise InputError(f"{folder / part}: has no {stem}.safetensors", "pickled weights are not read; convert them first")
 
 
@@ -222,8 +249,8 @@ def _no_class_config(key: str, value: object, expected: str) -> InputError:
     return InputError(f"class_embedder/config.json:{key}: is {reprlib.repr(value)}", f"expected is {expected}")
 
 
-def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
+def _shards(folder: Path, index: Path) -> list[Path]:
+    weight_map = read_json(index, within=root(folder)).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no weight_map", "get the file again")
     return [index.parent / name for name in sorted(set(map(str, weight_map.values())))]

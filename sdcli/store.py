@@ -34,6 +34,7 @@ HUB_FILES = (
 )
 HUB_FILES_HALF = (*HUB_FILES, *(f"{part}/{stem}.fp16*.safetensors" for part, stem in STEMS.items()))
 PARTS_OF_A_WHOLE = ("unet", "vae", "text_encoder")
+MAX_CACHE_BYTES = 64 << 20  # of file hashes
 MAX_SHOWN = 100  # characters of a reference that is no path
 # diffusers' pipelines with the parts that are read; those of XL have a second text encoder.
 PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
@@ -114,9 +115,10 @@ def check_folder(folder: Path) -> None:
     """Raise InputError unless `folder` looks like a whole model in the diffusers layout."""
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: has no model_index.json", "name the folder of a model in the diffusers layout")
-    name = read_json(folder / "model_index.json").get("_class_name")
+    name = read_json(folder / "model_index.json", within=layout.root(folder)).get("_class_name")
     if name not in (*PIPELINES, *PIPELINES_XL):
-        raise InputError(f"{folder}: is a {name!r}", "only models of Stable Diffusion 1.x, 2.x and XL are supported")
+        what = f"{folder}: is a {reprlib.repr(name)}"
+        raise InputError(what, "only models of Stable Diffusion 1.x, 2.x and XL are supported")
     if name in PIPELINES_XL and (folder / ENCODERS[1]).is_dir() and not (folder / ENCODERS[0]).is_dir():
         raise InputError(
             f"{folder}: is a refiner of Stable Diffusion XL", "only whole models are supported; use the base"
@@ -209,7 +211,7 @@ class _HashCache:
         self.path = cache_folder() / "hashes.json"
         self.is_changed = False
         try:
-            self.rows: dict[str, Any] = read_json(self.path)
+            self.rows: dict[str, Any] = read_json(self.path, max_bytes=MAX_CACHE_BYTES)
         except InputError:
             self.rows = {}
 
