@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -169,9 +168,9 @@ def rearranged(path: Path, others: list[Path], outside: Path, chance: random.Ran
     elif way == 1:
         path.write_bytes(b"")
     elif way == 2:
-        shutil.copy(chance.choice(others), path)
+        path.write_bytes(chance.choice(others).read_bytes())
     elif way == 3:
-        shutil.copy(path, path.with_name(chance.choice(others).name))
+        path.with_name(chance.choice(others).name).write_bytes(path.read_bytes())
     else:
         path.unlink()
         if way == 4:
