@@ -26,7 +26,7 @@ Merges = list[tuple[str, str]]
 MARKS = ("bos_token", "eos_token", "unk_token", "pad_token")
 EXTRA = ("extra_special_tokens", "additional_special_tokens")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-MAX_TOKENIZER_BYTES = 8 << 20  # of tokenizer.json, where CLIP's has 3.6 MB
+MAX_TOKENIZER_BYTES = 5 << 20  # of tokenizer.json, where CLIP's has 3.6 MB
 MAX_ADDED = 10_000  # tokens besides the vocabulary
 MAX_TOKEN = 200  # characters
 
