@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,23 +13,24 @@ from typing import Any, TypeVar, cast
 import torch
 
 from sdcli import __version__, drawing, ledger, store
-from sdcli.errors import InputError, UsageError
+from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import place, sha256
 from sdcli.lab.plan import BenchPlan, Cell
 from sdcli.lab.row import Laboratory, is_compared, measured, row_of, warmed
 from sdcli.lab.row import Progress as Progress  # one of the events
 from sdcli.lab.specs import BenchSpec
 from sdcli.lab.table import COLUMNS, DONE, csv_bytes, figure
-from sdcli.pipeline import frechet, solution, vae
+from sdcli.pipeline import frechet, prompt, solution, text, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
+from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.contexts import contexts, lengths
 from sdcli.pipeline.device import pick_device, pick_dtype
-from sdcli.pipeline.lora import merged
 from sdcli.pipeline.measures import RunningGaussian
 from sdcli.pipeline.noise import alpha_bars
 from sdcli.pipeline.reference import NoiseLevels
 from sdcli.pipeline.solution import Pictures, solved
 from sdcli.plan.lora_files import lora_facts
+from sdcli.plan.words import warn_of_networks
 from sdcli.schedulers.config import prediction_type
 
 REFERENCE = "reference.safetensors"
@@ -162,8 +164,9 @@ def _laboratory(
         for done in frechet.look_at_files(network, data, (plan.base.width, plan.base.height), seen):
             yield Progress("looking at the data", done, len(data))
     folder = plan.base.model.folder
-    adapters = drawing.read_adapters(plan.base.loras, folder)
-    bundle = merged(load_bundle(folder, device=device, dtype=dtype), adapters)
+    words, adapters = drawing.read_words(plan.base), drawing.read_adapters(plan.base.loras, folder)
+    bundle = drawing.equipped(load_bundle(folder, device=device, dtype=dtype), words, adapters)
+    _warn_of_unnamed(spec, plan, words, bundle)
     batches = _batches(spec, plan, bundle)
     reference = None
     if any(not cell.scheduler.is_stochastic for cell in todo):
@@ -194,6 +197,17 @@ def _laboratory(
     return laboratory
 
 
+def _warn_of_unnamed(spec: BenchSpec, plan: BenchPlan, words: drawing.Words, bundle: ModelBundle) -> None:
+    """Warn of each learned word that no prompt has: it was given, and changes nothing."""
+    if isinstance(bundle.conditioner, ClassEmbedder):
+        return
+    said = (*plan.subjects, *([spec.negative] if plan.base.guidance > 1 else []))
+    for file, embedding in zip(plan.base.embeddings, words.embeddings, strict=True):
+        if not any(text.names(bundle.conditioner, one, embedding.token) for one in said):
+            note = f"--embedding {file.path}: no prompt names its token {embedding.token}, so it changes nothing"
+            warnings.warn(note, SdcliWarning, stacklevel=2)
+
+
 def _told(what: str, work: Generator[tuple[int, int], None, Outcome]) -> Generator[Progress, None, Outcome]:
     """Long work with its progress under a name."""
     while True:
@@ -218,6 +232,8 @@ def _batches(spec: BenchSpec, plan: BenchPlan, bundle: ModelBundle) -> tuple[Pic
     shape = (int(bundle.unet.config["in_channels"]), height // factor, width // factor)
     negative = spec.negative if isinstance(null, str) else null
     away_from = negative if plan.base.guidance > 1 else None
+    if isinstance(null, str):
+        warn_of_networks(prompt.networks(*plan.subjects, spec.negative))
     batches = []
     for alike in _alike(lengths(bundle.conditioner, conditions, away_from)):
         for places in (alike[i : i + size] for i in range(0, len(alike), size)):
@@ -241,7 +257,7 @@ def _identity(
     spec: BenchSpec, plan: BenchPlan, data_hash: str | None, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Any]:
     """What makes two calls the same run, as plain JSON values. Schedulers and steps are not: they only add rows."""
-    features = spec.features
+    features, embeddings = spec.features, plan.base.embeddings
     if data_hash is not None and features != BenchSpec.features:
         features = sha256(Path(features), max_bytes=MAX_FEATURES_BYTES)
     return {
@@ -253,6 +269,7 @@ def _identity(
         "subjects": list(plan.subjects),
         "negative": spec.negative,
         **({"loras": lora_facts(plan.base.loras)} if plan.base.loras else {}),
+        **({"embeddings": [[store.file_hash(one.path), one.token] for one in embeddings]} if embeddings else {}),
         "seed": spec.seed,
         "seeds": spec.seeds,
         "guidance": plan.base.guidance,

@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import layout
-from sdcli.errors import InputError
+from sdcli.errors import InputError, ResourceError
 from sdcli.files import exists, reason
+from sdcli.jail import is_pickled
 from sdcli.layout import XL_EMBEDDING, classes, parts, safetensors_header, weight_files
 from sdcli.original.checkpoint import Checkpoint
 from sdcli.pipeline.adapter_facts import describe
 from sdcli.store import Model, settings
 
 MAX_CLASSES_SHOWN = 10
+MAX_PICKLED_BYTES = 256 << 20  # of an adapter that is read to be told of
 
 
 def facts_of_adapter(path: Path) -> dict[str, Any] | None:
@@ -23,6 +25,20 @@ def facts_of_adapter(path: Path) -> dict[str, Any] | None:
         told = describe(path) if exists(path) else None
     except InputError:
         return None
+    return {"file": str(path), **told} if told is not None else None
+
+
+def facts_of_pickle(path: Path) -> dict[str, Any] | None:
+    """The same of a pickled one, which has no header and is read whole; None for a file larger than those are, or one
+    that is named as only checkpoints are."""
+    try:
+        if path.suffix == ".ckpt" or not exists(path) or not is_pickled(path):
+            return None
+        from sdcli.pipeline.adapters import describe_pickle  # deferred: imports torch
+
+        told = describe_pickle(path, max_bytes=MAX_PICKLED_BYTES)
+    except (InputError, ResourceError):
+        return None  # what is wrong with it is told by whoever takes it for a model
     return {"file": str(path), **told} if told is not None else None
 
 
@@ -57,6 +73,7 @@ def _facts_of_folder(
     total = sum(parameters.values())
     return {
         "model": model.ref,
+        **model.pinned(),
         "folder": str(model.folder),
         "family": _family(unet) if conditioning["kind"] == "text" else "latent diffusion",
         "conditioning": conditioning,
@@ -80,7 +97,7 @@ def _facts_of_file(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
         part: sum(math.prod(source.shape) for source in sources.values())
         for part, sources in checkpoint.sources.items()
     }
-    facts: dict[str, Any] = {"model": model.ref, "file": str(model.source or model.folder)}
+    facts: dict[str, Any] = {"model": model.ref, **model.pinned(), "file": str(model.source or model.folder)}
     facts |= {
         "family": _family(unet) if unet and checkpoint.is_supported else checkpoint.family,
         "parts": list(checkpoint.sources),

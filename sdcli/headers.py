@@ -109,6 +109,13 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int, int]:
     return header, 8 + length, size
 
 
+def parse_said(text: str) -> Any:
+    """The JSON in one text of a header's metadata. Raises ValueError for none, and for more than makes sense there."""
+    if len(text) > SMALL_HEADER_BYTES:
+        raise ValueError(f"it has {len(text):,} characters")
+    return json.loads(text)
+
+
 def _check_amount(path: Path, text: bytes) -> None:
     """Raise InputError for a header of more values than it can need, before they take memory."""
     plain = text.replace(rb"\\", b"").replace(rb"\"", b"")

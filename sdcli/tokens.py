@@ -20,8 +20,14 @@ from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Vocabulary
 from sdcli.plan import Plan
 from sdcli.plan.naming import check_targets
-from sdcli.plan.parts import check_clip_skip, text_width
-from sdcli.plan.words import EmbeddingFile, check_no_words, check_one_encoder, check_text, embedding_file
+from sdcli.plan.parts import check_clip_skip, text_widths
+from sdcli.plan.words import (
+    EmbeddingFile,
+    check_no_words,
+    check_text,
+    embedding_file,
+    warn_of_networks,
+)
 from sdcli.specs import WordSwap, word_swaps
 
 if TYPE_CHECKING:
@@ -75,15 +81,15 @@ def walk(spec: TokensSpec) -> Walk:
     if layout.classes(model.folder) is not None:
         check_no_words(files, swaps)
         raise UsageError("--model: this one reads no prompts", "use a model that does; see sdcli models show")
-    check_one_encoder(files, model.folder)
     check_clip_skip(model.folder, spec.clip_skip)
+    warn_of_networks(syntax.networks(spec.prompt))
     words, embeddings = _words(model.folder, files, swaps)
     chunks = vocabulary.read(words, spec.prompt)
     vocabulary.warn_of_cut(chunks, "prompt")
     vocabulary.warn_of_unused(words.swaps, chunks)
     rows = tuple(_rows(words, chunks))
     facts = _facts(spec, model, words, chunks, rows) | drawn
-    tensors = _tensors(spec, model.folder, words, embeddings, chunks)
+    tensors = _tensors(spec, model.folder, words, embeddings)
     written = tuple(_write(spec, path, tensors, chunks, rows) for path in targets)
     if tensors:
         facts |= {"tensors": [_statistics(name, one) for name, one in tensors.items()]}
@@ -97,6 +103,7 @@ def counted(plan: Plan) -> dict[str, Any]:
     Where a prompt has wildcards, a list: of each image. Nothing for a model that reads no prompts, or where vectors
     would have to be read from a file.
     """
+    warn_of_networks(syntax.networks(*(text for one in plan.prompts for text in (one.prompt, one.negative))))
     if plan.embeddings or layout.classes(plan.model.folder) is not None:
         return {}
     words, _ = _words(plan.model.folder, (), plan.swaps)
@@ -136,7 +143,8 @@ def _words(
     if files:
         from sdcli.pipeline.adapters import read_embedding  # deferred: imports torch, as all below in this file
 
-        embeddings = [read_embedding(one.path, width=text_width(folder), token=one.token) for one in files]
+        width, second = text_widths(folder)
+        embeddings = [read_embedding(one.path, width=width, second=second, token=one.token) for one in files]
         words = vocabulary.with_tokens(words, [(one.token, len(one.vectors)) for one in embeddings])
     for swap in swaps:
         words = vocabulary.with_swap(words, swap.option, swap.word, swap.terms)
@@ -189,9 +197,7 @@ def _facts(
     return facts
 
 
-def _tensors(
-    spec: TokensSpec, folder: Path, words: Vocabulary, embeddings: Sequence[Embedding], chunks: Chunks
-) -> dict[str, Tensor]:
+def _tensors(spec: TokensSpec, folder: Path, words: Vocabulary, embeddings: Sequence[Embedding]) -> dict[str, Tensor]:
     """What is asked for, by name: the mask alone needs no weights."""
     if not spec.embeddings and not spec.mask:
         return {}
@@ -205,11 +211,11 @@ def _tensors(
         return {"causal_mask": mask}
     encoder = load_text(folder, device=torch.device("cpu"), dtype=torch.float32)
     if embeddings:
-        encoder = text.each(encoder, lambda one: text.with_embeddings(one, embeddings))
+        encoder = text.knowing(encoder, embeddings)
     encoder = text.each(encoder, lambda one: text.with_swaps(one, words.swaps))
     encoder = text.without_last_layers(encoder, spec.clip_skip)
     with torch.no_grad():
-        return text.walk_through(encoder, chunks) | {"causal_mask": mask}
+        return text.walk_through(encoder, spec.prompt) | {"causal_mask": mask}
 
 
 def _statistics(name: str, tensor: Tensor) -> dict[str, Any]:
@@ -260,13 +266,15 @@ def _picture(tensors: Mapping[str, Tensor], rows: Sequence[Row]) -> bytes:
     if len(tensors) == 1:
         return png_bytes(picture([[mask]], [[str(position) for position in range(length)]]), None)
     groups, labels = [], []
-    context = tensors["context"].reshape(tensors["input_embedding"].shape)  # (k, 77, D)
-    for index, (token, whole, out) in enumerate(
-        zip(tensors["token_embedding"], tensors["input_embedding"], context, strict=True)
-    ):
-        position = Panel("position embedding", tensors["position_embedding"])
-        sums = (Panel("their sum, the input", whole), Panel("output: context", out))
-        groups.append([Panel("token embedding", token), position, *sums, mask])
+    context = tensors["context"].unflatten(1, (-1, length))[0]  # (k, 77, D)
+    for index, out in enumerate(context):
+        panels = []
+        for ending, whose in (("", ""), ("_2", " of the second encoder")):
+            if f"token_embedding{ending}" in tensors:
+                panels.append(Panel(f"token embedding{whose}", tensors[f"token_embedding{ending}"][index]))
+                panels.append(Panel(f"position embedding{whose}", tensors[f"position_embedding{ending}"]))
+                panels.append(Panel(f"their sum, the input{whose}", tensors[f"input_embedding{ending}"][index]))
+        groups.append([*panels, Panel("output: context", out), mask])
         here = [row for row in rows if row.chunk == index + 1]
         labels.append([f"{row.position:>2} {row.fed or row.piece}" for row in here])
     return png_bytes(picture(groups, labels), None)

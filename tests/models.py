@@ -123,18 +123,20 @@ def write_classes(folder: Path, *, names: Sequence[str] = CLASSES, seed: int = 0
 
 
 def write_lora(path: Path, folder: Path, *, gain: float = 1.0, alpha: float = 2.0) -> Path:
-    """A LoRA of rank 4 in kohya's form for the attention of a model's UNet and text encoder, if it has one."""
+    """A LoRA of rank 4 in kohya's form for the attention of a model's UNet and of its text encoders, if it has any."""
     chance, tensors = torch.Generator().manual_seed(0), dict[str, Tensor]()
+    is_xl = (folder / "text_encoder_2").is_dir()
     for part, prefix, ends in (
         ("unet", "lora_unet_", ("to_q", "to_v")),
-        ("text_encoder", "lora_te_", ("q_proj", "out_proj")),
+        ("text_encoder", "lora_te1_" if is_xl else "lora_te_", ("q_proj", "out_proj")),
+        ("text_encoder_2", "lora_te2_", ("q_proj", "out_proj")),
     ):
         weights = load_file(weight_file(folder / part)) if (folder / part).is_dir() else {}
         for key, weight in weights.items():
             name = key.removesuffix(".weight")
             if not name.endswith(ends):
                 continue
-            text = "text_model." if part == "text_encoder" and not name.startswith("text_model.") else ""
+            text = "text_model." if part != "unet" and not name.startswith("text_model.") else ""
             stem = prefix + (text + name).replace(".", "_")
             out, inputs = weight.shape
             tensors[f"{stem}.lora_down.weight"] = torch.randn(4, inputs, generator=chance)
@@ -162,15 +164,15 @@ def weight_file(folder: Path) -> Path:
     return path
 
 
-def copy(folder: Path, target: Path) -> Path:
-    """A copy of a model that a test may spoil."""
-    return Path(shutil.copytree(folder, target))
+def copy(folder: Path, target: Path, *, without: str = "") -> Path:
+    """A copy of a model that a test may spoil. without: a pattern of names that are left out."""
+    return Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns(without)))
 
 
 def hub_cache(folder: Path, cache: Path, repo: str, *, revision: str = "main") -> Path:
     """Lay a model out as huggingface_hub's cache does: blobs, and a snapshot of links to them. Returns the snapshot."""
     root = cache / f"models--{repo.replace('/', '--')}"
-    commit = "0123456789abcdef0123456789abcdef01234567"
+    commit = hashlib.sha1(revision.encode()).hexdigest()
     for source in sorted(path for path in folder.rglob("*") if path.is_file()):
         blob = root / "blobs" / hashlib.sha256(source.read_bytes()).hexdigest()
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -178,14 +180,27 @@ def hub_cache(folder: Path, cache: Path, repo: str, *, revision: str = "main") -
         link = root / "snapshots" / commit / source.relative_to(folder)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
-    (root / "refs").mkdir()
+    (root / "refs").mkdir(exist_ok=True)
     (root / "refs" / revision).write_text(commit, encoding="utf-8")
     return root / "snapshots" / commit
 
 
-def pipeline(folder: Path, **parts: None) -> StableDiffusionPipeline:
-    """diffusers' own pipeline over a model folder, without the parts that are None: the oracle."""
-    loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True, **parts)
+def share(link: Path) -> Path:
+    """Have the content that a link of a snapshot leads to in the store that all repositories of the cache share."""
+    blob = link.resolve()
+    store = blob.parents[2] / "blobs"
+    content = store / "ab" / ("ab" * 32)
+    content.parent.mkdir(parents=True, exist_ok=True)
+    (store / ".huggingface-shared-blobs").write_text("1\n", encoding="utf-8")
+    content.with_name(f"{content.name}.refs").write_text(f"{blob.relative_to(store.parent)}\n", encoding="utf-8")
+    blob.rename(content)
+    blob.symlink_to(os.path.relpath(content, blob.parent))
+    return content
+
+
+def pipeline(folder: Path | str, **how: Path | None) -> StableDiffusionPipeline:
+    """diffusers' own pipeline over a folder or a Hub id in `cache_dir`, without the parts that are None: the oracle."""
+    loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True, **how)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 

@@ -18,11 +18,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from sdcli import bench, store
-from sdcli.errors import ExitCode, SdcliWarning, UsageError
+from sdcli.errors import ExitCode, InputError, SdcliWarning, UsageError
 from sdcli.lab.plan import PROMPTS, plan_bench
 from sdcli.lab.specs import BenchSpec
 from sdcli.lab.table import COLUMNS
 from sdcli.pipeline import frechet
+from sdcli.pipeline.adapters import Embedding, write_embedding
 from sdcli.pipeline.images import fit, load_image, to_pixels
 from sdcli.pipeline.measures import RunningGaussian, frechet_distance
 from sdcli.schedulers import find, names
@@ -142,6 +143,30 @@ def test_a_lora_is_measured_as_the_model_it_makes(shell: Shell, sd1: Path, tmp_p
     command = ("bench", "--model", sd1, "--schedulers", "ddim", "--steps", "2", "--prompt", "a cat", *QUICK)
     ended = shell(*command, "--run", tmp_path / "a", "--lora", lora)
     assert ended.code == ExitCode.INPUT and "loras was" in ended.stderr
+
+
+def test_a_learned_word_is_measured_where_a_prompt_has_it(sd1: Path, tmp_path: Path) -> None:
+    (file, *_) = write_embedding(tmp_path, Embedding("<my-cat>", torch.ones(2, models.CONTEXT)))
+    how: dict[str, Any] = {"schedulers": "ddim", "steps": "2", "reference_steps": 4, "embedding": (str(file),)}
+    (named,) = rows_of(sd1, tmp_path / "a", prompt=("a <my-cat>",), **how)
+    with pytest.warns(
+        SdcliWarning, match=r"my-cat\.safetensors: no prompt names its token <my-cat>, so it changes noth"
+    ):
+        (plain,) = rows_of(sd1, tmp_path / "b", **how)
+    assert named["latent_rmse"] != pytest.approx(plain["latent_rmse"], rel=1e-3)
+    with pytest.raises(InputError, match="embeddings was"):
+        rows_of(sd1, tmp_path / "a", prompt=("a <my-cat>",), **how | {"embedding": (f"{file}:<my-cat>",)})
+
+
+def test_what_the_unet_predicts_can_be_said_and_makes_another_run(model: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"schedulers": "ddim", "steps": "2", "reference_steps": 4}
+    asked = rows_of(model, tmp_path / "asked", prediction="v", **how)
+    plain = rows_of(model, tmp_path / "plain", **how)
+    models.edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    said = rows_of(model, tmp_path / "said", **how)
+    assert asked[0]["latent_rmse"] == said[0]["latent_rmse"] != plain[0]["latent_rmse"]
+    with pytest.raises(InputError, match="scheduler_config"):
+        rows_of(model, tmp_path / "asked", prediction="epsilon", **how)
 
 
 def test_models_of_classes_and_without_any_are_compared_too(

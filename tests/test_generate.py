@@ -705,11 +705,6 @@ def test_a_lora_draws_what_it_draws_in_diffusers(sd1: Path, tmp_path: Path) -> N
     assert "loras" not in plain.facts
 
 
-def test_a_lora_that_a_prompt_names_is_a_warning(sd1: Path, tmp_path: Path) -> None:
-    with pytest.warns(SdcliWarning, match=r"^<lora:x:0\.8> in the prompt is read as words: name the file with --lora"):
-        drawn_by(asked(sd1, tmp_path / "out", prompt="a cat <lora:x:0.8>"))
-
-
 def test_a_model_of_classes_takes_a_lora_of_its_unet(classed: Path, tmp_path: Path) -> None:
     file = models.write_lora(tmp_path / "a.safetensors", classed)
     how = {"prompt": "", "negative": "", "class_name": "cat"}

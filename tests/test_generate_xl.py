@@ -70,9 +70,10 @@ def by_us(
     """The latents after every call of the UNet and the pictures, before anything is pasted in."""
     how = {"steps": 4, "guidance": 5.0, "scheduler": scheduler, **options}
     decided = plan(GenerateSpec(prompt=prompt, negative=negative, model=str(folder), **how))
-    bundle = drawing.equipped(bundle, drawing.read_words(decided))
+    words = drawing.read_words(decided)
+    bundle = drawing.equipped(bundle, words, drawing.read_adapters(decided.loras, folder))
     picture = drawing.read_picture(decided)
-    reader = Reader(bundle.conditioner, ())
+    reader = Reader(bundle.conditioner, words.embeddings)
     context, away = reader.contexts([reader.read(Prompts(prompt, negative), decided)] * len(SEEDS))
     steps = list(drawing.draw_from(bundle, decided, context, away, seeds=SEEDS, picture=picture))
     images = to_images(vae.decode_finite(bundle.vae, steps[-1].latents))
@@ -142,8 +143,7 @@ def test_image_to_image_gives_what_diffusers_gives(
     assert_same(ours, by_diffusers(theirs, "euler", image=image, strength=strength))
 
 
-@pytest.mark.parametrize("strength", [0.5, 1.0])
-@pytest.mark.parametrize("channels", [4, 9])
+@pytest.mark.parametrize(("channels", "strength"), [(4, 0.5), (4, 1.0), (9, 0.5)])
 def test_inpainting_by_ordinary_and_by_its_own_unets_gives_what_diffusers_gives(
     sdxl: Path, pipe: Any, bundle: ModelBundle, files: Path, tmp_path: Path, channels: int, strength: float
 ) -> None:
@@ -200,8 +200,7 @@ def test_the_prediction_hangs_on_the_summary_and_on_the_sizes(bundle: ModelBundl
     assert isinstance(bundle.conditioner, TextPair)
     with torch.no_grad():
         puppy, car = (
-            text.encode_prompts(bundle.conditioner, [text.read(bundle.conditioner, words)]).of_size(32, 32)
-            for words in (PROMPT, "a red car")
+            text.encode_prompts(bundle.conditioner, [words], 1).of_size(32, 32) for words in (PROMPT, "a red car")
         )
         x = torch.randn(1, *models.LATENTS, generator=torch.Generator().manual_seed(0))
         given = puppy, replace(puppy, pooled=car.pooled), puppy.of_size(48, 32), puppy.of_size(32, 48)

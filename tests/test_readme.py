@@ -16,7 +16,7 @@ from sdcli import store
 from sdcli.cli.app import COMMANDS, run
 from sdcli.errors import ExitCode
 from sdcli.pipeline.adapters import Embedding, write_embedding
-from sdcli.plan.parts import text_width
+from sdcli.plan.parts import text_widths
 from tests.models import write_lora
 
 README = Path(__file__).parents[1] / "README.md"
@@ -89,7 +89,7 @@ def _draw_inputs(folder: Path) -> None:
     _write_jobs(folder)
     for name in ("blue", "ink"):
         write_lora(folder / f"{name}.safetensors", store.BUILTIN_FOLDER, gain=0.001)
-    width = text_width(store.BUILTIN_FOLDER)
+    width, _ = text_widths(store.BUILTIN_FOLDER)
     write_embedding(folder, Embedding("my-style", torch.randn(2, width, generator=torch.Generator().manual_seed(0))))
 
 

@@ -84,7 +84,9 @@ def bench(
     prompt: Prompt = BenchSpec.prompt,  # type: ignore[assignment]
     class_name: ClassName = BenchSpec.class_name,  # type: ignore[assignment]
     negative: Negative = BenchSpec.negative,
+    prediction: options.Prediction = BenchSpec.prediction,
     lora: options.Lora = BenchSpec.lora,  # type: ignore[assignment]
+    embedding: options.Embedding = BenchSpec.embedding,  # type: ignore[assignment]
     guidance: options.Guidance = BenchSpec.guidance,
     seed: Seed = BenchSpec.seed,
     seeds: Seeds = BenchSpec.seeds,
@@ -107,7 +109,8 @@ def bench(
     debug: options.Debug = False,
 ) -> None:
     """Compare schedulers: UNet evaluations, time, and how far from the solution of their ODE they end."""
-    given = locals() | {"prompt": tuple(prompt), "class_name": tuple(class_name), "lora": tuple(lora)}
+    given = locals() | {"prompt": tuple(prompt), "class_name": tuple(class_name)}
+    given |= {"lora": tuple(lora), "embedding": tuple(embedding)}
     spec = BenchSpec(**{k: v for k, v in given.items() if k not in options.NO_SETTINGS})
     from sdcli.lab.plan import plan_bench  # deferred: 0.02 s that --help does not need
 

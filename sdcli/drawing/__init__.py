@@ -15,7 +15,7 @@ from sdcli import latent_files, schedulers
 from sdcli.errors import SdcliWarning
 from sdcli.pipeline import init, sampling, text, vae, vocabulary
 from sdcli.pipeline.adapters import Embedding, read_embedding
-from sdcli.pipeline.bundle import ModelBundle, TextEncoder
+from sdcli.pipeline.bundle import ModelBundle
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.context import Context
 from sdcli.pipeline.contexts import Condition, contexts
@@ -25,7 +25,7 @@ from sdcli.pipeline.start import Start, start_at
 from sdcli.pipeline.vocabulary import Swap
 from sdcli.plan import Plan
 from sdcli.plan.lora_files import LoraFile
-from sdcli.plan.parts import text_width, vae_factor
+from sdcli.plan.parts import text_widths, vae_factor
 from sdcli.specs import GenerateSpec
 
 if TYPE_CHECKING:
@@ -47,7 +47,10 @@ class Words:
 
 def read_words(plan: Plan) -> Words:
     """Read what a plan adds to the vocabulary. Raises InputError for a file, UsageError for a word."""
-    embeddings = [read_embedding(e.path, width=text_width(plan.model.folder), token=e.token) for e in plan.embeddings]
+    embeddings = []
+    if plan.embeddings:
+        width, second = text_widths(plan.model.folder)
+        embeddings = [read_embedding(e.path, width=width, second=second, token=e.token) for e in plan.embeddings]
     return Words(tuple(embeddings), _swaps(plan, embeddings), plan.clip_skip)
 
 
@@ -66,8 +69,8 @@ def equipped(bundle: ModelBundle, words: Words, adapters: Sequence[Adapter] = ()
     conditioner = bundle.conditioner
     if isinstance(conditioner, ClassEmbedder):
         return bundle
-    if isinstance(conditioner, TextEncoder) and words.embeddings:
-        conditioner = text.with_embeddings(conditioner, words.embeddings)
+    if words.embeddings:
+        conditioner = text.knowing(conditioner, words.embeddings)
     conditioner = text.each(conditioner, lambda one: text.with_swaps(one, words.swaps))
     return replace(bundle, conditioner=text.without_last_layers(conditioner, words.clip_skip))
 

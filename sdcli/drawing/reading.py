@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from sdcli.errors import SdcliWarning
-from sdcli.pipeline import text, vocabulary
+from sdcli.pipeline import prompt, text, vocabulary
 from sdcli.pipeline.adapters import Embedding
 from sdcli.pipeline.bundle import Conditioner, Encoders
 from sdcli.pipeline.classes import ClassEmbedder
@@ -19,9 +18,8 @@ from sdcli.pipeline.contexts import Condition, labelled, led_away
 from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import Plan
+from sdcli.plan.words import warn_of_networks
 
-LORA_TAG = re.compile(r"<(lora|lyco):[^<>]+>")
-MAX_TAG = 60  # characters that are told
 MOST_KEPT = 2048  # prompts
 MOST_KEPT_BYTES = 512 << 20  # of contexts: 2,200 of Stable Diffusion 1.5's of one chunk, 800 of XL's
 
@@ -44,6 +42,7 @@ class Reader:
         self._conditioner, self._embeddings = conditioner, embeddings
         self._readings: dict[object, Reading] = {}
         self._contexts: dict[object, Context] = {}
+        self._networks: set[str] = set()  # those in prompts that were warned of
 
     def forget(self) -> None:
         """Let go of all prompts."""
@@ -82,7 +81,9 @@ class Reader:
             vocabulary.warn_of_cut(away, "negative prompt")
         else:
             vocabulary.warn_of_unheard(prompts.negative)
-        _warn_of_tags(prompts)
+        named = [one for one in prompt.networks(prompts.prompt, prompts.negative) if one not in self._networks]
+        self._networks.update(named)
+        warn_of_networks(named)
         self._warn_of_unnamed(conditioner, prompts, plan)
         count = max(len(one.chunks) for one in (chunks, away) if one is not None)
         return Reading(prompts.prompt, negative, chunks, away, count)
@@ -98,7 +99,7 @@ class Reader:
             elif is_negative:
                 found = led_away(conditioner, str(words), count)
             else:
-                found = text.encode_prompts(conditioner, [text.read(conditioner, str(words)).padded(count)])
+                found = text.encode_prompts(conditioner, [str(words)], count)
             if (1 + len(self._contexts)) * found.hidden.nbytes > MOST_KEPT_BYTES:
                 self._contexts.clear()
             self._contexts[name] = found
@@ -114,11 +115,3 @@ class Reader:
             if not any(text.names(reader, words, embedding.token) for reader, words in read):
                 note = f"--embedding {file.path}: no prompt names its token {embedding.token}, so it changes nothing"
                 warnings.warn(note, SdcliWarning, stacklevel=2)
-
-
-def _warn_of_tags(prompts: Prompts) -> None:
-    """Warn of A1111's way to name a LoRA: it says no file, and to the text encoder it is words like any others."""
-    for words in (prompts.prompt, prompts.negative):
-        if (tag := LORA_TAG.search(words)) is not None:
-            note = f"{tag[0][:MAX_TAG]} in the prompt is read as words: name the file with --lora FILE:SCALE"
-            warnings.warn(note, SdcliWarning, stacklevel=2)

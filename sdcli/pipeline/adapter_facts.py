@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdcli.errors import InputError
 from sdcli.files import open_regular
+from sdcli.headers import parse_said
 from sdcli.layout import safetensors_header
 from sdcli.pipeline.lora_keys import (
     MAX_BYTES,
     METADATA_KEY,
     ROLES,
+    XL,
     ending_of,
     family_of,
     is_safetensors,
@@ -29,6 +31,7 @@ EMBEDDING_WIDTHS = {
     1024: "Stable Diffusion 2.x",
     1280: "the second text encoder of Stable Diffusion XL",
 }
+PAIR = ("clip_l", "clip_g")  # keys of what is for the first and for the second text encoder of Stable Diffusion XL
 FORMS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
 # How a key begins -> the part of the model, and who names it so; what begins otherwise is the UNet's.
 PREFIXES = {
@@ -57,11 +60,12 @@ def describe(path: Path) -> dict[str, Any] | None:
         return None
     shapes, metadata = read_header(path)
     if any(map(ending_of, shapes)):
-        return _lora(path, shapes, metadata)
-    return _embedding(shapes)
+        return lora_facts(shapes, metadata, _alphas(path) or _said_alphas(metadata))
+    return embedding_facts(shapes)
 
 
-def _lora(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, str]) -> dict[str, Any]:
+def lora_facts(shapes: Mapping[str, Shape], metadata: Mapping[str, str], alphas: Mapping[float, int]) -> dict[str, Any]:
+    """The facts of a LoRA of these tensors. alphas: how many layers have each."""
     layers: dict[str, tuple[str, str]] = {}
     forms, ranks = Counter[str](), Counter[int]()
     has_dora = False
@@ -79,7 +83,7 @@ def _lora(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, str]) 
         "dialects": sorted({dialect for _, dialect in layers.values()}),
         "forms": sorted(forms) + (["DoRA"] if has_dora else []),
         "ranks": _counted(ranks),
-        "alphas": _counted(_alphas(path) or _said_alphas(metadata)),
+        "alphas": _counted(alphas),
         "layers": dict(Counter(part for part, _ in layers.values())),
         "tensors": len(shapes),
         "family": family_of(shapes),
@@ -91,19 +95,38 @@ def _lora(path: Path, shapes: Mapping[str, Shape], metadata: Mapping[str, str]) 
     return {key: value[:MAX_TEXT] if isinstance(value, str) else value for key, value in facts.items()}
 
 
-def _embedding(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
-    is_pair = set(shapes) == {"clip_l", "clip_g"}
-    if len(shapes) != 1 and not is_pair:
+def vector_widths(shapes: Mapping[str, Shape]) -> list[int]:
+    """How wide the vectors of a textual-inversion file are, for each text encoder; empty for other files."""
+    keys = PAIR if shapes.keys() == set(PAIR) else tuple(shapes)
+    if (len(keys) > 1 and keys is not PAIR) or not all(len(shapes[key]) in (1, 2) for key in keys):
+        return []
+    return [shapes[key][-1] for key in keys]
+
+
+def check_widths(where: str, given: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raise InputError, naming families, unless vectors are as wide as those of the model's text encoders."""
+    if list(given) != list(wanted):
+        what = f"{where}: its vectors are {_wide(given)}, the model's {_wide(wanted)}"
+        raise InputError(what, "use one that was made for it")
+
+
+def _wide(widths: Sequence[int]) -> str:
+    """How wide vectors are, and for which models that is: a pair is for Stable Diffusion XL, however wide."""
+    family = XL if len(widths) == 2 else EMBEDDING_WIDTHS.get(widths[0])
+    return f"{' and '.join(map(str, widths))} wide" + (f" ({family})" if family is not None else "")
+
+
+def embedding_facts(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
+    """The facts of a textual inversion of these tensors; None where they make none."""
+    widths = vector_widths(shapes)
+    if not widths:
         return None
-    key = "clip_l" if is_pair else next(iter(shapes))
-    shape = shapes[key]
-    if len(shape) not in (1, 2):
-        return None
+    key, shape = next(iter(shapes.items()))
     facts: dict[str, Any] = {"kind": "textual inversion", "dialects": ["diffusers"]}
-    facts |= {"vectors": shape[0] if len(shape) == 2 else 1, "width": shape[-1]}
-    if is_pair:
-        return facts | {"dialects": ["a pair for two text encoders"], "family": "Stable Diffusion XL"}
-    facts["family"] = EMBEDDING_WIDTHS.get(shape[-1])
+    facts |= {"vectors": shape[0] if len(shape) == 2 else 1, "width": widths[0]}
+    if len(widths) == 2:
+        return facts | {"width": widths, "dialects": ["a pair for two text encoders"], "family": XL}
+    facts["family"] = EMBEDDING_WIDTHS.get(widths[0])
     return facts | ({"dialects": ["kohya"]} if key == "emb_params" else {"token": key[:MAX_TEXT]})
 
 
@@ -126,7 +149,7 @@ def _alphas(path: Path) -> Counter[float]:
 def _said_alphas(metadata: Mapping[str, str]) -> Counter[float]:
     """The alphas that diffusers' metadata give parts of the model; none where they cannot be read."""
     try:
-        said = json.loads(metadata.get(METADATA_KEY, "{}"))
+        said = parse_said(metadata.get(METADATA_KEY, "{}"))
         return Counter(float(value) for key, value in said.items() if key.endswith("lora_alpha") and value is not None)
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return Counter()

@@ -14,6 +14,7 @@ import base64
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,9 @@ from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError
 from sdcli.files import atomic_write, open_regular, read_bytes, reason
-from sdcli.pipeline.adapter_facts import EMBEDDING_WIDTHS
+from sdcli.pipeline.adapter_facts import PAIR, check_widths, embedding_facts, lora_facts
 from sdcli.pipeline.containers import PNG_HEAD, look_inside
-from sdcli.pipeline.lora_keys import ending_of
+from sdcli.pipeline.lora_keys import XL, ending_of
 from sdcli.pipeline.pickles import Value, read_pickle
 
 MAX_BYTES = 16 << 20
@@ -37,7 +38,6 @@ MAX_TOKEN_LENGTH = 100  # characters
 MAX_STEM_BYTES = 200
 PNG_KEYWORD, PNG_TENSOR = "sd-ti-embedding", "TORCHTENSOR"
 STAR_ID = 265  # CLIP's id of "*", which A1111 writes as the token that was trained
-SDXL_KEYS = frozenset({"clip_l", "clip_g"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,19 +46,34 @@ class Embedding:
 
     token: str
     vectors: Tensor  # (n, D) float32
+    second: Tensor | None = None  # (n, D of that) for the second text encoder of Stable Diffusion XL
 
 
-def read_embedding(path: Path, *, width: int, token: str | None = None) -> Embedding:
+def read_embedding(path: Path, *, width: int, second: int | None = None, token: str | None = None) -> Embedding:
     """The learned token in a textual-inversion file of any dialect; by its content, whatever its suffix.
 
-    width: of the text encoder it is for (D). token: what prompts shall write instead of the file's own token.
+    width: of the text encoder it is for (D). second: of the other one where the model has two: the file holds a pair.
+    token: what prompts shall write instead of the file's own token.
     Raises InputError when the file is malformed, unsafe, of more than 75 vectors or for another family of models,
     NumericalError when its vectors are not finite.
     """
-    own, value = _token_and_vectors(path, _contents(path))
+    own, values = _token_and_values(path, _contents(path))
     chosen = own if token is None else token
     check_token(chosen, str(path))
-    return Embedding(chosen, _checked(path, value, width))
+    found = [_vectors(path, value) for value in values]
+    check_widths(str(path), [one.shape[1] for one in found], [width] if second is None else [width, second])
+    if len(found[0]) != len(found[-1]):
+        what = f"{path}: holds {len(found[0])} vectors for the first text encoder, {len(found[1])} for the second"
+        raise InputError(what, "get the file again")
+    return Embedding(chosen, *found)
+
+
+def describe_pickle(path: Path, *, max_bytes: int) -> dict[str, Any] | None:
+    """What `adapter_facts.describe` tells, of a file of torch.save; None for one that is no adapter.
+
+    Raises InputError for a file that is malformed, unsafe, or has more than max_bytes.
+    """
+    return _described(path, read_pickle(path, max_bytes=max_bytes))
 
 
 def write_embedding(folder: Path, embedding: Embedding, *, step: int = 0) -> tuple[Path, ...]:
@@ -90,6 +105,26 @@ def check_token(token: str, where: str) -> None:
     if not is_plain or not 1 <= len(token) <= MAX_TOKEN_LENGTH:
         what = f"{where}: no prompt can name the token {token[:MAX_TOKEN_LENGTH]!r}"
         raise InputError(what, f"use 1 to {MAX_TOKEN_LENGTH} printable characters, such as <my-cat>")
+
+
+def _described(path: Path, value: Value) -> dict[str, Any] | None:
+    if isinstance(value, dict) and isinstance(value.get("state_dict"), dict):
+        value = value["state_dict"]
+    if not isinstance(value, dict):
+        return None
+    if "string_to_param" in value:
+        token, (vectors,) = _a1111(path, value)
+        facts = embedding_facts({token: tuple(_vectors(path, vectors).shape)})
+        return {**facts, "dialects": ["A1111"]} if facts is not None else None
+    shapes = {str(key): tuple(one.shape) for key, one in value.items() if isinstance(one, Tensor)}
+    if len(shapes) < len(value):
+        return None
+    if any(map(ending_of, shapes)):
+        alphas = (one for key, one in value.items() if str(key).endswith(".alpha"))
+        return lora_facts(
+            shapes, {}, Counter(float(one) for one in alphas if isinstance(one, Tensor) and one.numel() == 1)
+        )
+    return embedding_facts(shapes)
 
 
 def _contents(path: Path) -> Mapping[str | int, Value]:
@@ -130,52 +165,52 @@ def _tensor_or_dict(found: dict[str, Any]) -> Any:
     return torch.tensor(found[PNG_TENSOR], dtype=torch.float32) if PNG_TENSOR in found else found
 
 
-def _token_and_vectors(path: Path, contents: Mapping[str | int, Value]) -> tuple[str, Value]:
-    """The token a file names, and what stands where its dialect has the vectors."""
-    if contents.keys() & SDXL_KEYS:
-        what = f"{path}: is for Stable Diffusion XL, whose two text encoders are 768 and 1280 wide"
-        raise InputError(what, "use an embedding for Stable Diffusion 1.x or 2.x")
+def _token_and_values(path: Path, contents: Mapping[str | int, Value]) -> tuple[str, tuple[Value, ...]]:
+    """The token a file names, and what stands where its dialect has the vectors: one for each text encoder."""
+    if contents.keys() == set(PAIR):
+        return path.stem, tuple(contents[key] for key in PAIR)
+    if contents.keys() & set(PAIR):
+        what = f"{path}: is no pair for the two text encoders of {XL}: it holds {_some(contents)}"
+        raise InputError(what, f"expected are {' and '.join(PAIR)}")
     if "string_to_param" in contents:
         return _a1111(path, contents)
     if "emb_params" in contents:
-        return path.stem, contents["emb_params"]
+        return path.stem, (contents["emb_params"],)
     if any(ending_of(str(key)) for key in contents):
         raise InputError(f"{path}: is a LoRA file", "give it to --lora")
     if len(contents) != 1:
-        raise _no_embedding(path, f"{len(contents)} entries ({', '.join(sorted(map(str, contents))[:3])}, ...)")
+        raise _no_embedding(path, f"{len(contents)} entries ({_some(contents)}, ...)")
     ((token, vectors),) = contents.items()
-    return str(token), vectors
+    return str(token), (vectors,)
 
 
-def _a1111(path: Path, contents: Mapping[str | int, Value]) -> tuple[str, Value]:
+def _some(contents: Mapping[str | int, Value]) -> str:
+    return ", ".join(sorted(map(str, contents))[:3])
+
+
+def _a1111(path: Path, contents: Mapping[str | int, Value]) -> tuple[str, tuple[Value, ...]]:
     learned, name = contents["string_to_param"], contents.get("name")
     if isinstance(learned, dict):
         learned = learned.get("_parameters", learned)  # of an nn.ParameterDict
     if not isinstance(learned, dict) or len(learned) != 1:
         raise _no_embedding(path, "not one tensor in string_to_param")
-    return name if isinstance(name, str) and name else path.stem, next(iter(learned.values()))
+    return name if isinstance(name, str) and name else path.stem, (next(iter(learned.values())),)
 
 
-def _checked(path: Path, value: Value, width: int) -> Tensor:
-    """The vectors (n, D) in float32. Raises InputError unless they are what a text encoder of that width can read."""
+def _vectors(path: Path, value: Value) -> Tensor:
+    """Vectors (n, D) in float32. Raises InputError unless a text encoder can read them."""
     if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() not in (1, 2):
         kind = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise _no_embedding(path, f"{kind} in place of vectors")
-    vectors = value.to(torch.float32).reshape(-1, value.shape[-1]) if value.numel() else value.new_empty(0, width)
-    if vectors.shape[1] != width:
-        given, wanted = (f"{one} wide{_family(one)}" for one in (vectors.shape[1], width))
-        raise InputError(f"{path}: its vectors are {given}, the model's {wanted}", "use one that was made for it")
-    if not 1 <= len(vectors) <= MAX_VECTORS:
-        raise InputError(f"{path}: holds {len(vectors):,} vectors", f"expected are 1 to {MAX_VECTORS}")
+    count = len(value) if value.dim() == 2 else int(value.numel() > 0)
+    if not 1 <= count <= MAX_VECTORS:
+        raise InputError(f"{path}: holds {count:,} vectors", f"expected are 1 to {MAX_VECTORS}")
+    vectors = value.to(torch.float32).reshape(count, -1) if value.numel() else value.new_empty(count, 0)
     if not vectors.isfinite().all():
         raise NumericalError(f"{path}: its vectors hold NaN or Inf", "get the file again")
     if not vectors.any():
         raise InputError(f"{path}: its vectors are all zero", "get the file again")
     return vectors.clone()  # of a mapped file
-
-
-def _family(width: int) -> str:
-    return f" ({EMBEDDING_WIDTHS[width]})" if width in EMBEDDING_WIDTHS else ""
 
 
 def _no_embedding(path: Path, found: str) -> InputError:

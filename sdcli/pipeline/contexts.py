@@ -29,7 +29,7 @@ def contexts(
         return labelled(conditioner, conditions), away
     different = list(dict.fromkeys(map(str, conditions)))
     count = max(lengths(conditioner, different, negative))
-    positive = text.encode_prompts(conditioner, [text.read(conditioner, prompt).padded(count) for prompt in different])
+    positive = text.encode_prompts(conditioner, different, count)
     places = [different.index(str(prompt)) for prompt in conditions]
     if negative is None:
         return positive.at(places), None
@@ -49,8 +49,7 @@ def led_away(encoders: Encoders, negative: str, count: int) -> Context:
 
     An empty one of Stable Diffusion XL is all zeros, unless the model says that it is encoded as any other.
     """
-    plain = text.without_swaps(encoders)
-    found = text.encode_prompts(plain, [text.read(plain, negative).padded(count)])
+    found = text.encode_prompts(text.without_swaps(encoders), [negative], count)
     is_zero = isinstance(encoders, TextPair) and encoders.is_empty_zero and not negative.strip()
     return found.zeros() if is_zero else found
 

@@ -20,13 +20,17 @@ from torch import Tensor, nn
 
 from sdcli.errors import InputError, NumericalError, SdcliWarning
 from sdcli.files import reason
-from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder, TextPair
+from sdcli.layout import ENCODERS
+from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder
+from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.lora_keys import MAX_BYTES, changes, is_safetensors, read_header
 from sdcli.pipeline.lora_names import Layers
 from sdcli.pipeline.lora_shapes import MAGNITUDES, Change, magnitude_axis
 from sdcli.pipeline.pickles import read_pickle
 
 Module = TypeVar("Module", bound=nn.Module)
+
+PROJECTION = "text_projection"  # the layer of Stable Diffusion XL's second text encoder that its summary goes through
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,26 +78,29 @@ def merged(bundle: ModelBundle, adapters: Sequence[Adapter]) -> ModelBundle:
 
 def merged_conditioner(conditioner: Conditioner, adapters: Sequence[Adapter]) -> Conditioner:
     """A text encoder, or two, with the changes of all adapters; what gives the context of classes has none."""
-    if isinstance(conditioner, TextPair):
-        first, second = conditioner.first, conditioner.second
-        first = replace(first, model=with_adapters(first.model, "text_encoder", adapters))
-        second = replace(second, model=with_adapters(second.model, "text_encoder_2", adapters))
-        return replace(conditioner, first=first, second=second)
-    if not isinstance(conditioner, TextEncoder):
+    if isinstance(conditioner, ClassEmbedder):
         return conditioner
-    return replace(conditioner, model=with_adapters(conditioner.model, "text_encoder", adapters))
+    if isinstance(conditioner, TextEncoder):
+        return replace(conditioner, model=with_adapters(conditioner.model, ENCODERS[0], adapters))
+    first, second = conditioner.first, conditioner.second
+    first = replace(first, model=with_adapters(first.model, ENCODERS[0], adapters))
+    second = replace(second, model=with_adapters(second.model, ENCODERS[1], adapters))
+    beside = with_adapters(nn.ModuleDict({PROJECTION: conditioner.projection}), ENCODERS[1], adapters)
+    return replace(conditioner, first=first, second=second, projection=beside[PROJECTION])
 
 
 @torch.no_grad()
 def with_adapters(module: Module, part: str, adapters: Sequence[Adapter]) -> Module:
     """A part of a model with the adapters' changes: W + the sum of scale * delta, in float32 and then cast once.
 
-    Every delta is that to the plain weight W, so that the order of the adapters does not matter.
+    Every delta is that to the plain weight W, so that the order of the adapters does not matter. Of a part in two
+    modules, as is the text encoder that has its projection beside it, each takes the changes of its own layers.
     """
     todo: dict[str, list[tuple[Adapter, Change]]] = {}
+    there = {name for name, _ in module.named_parameters()}
     for adapter in adapters:
         for change in adapter.changes:
-            if change.part == part and adapter.scale:
+            if change.part == part and adapter.scale and f"{change.layer}.weight" in there:
                 todo.setdefault(change.layer, []).append((adapter, change))
     if not todo:
         return module

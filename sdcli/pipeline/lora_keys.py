@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 from sdcli.errors import InputError
 from sdcli.files import open_regular, reason
-from sdcli.layout import safetensors_metadata
-from sdcli.pipeline.lora_names import ADAPTED_PARTS, TEXT_PREFIX, Layers, Shape, header_shapes, known_names
+from sdcli.headers import parse_said
+from sdcli.layout import ENCODERS, safetensors_metadata
+from sdcli.pipeline.lora_names import ADAPTED_PARTS, TEXT_PREFIX, Layers, Shape, header_shapes, is_xl, known_names
 from sdcli.pipeline.lora_shapes import Change, check_shapes
 
 MAX_BYTES = 4 << 30
@@ -50,19 +50,25 @@ REFUSED = (  # what is in a key -> what is refused by its name
     (re.compile(r"^bundle_emb\."), "textual inversions in a bundle"),
     (re.compile(r"^base_model\.model\."), "peft's own naming, whose alpha is in another file"),
 )
+XL = "Stable Diffusion XL"
 OF_FAMILY = (  # what is in the keys for no Stable Diffusion 1.x or 2.x -> the family
     (re.compile(r"lora_te3|(^|[._])joint_(transformer_)?blocks"), "Stable Diffusion 3"),
     (re.compile(r"(^|[._])(double|single)_(transformer_)?blocks|^transformer\."), "a transformer such as Flux"),
-    (re.compile(r"^lora_te[12]_|^text_encoder_2\.|[._]transformer_blocks[._][1-9]"), "Stable Diffusion XL"),
+    (re.compile(r"^lora_te[12]_|^text_encoder_2\.|[._]transformer_blocks[._][1-9]"), XL),
+)
+# What Stable Diffusion XL does not have: attention in the outermost of four levels, a text encoder without a number.
+OF_ONE_ENCODER = re.compile(
+    r"^lora_te_|(down_blocks[._]0|up_blocks[._]3)[._]attentions|input_blocks[._][12][._]1[._]|output_blocks[._](9|1\d)"
 )
 WIDTHS = {
     192: "the embedded model",
     768: "Stable Diffusion 1.x",
     1024: "Stable Diffusion 2.x",
-    2048: "Stable Diffusion XL",
+    2048: XL,
 }
-# The layers that tell the width of the context: those that read it, then those that make it.
-CONTEXT_LAYERS = (re.compile(r"attn2[._]to_[kv]"), re.compile(r"^(lora_te_|text_encoder\.).*self_attn[._][qkv]_proj"))
+# The layers that tell the width of the context, in a file and in a model: those that read it, and the text encoder's.
+READING = (re.compile(r"attn2[._]to_[kv]"), ("unet", "attn2.to_k"))
+WRITING = (re.compile(r"^(lora_te_|text_encoder\.).*self_attn[._][qkv]_proj"), ("text_encoder", "self_attn.q_proj"))
 PATTERN = re.compile(r"\^?([\w.]+)\$?")  # of layers, as far as they are names
 
 
@@ -96,9 +102,15 @@ def changes(where: str, shapes: Mapping[str, Shape], metadata: Mapping[str, str]
 
 
 def is_safetensors(path: Path) -> bool:
-    """Whether a file begins as safetensors do: eight bytes of length, then JSON. Raises InputError for no file."""
+    """Whether a file begins as safetensors do: eight bytes of length, then JSON.
+
+    Raises InputError for no file, or an empty one.
+    """
     with open_regular(path, max_bytes=MAX_BYTES) as stream:
-        return stream.read(9)[8:] == b"{"
+        start = stream.read(9)
+    if not start:
+        raise InputError(f"{path}: is empty", "get the file again")
+    return start[8:] == b"{"
 
 
 def read_header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
@@ -114,19 +126,17 @@ def ending_of(key: str) -> str:
 
 def family_of(shapes: Mapping[str, Shape]) -> str | None:
     """The family of models that a file is for, by its keys and widths; None where they do not tell."""
-    width = context_width(shapes)
-    if width is not None:
-        return WIDTHS.get(width)
-    return next((family for pattern, family in OF_FAMILY if any(map(pattern.search, shapes))), None)
+    read, written = (WIDTHS.get(_width(shapes, pattern) or 0) for pattern, _ in (READING, WRITING))
+    named = (family for pattern, family in OF_FAMILY if any(map(pattern.search, shapes)))
+    return read or next(named, None) or written
 
 
-def context_width(shapes: Mapping[str, Shape]) -> int | None:
-    """The width of the context that a file is for; None where no key tells it."""
-    for pattern in CONTEXT_LAYERS:
-        for key, shape in shapes.items():
-            form, role = ROLES.get(ending_of(key), ("", ""))
-            if (form, role) in (("lora", "down"), ("loha", "w1_b")) and len(shape) == 2 and pattern.search(key):
-                return shape[1]
+def _width(shapes: Mapping[str, Shape], pattern: re.Pattern[str]) -> int | None:
+    """The width that a file's layers of such names read; None where no key tells it."""
+    for key, shape in shapes.items():
+        form, role = ROLES.get(ending_of(key), ("", ""))
+        if (form, role) in (("lora", "down"), ("loha", "w1_b")) and len(shape) == 2 and pattern.search(key):
+            return shape[1]
     return None
 
 
@@ -153,16 +163,25 @@ def _check_kind(where: str, shapes: Mapping[str, Shape]) -> None:
 
 
 def _check_width(where: str, shapes: Mapping[str, Shape], layers: Layers) -> None:
-    given, wanted = context_width(shapes), _model_width(layers)
-    if given is not None and wanted is not None and given != wanted:
-        names = [f"{width} wide" + (f" ({WIDTHS[width]})" if width in WIDTHS else "") for width in (given, wanted)]
-        what = f"{where}: is for a context {names[0]}, the model's is {names[1]}"
-        raise InputError(what, "use one that was made for this model")
+    for pattern, (part, end) in (READING, WRITING):
+        given, wanted = _width(shapes, pattern), _model_width(layers, part, end)
+        if given is not None and wanted is not None and given != wanted:
+            families = (family_of(shapes), _model_family(layers))
+            told = [
+                f"{width} wide" + (f" ({one})" if one else "")
+                for width, one in zip((given, wanted), families, strict=True)
+            ]
+            what = f"{where}: is for a context {told[0]}, the model's is {told[1]}"
+            raise InputError(what, "use one that was made for this model")
 
 
-def _model_width(layers: Layers) -> int | None:
-    pairs = (("unet", "attn2.to_k"), ("text_encoder", "self_attn.q_proj"))
-    return next((s[1] for part, end in pairs for name, s in layers.get(part, {}).items() if name.endswith(end)), None)
+def _model_width(layers: Layers, part: str, end: str) -> int | None:
+    return next((shape[1] for name, shape in layers.get(part, {}).items() if name.endswith(end)), None)
+
+
+def _model_family(layers: Layers) -> str | None:
+    widths = (_model_width(layers, part, end) for _, (part, end) in (READING, WRITING))
+    return XL if is_xl(layers) else next((WIDTHS.get(width) for width in widths if width is not None), None)
 
 
 def _stems(key: str, ending: str) -> Iterator[str]:
@@ -182,14 +201,16 @@ def _lost(
 ) -> InputError:
     """The error for tensors that belong to no layer of the model."""
     what = f"{where}: {len(lost)} of {len(shapes)} tensors belong to no layer of the model ({_some(lost)})"
-    family = family_of(dict.fromkeys(lost, ()))
-    if family is not None:
-        return InputError(f"{what}; it is for {family}", "use one that was made for this model")
+    if not layers.keys() & set(ENCODERS) and any(key.startswith(("lora_te", "text_encoder")) for key in lost):
+        return InputError(f"{what}; the model has no text encoder", "use one that was made for this model")
+    family, own = family_of({key: shapes[key] for key in lost}), _model_family(layers)
+    if family is None and is_xl(layers) and any(map(OF_ONE_ENCODER.search, lost)):
+        family = "Stable Diffusion 1.x or 2.x"
     said = said_base(metadata)
-    if said is not None:
+    if family is not None and family != own:
+        what += f"; it is for {family}"
+    elif said is not None:
         what += f"; it says that it is for {said[:60]!r}"
-    elif "text_encoder" not in layers and any(key.startswith(("lora_te", "text_encoder")) for key in lost):
-        what += "; the model has no text encoder"
     return InputError(what, "use one that was made for this model")
 
 
@@ -202,7 +223,7 @@ def _read_alphas(where: str, found: Iterable[Change], metadata: Mapping[str, str
     if METADATA_KEY not in metadata:
         return
     try:
-        said = json.loads(metadata[METADATA_KEY])
+        said = parse_said(metadata[METADATA_KEY])
         has_parts = any(key.startswith(tuple(f"{part}." for part in ADAPTED_PARTS)) for key in said)
         for change in found:
             of_part = f"{change.part}." if has_parts else ""  # without: saved by the part alone

@@ -6,35 +6,20 @@ from the model's own layers and looked up.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Container, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from sdcli.layout import safetensors_header, single_file, weight_files
+from sdcli.layout import ENCODERS, safetensors_header, single_file, weight_files
+from sdcli.original.names import UnetShape, inverse, renamed, unet_names
 
 Shape = tuple[int, ...]
 Layers = Mapping[str, Mapping[str, Shape]]  # part of the model -> layer -> shape of its weight
 Layer = tuple[str, str]  # part, layer
 
-ADAPTED_PARTS = ("unet", "text_encoder")
+ADAPTED_PARTS = ("unet", *ENCODERS)
 TEXT_PREFIX = "text_model."
-# Blocks of a UNet in diffusers' naming; what follows them in a name is a layer's own.
-IN_BLOCK = re.compile(r"(down|up)_blocks\.(\d{1,3})\.(resnets|attentions)\.(\d{1,3})\.(.+)")
-IN_MIDDLE = re.compile(r"mid_block\.(resnets|attentions)\.(\d{1,3})\.(.+)")
-RESAMPLER = re.compile(r"(down|up)_blocks\.(\d{1,3})\.(?:down|up)samplers\.0\.conv")
-# The same in the original naming of Stable Diffusion (Rombach et al., `ldm/modules/diffusionmodules/openaimodel.py`).
-IN_RESNET = {
-    "conv1": "in_layers.2",
-    "time_emb_proj": "emb_layers.1",
-    "conv2": "out_layers.3",
-    "conv_shortcut": "skip_connection",
-}
-ALONE = {
-    "conv_in": "input_blocks.0.0",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "conv_out": "out.2",
-}
+WEIGHT = ".weight"
+MAX_PLACES = 20  # levels of a UNet, and ResNets of a level; Stable Diffusion's have four and three
 
 
 def model_layers(folder: Path) -> dict[str, dict[str, Shape]]:
@@ -59,61 +44,51 @@ def header_shapes(path: Path) -> dict[str, Shape]:
 
 def layers_of(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
     """The linear layers and convolutions among the tensors of a part, by name, with the shape of their weight."""
-    weights = {key.removesuffix(".weight"): shape for key, shape in shapes.items() if key.endswith(".weight")}
+    weights = {key.removesuffix(WEIGHT): shape for key, shape in shapes.items() if key.endswith(WEIGHT)}
     named = {key.removeprefix(TEXT_PREFIX): shape for key, shape in weights.items()}
     return {key: shape for key, shape in named.items() if len(shape) in (2, 4) and not key.endswith("_embedding")}
 
 
 def known_names(layers: Layers) -> dict[str, Layer]:
     """Every name that a file may have for a layer."""
-    return {name: (part, layer) for part, all_of_it in layers.items() for layer, name in _names(part, all_of_it)}
+    return {name: (part, layer) for part in layers for layer, name in _names(part, layers)}
+
+
+def is_xl(layers: Layers) -> bool:
+    """Whether a model has two text encoders, as Stable Diffusion XL has."""
+    return ENCODERS[1] in layers
 
 
 def original_names(layers: Collection[str]) -> dict[str, str]:
     """The layers of a UNet in Stable Diffusion's original naming, but for those that it does not have."""
-    blocks = [match for match in map(IN_BLOCK.fullmatch, layers) if match]
-    per_block = 1 + max((int(match[4]) for match in blocks if match[1] == "down"), default=0)
-    attentive = {match[2] for match in blocks if match[1] == "up" and match[3] == "attentions"}
-    names = ((layer, _original_name(layer, per_block, attentive)) for layer in layers)
-    return {layer: name for layer, name in names if name is not None}
+    there = inverse(unet_names(_unet_shape(layers)))
+    names = ((layer, renamed(layer + WEIGHT, there)) for layer in layers)
+    return {layer: name.removesuffix(WEIGHT) for layer, name in names if name is not None}
 
 
-def _original_name(layer: str, per_block: int, attentive: Container[str]) -> str | None:
-    """per_block: resnets of a block on the way down; attentive: the numbers of blocks on the way up with attention."""
-    if match := IN_BLOCK.fullmatch(layer):
-        side, block, kind, number, rest = match.groups()
-        index = int(block) * (per_block + 1) + int(number) + (side == "down")  # after the first convolution
-        stack = "input_blocks" if side == "down" else "output_blocks"
-        return f"{stack}.{index}.{_inner(kind, rest, 0)}"
-    if match := IN_MIDDLE.fullmatch(layer):
-        kind, number, rest = match.groups()
-        return f"middle_block.{_inner(kind, rest, 2 * int(number))}"
-    if match := RESAMPLER.fullmatch(layer):
-        last = (int(match[2]) + 1) * (per_block + 1)
-        if match[1] == "down":
-            return f"input_blocks.{last}.0.op"
-        return f"output_blocks.{last - 1}.{2 if match[2] in attentive else 1}.conv"
-    return ALONE.get(layer)
+def _unet_shape(layers: Collection[str]) -> UnetShape:
+    """The blocks of a UNet, by which of them have layers."""
+    conv1, proj_in = "down_blocks.{}.resnets.{}.conv1", "down_blocks.{}.attentions.0.proj_in"
+    levels = [level for level in range(MAX_PLACES) if conv1.format(level, 0) in layers]
+    deep = max((i + 1 for level in levels for i in range(MAX_PLACES) if conv1.format(level, i) in layers), default=0)
+    return UnetShape(deep, tuple(proj_in.format(level) in layers for level in levels))
 
 
-def _inner(kind: str, rest: str, resnet: int) -> str:
-    """The end of a name: the place in its block, the attention's being 1, and the layer."""
-    return f"{resnet}.{IN_RESNET.get(rest, rest)}" if kind == "resnets" else f"1.{rest}"
-
-
-def _names(part: str, layers: Mapping[str, Shape]) -> Iterator[tuple[str, str]]:
+def _names(part: str, layers: Layers) -> Iterator[tuple[str, str]]:
     """Pairs of layer and name."""
-    original = original_names(layers) if part == "unet" else {}
-    for layer in layers:
+    original = original_names(layers[part]) if part == "unet" else {}
+    # kohya counts the text encoders where there are two.
+    kohya = f"lora_te{ENCODERS.index(part) + 1 if is_xl(layers) else ''}_" if part in ENCODERS else "lora_unet_"
+    for layer in layers[part]:
         flat = layer.replace(".", "_")
-        if part == "text_encoder":
+        if part in ENCODERS:
             for prefix in (TEXT_PREFIX, ""):  # transformers 5 has dropped it from its own names
-                yield layer, f"text_encoder.{prefix}{layer}"
-                yield layer, f"lora_te_{prefix.replace('.', '_')}{flat}"
+                yield layer, f"{part}.{prefix}{layer}"
+                yield layer, f"{kohya}{prefix.replace('.', '_')}{flat}"
             continue
         yield layer, f"unet.{layer}"
         yield layer, layer  # diffusers' attention processors, saved alone
-        yield layer, f"lora_unet_{flat}"
+        yield layer, f"{kohya}{flat}"
         yield layer, f"lycoris_{flat}"
         if layer in original:
-            yield layer, f"lora_unet_{original[layer].replace('.', '_')}"
+            yield layer, f"{kohya}{original[layer].replace('.', '_')}"

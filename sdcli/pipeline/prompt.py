@@ -8,7 +8,8 @@ r"""Prompt syntax -> weighted text, and its pieces -> chunks of as many as the t
 | `\{` `\|` `\}`     | the same: alone they are plain text, see `wildcards`     |
 | `BREAK`            | what follows begins a new chunk                          |
 
-A bracket without its partner is plain text, and so is whatever else other programs read in brackets.
+A bracket without its partner is plain text, and so is whatever else other programs read in brackets; `networks` tells
+what of that names files there.
 Source: AUTOMATIC1111/stable-diffusion-webui, its wiki on attention and emphasis and on infinite prompt length; there,
 a bracket that is never closed counts up to the end of the prompt.
 """
@@ -29,6 +30,7 @@ PARTNERS = {")": "(", "]": "["}
 PART = re.compile(r"\\[\\()\[\]{}|]|[()\[\]]|[^\\()\[\]]+|\\")  # an escape, a bracket, plain text, a lone backslash
 NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)(e[+-]?\d+)?\s*", re.IGNORECASE)  # no word that `float` takes for one
 BREAK = re.compile(r"\bBREAK\b")
+NETWORK = re.compile(r"<(lora|lyco|locon|hypernet):[^<>]*>", re.IGNORECASE)  # what A1111 takes out of a prompt
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,11 @@ def check(prompt: str) -> None:
     """Raise UsageError for a weight that is not in 0..10."""
     if "(" in prompt:  # else there is none that `parse` could refuse
         parse(prompt)
+
+
+def networks(*prompts: str) -> list[str]:
+    """What stands in prompts as A1111 names networks, `<lora:blue:0.8>`, each once."""
+    return list(dict.fromkeys(match[0] for text in prompts for match in NETWORK.finditer(text)))
 
 
 def chunked(sections: Sequence[Iterable[Piece]], room: int, *, most: int = MAX_CHUNKS) -> Chunks:

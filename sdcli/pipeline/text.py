@@ -60,11 +60,11 @@ def read(text: Encoders, prompt: str) -> Chunks:
     return vocabulary.read(text.vocabulary, prompt)
 
 
-def encode_prompts(text: Encoders, prompts: Sequence[Chunks]) -> Context:
-    """Context of prompts of equally many chunks, by whatever reads them."""
+def encode_prompts(text: Encoders, prompts: Sequence[str], count: int) -> Context:
+    """Context of prompts filled to so many chunks, each of which has no more, by whatever reads them."""
     if isinstance(text, TextPair):
-        return encode_pair(text, prompts)
-    return Context(encode_chunks(text, prompts))
+        return encode_pair(text, prompts, count)
+    return Context(encode_chunks(text, [read(text, prompt).padded(count) for prompt in prompts]))
 
 
 def encode_chunks(text: TextEncoder, prompts: Sequence[Chunks]) -> Tensor:
@@ -79,26 +79,20 @@ def encode_chunks(text: TextEncoder, prompts: Sequence[Chunks]) -> Tensor:
     return _weighted(text, hidden, chunks).reshape(len(prompts), -1, hidden.shape[-1])  # (B, 77 k, D)
 
 
-def encode_pair(pair: TextPair, prompts: Sequence[Chunks]) -> Context:
-    """Context of prompts of k chunks each for Stable Diffusion XL: (B, 77 k, D) and pooled (B, P).
+def encode_pair(pair: TextPair, prompts: Sequence[str], count: int) -> Context:
+    """Context of prompts filled to k chunks for Stable Diffusion XL: (B, 77 k, D) and pooled (B, P).
 
-    Every chunk is encoded apart by both encoders and weighted as by `encode_chunks`; of each encoder it is the hidden
-    state before the last layer, and before those that clip-skip leaves out, without the final layer norm.
+    Each encoder reads the prompt by its own tokenizer (to the second's "!" is a piece apart, as in diffusers), encodes
+    every chunk apart and weights it as `encode_chunks` does; what is taken is its hidden state before the last layer,
+    and before those that clip-skip leaves out, without the final layer norm.
     pooled: the second encoder's whole output at the end mark of the first chunk, projected; no weight touches it, and
     of further chunks it says nothing, as in AUTOMATIC1111's program.
     Source: Podell et al. 2023, arXiv:2307.01952, section 2.1.
     """
-    chunks = [chunk for prompt in prompts for chunk in prompt.chunks]
-    sides = []
-    for text in (pair.first, pair.second):
-        ids = torch.tensor([vocabulary.chunk_rows(text.vocabulary, chunk) for chunk in chunks])
-        output = text.model(input_ids=ids.to(text.model.device), output_hidden_states=True)
-        hidden = output.hidden_states[-2 - pair.skip]  # (B k, 77, D) after a layer; the first is what goes in
-        sides.append(_weighted(text, hidden, chunks).reshape(len(prompts), -1, hidden.shape[-1]))
-    first = range(0, len(chunks), len(chunks) // len(prompts))  # chunks of the prompts
-    ends = [1 + sum(len(piece.rows) for piece in chunks[i]) for i in first]
-    pooled: Tensor = pair.projection(output.last_hidden_state[list(first), ends])  # (B, P)
-    return Context(torch.cat(sides, dim=-1), pooled)
+    first, _ = _hidden(pair.first, prompts, count, skip=pair.skip)
+    second, ends = _hidden(pair.second, prompts, count, skip=pair.skip)
+    pooled: Tensor = pair.projection(ends)  # (B, P)
+    return Context(torch.cat([first, second], dim=-1), pooled)
 
 
 def weighted(hidden: Tensor, weights: Tensor) -> Tensor:
@@ -117,6 +111,15 @@ def weighted(hidden: Tensor, weights: Tensor) -> Tensor:
     scale = before.mean((1, 2), keepdim=True) / after.mean((1, 2), keepdim=True)  # (N, 1, 1)
     scale = torch.where((scale > 1 / MOST_RESTORED) & (scale < MOST_RESTORED), scale, 1.0)  # of NaN neither is true
     return torch.where(is_plain[:, None, None], hidden, (after * scale).to(hidden.dtype))
+
+
+def knowing(text: Encoders, embeddings: Sequence[Embedding]) -> Encoders:
+    """What reads prompts, with learned tokens as by `with_embeddings`; of two encoders each gets its own of a pair."""
+    if not isinstance(text, TextPair):
+        return with_embeddings(text, embeddings)
+    others = [Embedding(one.token, one.second) for one in embeddings if one.second is not None]
+    assert len(others) == len(embeddings)
+    return replace(text, first=with_embeddings(text.first, embeddings), second=with_embeddings(text.second, others))
 
 
 def with_embeddings(text: TextEncoder, embeddings: Sequence[Embedding]) -> TextEncoder:
@@ -196,7 +199,7 @@ def names(text: Encoders, prompt: str, token: str) -> bool:
 # What the encoder does, in steps.
 
 
-def walk_through(text: Encoders, prompt: Chunks) -> dict[str, Tensor]:
+def walk_through(text: Encoders, prompt: str) -> dict[str, Tensor]:
     """What a prompt of k chunks becomes on its way, by name.
 
     token_embedding (k, 77, D), position_embedding (77, D), input_embedding (k, 77, D): their sum,
@@ -204,12 +207,14 @@ def walk_through(text: Encoders, prompt: Chunks) -> dict[str, Tensor]:
     context is that of both, and there is a pooled (1, P), too.
     """
     found: dict[str, Tensor] = {}
+    count = len(read(text, prompt).chunks)
     for ending, one in (("", text.first), ("_2", text.second)) if isinstance(text, TextPair) else (("", text),):
-        ids = torch.tensor([vocabulary.chunk_rows(one.vocabulary, chunk) for chunk in prompt.chunks])
+        chunks = read(one, prompt).padded(count).chunks
+        ids = torch.tensor([vocabulary.chunk_rows(one.vocabulary, chunk) for chunk in chunks])
         tokens, positions = token_embeddings(one, ids.to(one.model.device)), position_embeddings(one)
         found |= {f"token_embedding{ending}": tokens, f"position_embedding{ending}": positions}
         found[f"input_embedding{ending}"] = tokens + positions
-    context = encode_prompts(text, [prompt])
+    context = encode_prompts(text, [prompt], count)
     found["context"] = context.hidden
     return found if context.pooled is None else found | {"pooled": context.pooled}
 
@@ -244,6 +249,19 @@ def encode_inputs(text: TextEncoder, inputs: Tensor, mask: Tensor) -> Tensor:
         hidden = layer(hidden, mask[None, None])  # (1, 1, 77, 77)
     normed: Tensor = text.model.final_layer_norm(hidden)
     return normed
+
+
+def _hidden(text: TextEncoder, prompts: Sequence[str], count: int, *, skip: int) -> tuple[Tensor, Tensor]:
+    """Weighted states (B, 77 k, D) before the last layers, and the last (B, D) at the end mark of each first chunk."""
+    read_all = [read(text, prompt).padded(count) for prompt in prompts]
+    chunks = [chunk for one in read_all for chunk in one.chunks]
+    ids = torch.tensor([vocabulary.chunk_rows(text.vocabulary, chunk) for chunk in chunks], device=text.model.device)
+    output = text.model(input_ids=ids, output_hidden_states=True)
+    hidden = output.hidden_states[-2 - skip]  # (B k, 77, D), each what goes into a layer but the last
+    last = output.last_hidden_state.unflatten(0, (len(prompts), count))[:, 0]  # (B, 77, D)
+    ends = [1 + sum(len(piece.rows) for piece in one.chunks[0]) for one in read_all]
+    weighted_states = _weighted(text, hidden, chunks).reshape(len(prompts), -1, hidden.shape[-1])
+    return weighted_states, last[list(range(len(ends))), ends]
 
 
 def _weighted(text: TextEncoder, hidden: Tensor, chunks: Sequence[Sequence[Piece]]) -> Tensor:

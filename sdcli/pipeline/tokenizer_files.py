@@ -42,7 +42,7 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     if os.path.lexists(whole):
         pieces, merges, added = _of_one_file(whole)
     else:
-        pieces, merges = read_json(folder / "vocab.json", within=root(folder.parent)), _merges(folder / "merges.txt")
+        pieces, merges = _json(folder / "vocab.json"), _merges(folder / "merges.txt")
     _check_pieces(folder, pieces)
     said = _said(folder)
     added = _added(folder, said, added)
@@ -62,9 +62,14 @@ def read_tokenizer(folder: Path) -> CLIPTokenizer:
     return found
 
 
+def _json(path: Path, most: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in a file of a model's tokenizer."""
+    return read_json(path, within=root(path.parent.parent, path), max_bytes=most)
+
+
 def _of_one_file(path: Path) -> tuple[Pieces, Merges, dict[str, Any]]:
     """Pieces, merges and added tokens (content -> id and flags) of a tokenizer.json."""
-    value = read_json(path, within=root(path.parent.parent), max_bytes=MAX_TOKENIZER_BYTES)
+    value = _json(path, MAX_TOKENIZER_BYTES)
     model, added = value.get("model"), value.get("added_tokens", [])
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict) or not isinstance(added, list):
         raise _refusal(path, "has no vocab")
@@ -81,7 +86,7 @@ def _of_one_file(path: Path) -> tuple[Pieces, Merges, dict[str, Any]]:
 def _merges(path: Path) -> Merges:
     """The pairs of a merges.txt, one a line, after its version."""
     try:
-        text = read_bytes(path, max_bytes=MAX_JSON_BYTES, within=root(path.parent.parent)).decode("utf-8")
+        text = read_bytes(path, max_bytes=MAX_JSON_BYTES, within=root(path.parent.parent, path)).decode("utf-8")
     except UnicodeDecodeError as error:
         raise _refusal(path, "is no text in UTF-8") from error
     lines = [line for line in text.split("\n") if line.strip() and not line.startswith("#version")]
@@ -109,7 +114,7 @@ def _said(folder: Path) -> dict[str, Any]:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         if os.path.lexists(path) and "added_tokens_decoder" not in found:
-            said = read_json(path, within=root(folder.parent))
+            said = _json(path)
             found |= {key: said[key] for key in (*MARKS, *EXTRA, "added_tokens_decoder") if key in said}
     return found
 
@@ -125,7 +130,7 @@ def _added(folder: Path, said: Mapping[str, Any], of_file: Mapping[str, Any]) ->
     else:
         marks = {_content(said.get(key)) for key in MARKS}
         if os.path.lexists(path):
-            for token, number in read_json(path, within=root(folder.parent)).items():
+            for token, number in _json(path).items():
                 found[token] = (number, {"normalized": token not in marks, "special": token in marks})
         found |= of_file
     if len(found) > MAX_ADDED:

@@ -47,6 +47,7 @@ class Vocabulary:
     rows: int  # of the token table
     learned: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # tokenizer's id -> rows of the token table
     swaps: tuple[Swap, ...] = ()
+    beside: Vocabulary | None = None  # of a second text encoder, which reads the same prompts
 
     @property
     def room(self) -> int:
@@ -55,18 +56,19 @@ class Vocabulary:
 
 
 def load_vocabulary(folder: Path) -> Vocabulary:
-    """The vocabulary of a model folder, from its tokenizer and the text encoder's config; of two encoders the first's.
+    """The vocabulary of a model folder, from its tokenizer and the text encoder's config, with a second one beside it.
 
-    Raises InputError, also where two encoders do not read alike.
+    Raises InputError, also where two text encoders do not know the same pieces.
     """
     first, *others = (_vocabulary(folder, encoder) for encoder in layout.encoders(folder))
     for other in others:
         check_alike(folder, first, other)
+        first = replace(first, beside=other)
     return first
 
 
 def _vocabulary(folder: Path, encoder: str) -> Vocabulary:
-    tokenizer, config = load_tokenizer(layout.tokenizer(folder, encoder)), layout.config(folder, encoder)
+    tokenizer, config = load_tokenizer(layout.tokenizer(folder, encoder), encoder), layout.config(folder, encoder)
     found = {}
     # The defaults are those of transformers, which does not write what equals them.
     for key, default, most in (("max_position_embeddings", 77, MAX_POSITIONS), ("vocab_size", 49408, 1 << 24)):
@@ -77,16 +79,16 @@ def _vocabulary(folder: Path, encoder: str) -> Vocabulary:
     return Vocabulary(tokenizer, found["max_position_embeddings"], found["vocab_size"])
 
 
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
+def load_tokenizer(folder: Path, encoder: str = "text_encoder") -> CLIPTokenizer:
     """The CLIP tokenizer in a folder: vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes.
 
-    folder: as `layout.tokenizer` gives it; of a single file it is CLIP's own, padded as that model was trained.
+    folder: as `layout.tokenizer` gives it; of a single file it is CLIP's own, padded as that encoder was trained.
     """
     checkpoint = layout.single_file(folder)
     if checkpoint is None:
         return read_tokenizer(folder)
     found = read_tokenizer(layout.TOKENIZER_FOLDER)
-    found.pad_token = checkpoint.pad_token
+    found.pad_token = checkpoint.pad_tokens[encoder]
     return found
 
 
@@ -98,23 +100,29 @@ def check_fit(folder: Path, tokenizer: CLIPTokenizer, rows: int, encoder: str = 
 
 
 def check_alike(folder: Path, first: Vocabulary, second: Vocabulary) -> None:
-    """Raise InputError unless two text encoders of a model read the same pieces; what fills a chunk may differ."""
+    """Raise InputError unless two text encoders of a model know the same pieces; what fills a chunk may differ."""
     one, other = (vocabulary.tokenizer.get_vocab() for vocabulary in (first, second))
     if one != other or (first.length, first.rows) != (second.length, second.rows):
-        what = f"{folder}: its two text encoders do not read the same pieces"
+        what = f"{folder}: its two text encoders do not know the same pieces"
         raise InputError(what, "they belong to different models")
 
 
 def read(vocabulary: Vocabulary, prompt: str) -> Chunks:
     """The pieces of a prompt, with their weights, in the chunks that the text encoder reads one by one.
 
+    Of two text encoders they are the first one's, filled to the chunks of the one that needs more.
     Raises UsageError for a weight out of range.
     """
     sections = syntax.parse(prompt)
     spans = [span for section in sections for span in section]
     ids = iter(pieces(vocabulary, [span.text for span in spans]))
-    found = [[_piece(vocabulary, one, span.weight) for span in section for one in next(ids)] for section in sections]
-    return syntax.chunked([_swapped(section, vocabulary.swaps) for section in found], vocabulary.room)
+    read_ids = [[_piece(vocabulary, one, span.weight) for span in section for one in next(ids)] for section in sections]
+    found = syntax.chunked([_swapped(section, vocabulary.swaps) for section in read_ids], vocabulary.room)
+    if vocabulary.beside is None:
+        return found
+    other = read(vocabulary.beside, prompt)
+    rest = max(found.rest, other.rest, key=len)
+    return replace(found.padded(max(len(found.chunks), len(other.chunks))), rest=rest)
 
 
 def pieces(vocabulary: Vocabulary, texts: Sequence[str]) -> list[list[int]]:
@@ -149,19 +157,22 @@ def with_tokens(vocabulary: Vocabulary, tokens: Iterable[tuple[str, int]]) -> Vo
     gets all n in order; the rows follow those there are.
     Raises InputError for a token that the vocabulary has or that was given before.
     """
+    tokens = list(tokens)
     tokenizer, learned, end = copy.deepcopy(vocabulary.tokenizer), dict(vocabulary.learned), vocabulary.rows
     for token, vectors in tokens:
         first, end = end, end + vectors
         for row in range(first, end):
             name = token if row == first else f"{token}_{row - first}"
             learned[_add_token(tokenizer, name, learned)] = tuple(range(row, end)) if row == first else (row,)
-    return replace(vocabulary, tokenizer=tokenizer, learned=learned, rows=end)
+    beside = with_tokens(vocabulary.beside, tokens) if vocabulary.beside is not None else None
+    return replace(vocabulary, tokenizer=tokenizer, learned=learned, rows=end, beside=beside)
 
 
 def with_swap(vocabulary: Vocabulary, option: str, word: str, terms: Sequence[tuple[str, float]]) -> Vocabulary:
     """A vocabulary that feeds the weighted sum of some words' vectors wherever a word stands.
 
-    Raises UsageError for words of unequal numbers of tokens, or a word that is swapped already.
+    Raises UsageError for words of unequal numbers of tokens, a word that is swapped already, or one that two text
+    encoders cut apart.
     """
     names = [word, *(name for name, _ in terms)]
     ids, *others = found = pieces(vocabulary, names)
@@ -176,7 +187,11 @@ def with_swap(vocabulary: Vocabulary, option: str, word: str, terms: Sequence[tu
     end = vocabulary.rows + (0 if is_another else counts[word])
     rows = summed[0][1] if is_another else tuple(range(vocabulary.rows, end))
     swap = Swap(option, tuple(ids), rows, summed)
-    return replace(vocabulary, rows=end, swaps=(*vocabulary.swaps, swap))
+    beside = with_swap(vocabulary.beside, option, word, terms) if vocabulary.beside is not None else None
+    if beside is not None and beside.swaps[-1] != swap:
+        what = f"{option}: to the second text encoder of this model an exclamation mark is a piece apart"
+        raise UsageError(what, "name the words without it")
+    return replace(vocabulary, rows=end, swaps=(*vocabulary.swaps, swap), beside=beside)
 
 
 def row_name(vocabulary: Vocabulary, row: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from sdcli import store
 from sdcli.errors import InputError, UsageError
 from sdcli.files import exists, open_regular
+from sdcli.jail import is_pickled
 from sdcli.pipeline.lora_keys import MAX_BYTES, changes, is_safetensors, read_header
 from sdcli.pipeline.lora_names import model_layers
 
@@ -55,13 +56,19 @@ def lora_file(text: str) -> LoraFile:
 
 
 def check_fit(files: Sequence[LoraFile], folder: Path) -> None:
-    """Raise InputError for a file that does not fit a model; a pickled one is read only when it is needed."""
+    """Raise InputError for a file that does not fit a model, or is none of those that are read.
+
+    A pickled one is read only when it is needed.
+    """
     if not files:
         return
     layers = model_layers(folder)
     for one in files:
         if is_safetensors(one.path):
             changes(str(one.path), *read_header(one.path), layers)
+        elif not is_pickled(one.path):
+            what = f"{one.path}: is neither a safetensors file nor one of torch.save"
+            raise InputError(what, "name a LoRA, LoHa or LoKr file")
 
 
 def lora_facts(files: Sequence[LoraFile]) -> list[dict[str, Any]]:

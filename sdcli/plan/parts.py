@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import layout
-from sdcli.checks import MAX_SIDE
+from sdcli.checks import MAX_SIDE, PREDICTIONS
 from sdcli.errors import InputError, UsageError
-from sdcli.schedulers.config import has_learned_variance
+from sdcli.schedulers.config import has_learned_variance, prediction_type
 
 MAX_LEVELS = 8  # of a VAE: Stable Diffusion's have 4
 DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion 1.x, in latents
@@ -22,10 +22,12 @@ XL_SIZES = 6  # numbers: height, width, top, left, height, width; a refiner is t
 def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask: bool = False) -> tuple[int, int]:
     """The VAE factor and the native side in px.
 
+    scheduler: its config, which says what the UNet is taken to predict.
     may_read_mask: whether the UNet may be one for inpainting.
     Raises InputError unless the parts of the model fit together.
     """
-    configs = {part: layout.config(folder, part) for part in layout.parts(folder)}
+    said = prediction_type(scheduler)
+    configs = {part: layout.config(folder, part, said) for part in layout.parts(folder)}
     return configs_shape(folder, configs, scheduler, may_read_mask=may_read_mask)
 
 
@@ -54,6 +56,11 @@ def configs_shape(
     return factor, side * factor
 
 
+def prediction_word(scheduler: Mapping[str, object]) -> str:
+    """What the UNet predicts by the scheduler's config, in the words of `--prediction`."""
+    return {said: word for word, said in PREDICTIONS.items()}[prediction_type(scheduler)]
+
+
 def reads_mask(folder: Path) -> bool:
     """Whether the UNet is for inpainting: it reads a mask and the masked picture's latents in channels of their own."""
     return _reads_mask(layout.config(folder, "vae"), layout.config(folder, "unet"))
@@ -64,9 +71,13 @@ def vae_factor(folder: Path) -> int:
     return _factor(folder, layout.config(folder, "vae"))
 
 
-def text_width(folder: Path) -> int:
-    """Numbers in a vector of a model's text encoder, from its config. Raises InputError."""
-    return _text_width(folder, layout.config(folder, "text_encoder"))
+def text_widths(folder: Path) -> tuple[int, int | None]:
+    """Numbers in a vector of a model's text encoder and of its second one, if any, from the configs.
+
+    Raises InputError.
+    """
+    first, *others = (_text_width(folder, layout.config(folder, part), part) for part in layout.encoders(folder))
+    return first, others[0] if others else None
 
 
 def check_clip_skip(folder: Path, skip: int) -> None:

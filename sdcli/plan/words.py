@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import reprlib
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sdcli import layout
-from sdcli.errors import InputError, UsageError
+from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.pipeline import prompt, wildcards
+from sdcli.pipeline.adapter_facts import check_widths, vector_widths
+from sdcli.pipeline.lora_keys import is_safetensors, read_header
 from sdcli.pipeline.wildcards import Prompts, Template
+from sdcli.plan.parts import text_widths
 from sdcli.specs import GenerateSpec, WordSwap
+
+MAX_NETWORK = 60  # characters of what names one that are told
 
 
 @dataclass(frozen=True)
@@ -47,11 +53,16 @@ def check_no_words(embeddings: tuple[EmbeddingFile, ...], swaps: tuple[WordSwap,
             raise UsageError(f"{option}: this model reads no prompts", "leave it out, or name another model")
 
 
-def check_one_encoder(embeddings: tuple[EmbeddingFile, ...], folder: Path) -> None:
-    """Raise InputError for embeddings given to a model of two text encoders: a file is for one."""
-    if embeddings and layout.encoders(folder) == layout.ENCODERS:
-        what = f"--embedding {embeddings[0].path}: this model has two text encoders, the file is for one"
-        raise InputError(what, "use a model of Stable Diffusion 1.x or 2.x")
+def check_embeddings(files: Sequence[EmbeddingFile], folder: Path) -> None:
+    """Raise InputError for an embedding of another family of models, as its header tells; others are read later."""
+    if not files:
+        return
+    wanted = [width for width in text_widths(folder) if width is not None]
+    for one in files:
+        if is_safetensors(one.path):
+            given = vector_widths(read_header(one.path)[0])
+            if given:
+                check_widths(str(one.path), given, wanted)
 
 
 def check_text(text: str) -> None:
@@ -84,6 +95,16 @@ def check_no_wildcards(text: str, option: str) -> None:
     if wildcards.template(text).has_wildcards:
         what = f"{option} {reprlib.repr(text)}: has a wildcard, and no image's seed to draw it"
         raise UsageError(what, r"write one of its choices; \{ is a plain brace")
+
+
+def warn_of_networks(named: Iterable[str]) -> None:
+    """Warn of each `<lora:...>` in prompts: it says no file, and to the text encoder it is words like any others.
+
+    named: as `prompt.networks` finds them.
+    """
+    for one in named:
+        note = f"{one[:MAX_NETWORK]} in the prompt is read as words: name the file with --lora FILE:SCALE"
+        warnings.warn(note, SdcliWarning, stacklevel=2)
 
 
 def drawn_prompts(positive: Template, negative: Template, seed: int) -> Prompts:

@@ -18,6 +18,8 @@ from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import TextEncoder
 from sdcli.pipeline.context import Context
 from sdcli.pipeline.images import to_images
+from sdcli.pipeline.prompt import networks
+from sdcli.plan.words import warn_of_networks
 from sdcli.schedulers.config import prediction_type
 from sdcli.train_specs import DenoisingSpec
 from sdcli.training import buckets, caches, data, parts, start
@@ -223,6 +225,7 @@ class DenoisingTask:
         conditioner = parts.single(self.bundle)
         if isinstance(conditioner, TextEncoder):
             known = dict.fromkeys(sample.captions[0] for sample in self.dataset.samples if sample.captions)
+            warn_of_networks(networks(*self.spec.sample_prompt))
             prompts = list(self.spec.sample_prompt) or list(known)[:SAMPLES] or [""]
             rows = text.encode(conditioner, [text.tokenize(conditioner, prompt) for prompt in (*prompts, "")])
             return rows[:-1], rows[-1:], prompts

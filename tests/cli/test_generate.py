@@ -21,6 +21,7 @@ from sdcli.pipeline.adapters import Embedding, write_embedding
 from sdcli.store import Model, model_hash
 from tests import models
 from tests.commands import Shell, tree
+from tests.forks import Forks
 
 PROMPT = "a picture of a puppy"
 FIELDS = [
@@ -29,6 +30,7 @@ FIELDS = [
     "negative",
     "model",
     "model_hash",
+    "prediction",
     "seed",
     "width",
     "height",
@@ -114,6 +116,7 @@ def test_json_is_one_line_an_image_with_the_fields_of_the_contract(shell: Shell,
             "negative": "blurry",
             "model": str(sd1),
             "model_hash": model_hash(Model("", sd1)),
+            "prediction": "epsilon",
             "seed": seed,
             "width": models.SIZE,
             "height": models.SIZE,
@@ -554,6 +557,52 @@ def test_a_dry_run_tells_of_swapped_words_and_of_what_is_cut(shell: Shell) -> No
     assert "--replace cat=dog: the prompt does not have the word, so it changes nothing" in outcome.stderr
 
 
+@pytest.mark.parametrize("has_lora", [False, True])
+def test_no_trainer_is_imported_to_draw_and_so_none_of_peft_that_diffusers_does_not_bring(
+    forks: Forks, sd1: Path, tmp_path: Path, has_lora: bool
+) -> None:
+    """Of the package one module alone imports peft, a trainer: see `test_architecture.py`."""
+    options = ["--lora", str(models.write_lora(tmp_path / "a.safetensors", sd1))] if has_lora else []
+    code = "import sys\n"
+    code += "for name in [name for name in sys.modules if name.split('.')[0] == 'sdcli']: del sys.modules[name]\n"
+    code += "from sdcli.cli import app\n"
+    code += "print(app.run(arguments), *sorted(name for name in sys.modules if name.startswith('sdcli.training')))"
+    made = ("-o", str(tmp_path / "a.png"), "--no-serve", "--json")
+    ended = forks.python(code, ["generate", "a cat", "-m", str(sd1), "--steps", "1", *made, *options])
+    record, *rest = ended.stdout.splitlines()
+    assert (rest, "loras" in json.loads(record), ended.stderr) == (["0"], has_lora, "")
+
+
+NETWORKS = "a cat <lora:x:0.8> <LoRA:x:0.8> on a <lyco:y> <lora:x:0.8>"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("generate", NETWORKS, "-N", "<lora:x:0.8>", "--steps", 2),
+        ("generate", NETWORKS, "-N", "<lora:x:0.8>", "--steps", 2, "-n", 3, "--dry-run"),
+        ("generate", "{" + NETWORKS + "}", "--dry-run", "--embedding", "cat.pt"),
+        ("batch", "jobs.txt", "-o", "out", "--steps", 2),
+        ("batch", "jobs.txt", "-o", "out", "--dry-run"),
+        ("tokens", NETWORKS),
+        ("encode", "red.png", "--invert", NETWORKS, "--steps", 2, "-o", "red.safetensors"),
+        ("bench", "--prompt", NETWORKS, "--schedulers", "ddim", "--steps", 1, "--reference-steps", 4),
+    ],
+    ids=lambda command: f"{command[0]}{' --dry-run' if '--dry-run' in command else ''}",
+)
+def test_each_network_that_prompts_name_is_one_warning_in_every_command(shell: Shell, command: tuple[Any, ...]) -> None:
+    Path("jobs.txt").write_text(f"{NETWORKS}\n{NETWORKS} and a dog\n", encoding="utf-8")
+    Path("cat.pt").touch()
+    Image.new("RGB", (32, 32), "red").save("red.png")
+    outcome = shell(*command)
+    assert outcome.code == 0
+    told = [line for line in outcome.stderr.splitlines() if line.startswith("sdcli: warning: ")]
+    assert told == [
+        f"sdcli: warning: {one} in the prompt is read as words: name the file with --lora FILE:SCALE"
+        for one in ("<lora:x:0.8>", "<LoRA:x:0.8>", "<lyco:y>")
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -736,6 +785,18 @@ def test_a_dry_run_names_all_that_would_be_written(shell: Shell) -> None:
     assert row["save_steps"] == ["s/a-1-step-{0001..0003}.png", "s/a-2-step-{0001..0003}.png"]
     assert row["grid"] == "g.webp"
     assert tree(Path()) == {}
+
+
+def test_a_slash_at_the_end_of_any_output_makes_a_folder(shell: Shell) -> None:
+    beside = ("--save-steps", "s.d/", "--save-latents", "l.d/", "--seed", 7, "--dry-run", "--json")
+    row = json.loads(shell("generate", PROMPT, "-s", 2, "-o", "o.d/", *beside).stdout)
+    assert row["outputs"] == ["o.d/a-picture-of-a-puppy-7.png"]
+    assert row["save_latents"] == ["l.d/a-picture-of-a-puppy-7.latents.safetensors"]
+    assert row["save_steps"] == ["s.d/a-picture-of-a-puppy-7-step-{0001..0002}.png"]
+    Image.new("RGB", (32, 32)).save("x.png")
+    for command in ("encode x.png", "roundtrip x.png", "diffuse x.png --t 5 --space pixels", "schedulers --plot betas"):
+        ended = shell(*command.split(), "-o", f"{command[:3]}.d/")
+        assert ended.code == 0 and str(next(Path(f"{command[:3]}.d").iterdir())) in ended.stdout, ended.stderr
 
 
 def test_stdout_is_for_a_picture_or_for_json(shell: Shell) -> None:

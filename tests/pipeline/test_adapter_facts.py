@@ -64,6 +64,21 @@ def test_each_dialect_is_known_by_its_keys(tmp_path: Path, key: str, dialect: st
     assert (found["dialects"], found["layers"]) == ([dialect], {part: 1})
 
 
+@pytest.mark.parametrize(
+    ("key", "width", "family"),
+    [
+        (f"lora_unet_{TO_K}", 2048, "Stable Diffusion XL"),
+        ("lora_te2_text_model_encoder_layers_0_self_attn_q_proj", 1280, "Stable Diffusion XL"),
+        ("text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj", 1280, "Stable Diffusion XL"),
+        ("lora_unet_input_blocks_8_1_transformer_blocks_9_attn1_to_q", 1280, "Stable Diffusion XL"),
+        ("lora_te_text_model_encoder_layers_0_self_attn_q_proj", 1024, "Stable Diffusion 2.x"),
+        (f"lora_unet_{TO_K}", 40, None),
+    ],
+)
+def test_the_family_is_told_by_widths_and_names(tmp_path: Path, key: str, width: int, family: str | None) -> None:
+    assert facts(tmp_path / "a", pair(key, 4, width))["family"] == family
+
+
 def test_diffusers_metadata_and_modelspec_are_told(tmp_path: Path) -> None:
     said = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": 8, "unet.r": 4}), "modelspec.title": "x" * 999}
     said["modelspec.trigger_phrase"] = "my cat"
@@ -79,7 +94,7 @@ def test_diffusers_metadata_and_modelspec_are_told(tmp_path: Path) -> None:
         ({"emb_params": torch.ones(2, 77)}, (["kohya"], 2, 77, None, None)),
         (
             {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)},
-            (["a pair for two text encoders"], 2, 768, "Stable Diffusion XL", None),
+            (["a pair for two text encoders"], 2, [768, 1280], "Stable Diffusion XL", None),
         ),
     ],
 )

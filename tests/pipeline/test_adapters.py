@@ -6,6 +6,7 @@ import base64
 import json
 import math
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError, OutputError, SdcliError
 from sdcli.pipeline import adapters
+from sdcli.pipeline.adapter_facts import describe
 from sdcli.pipeline.adapters import Embedding, check_token, read_embedding, write_embedding
 from tests import models
 
@@ -73,7 +75,7 @@ def test_vectors_of_any_precision_become_float32(tmp_path: Path, dtype: torch.dt
     ],
 )
 def test_every_shape_of_a_dialect_has_a_token(contents: dict[Any, Any], token: str) -> None:
-    found, value = adapters._token_and_vectors(Path("folder/file.pt"), contents)
+    found, (value,) = adapters._token_and_values(Path("folder/file.pt"), contents)
     assert found == token
     assert torch.equal(value, vectors())
 
@@ -210,6 +212,39 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         write_embedding(tmp_path / "none", Embedding("<my-cat>", vectors()))
 
 
+# What is told of one that is pickled.
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, "Stable Diffusion XL"),
+        ({"string_to_param": {"*": torch.ones(2, 1024)}, "name": "cat"}, "Stable Diffusion 2.x"),
+        ({"<cat>": torch.ones(768)}, "Stable Diffusion 1.x"),
+        ({"state_dict": {"lora_te2_x.lora_up.weight": torch.ones(4, 2)}}, "Stable Diffusion XL"),
+        ({"lora_unet_x_attn2_to_k.lora_down.weight": torch.ones(2, 768)}, "Stable Diffusion 1.x"),
+    ],
+)
+def test_a_pickled_adapter_is_told_of_by_its_family(value: Any, expected: str) -> None:
+    told = adapters._described(Path("a.pt"), value)
+    assert told is not None and told["family"] == expected
+
+
+def test_a_pickled_adapter_is_told_of_as_by_its_header(tmp_path: Path) -> None:
+    stem = "lora_unet_x_attn2_to_k"
+    tensors = {f"{stem}.lora_down.weight": vectors(4), f"{stem}.lora_up.weight": torch.ones(8, 4)}
+    tensors[f"{stem}.alpha"] = torch.tensor(2.0)
+    assert adapters._described(Path("a.pt"), tensors) == describe(safetensors(tmp_path / "a", **tensors))
+    expected = {"kind": "textual inversion", "dialects": ["A1111"], "vectors": 2, "width": WIDTH, "family": None}
+    found = adapters._described(Path("a.pt"), {"string_to_param": {"*": vectors()}, "name": "cat"})
+    assert found == {**expected, "token": "cat"}
+
+
+@pytest.mark.parametrize("value", [None, [vectors()], {"a": vectors(), "b": 3}, {"a": vectors(), "b": vectors()}])
+def test_other_pickles_are_no_adapters(value: Any) -> None:
+    assert adapters._described(Path("a.pt"), value) is None
+
+
 # What is refused.
 
 
@@ -223,7 +258,11 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         ),
         ({"cat": vectors(width=192)}, InputError, "are 192 wide (the embedded model), the model's 768 wide"),
         ({"cat": vectors(width=33)}, InputError, "are 33 wide, the model's 768 wide"),
-        ({"clip_l": vectors(width=768), "clip_g": vectors(width=1280)}, InputError, "is for Stable Diffusion XL"),
+        (
+            {"clip_l": vectors(width=768), "clip_g": vectors(width=1280)},
+            InputError,
+            "are 768 and 1280 wide (Stable Diffusion XL), the model's 768 wide (Stable Diffusion 1.x); use one that",
+        ),
         ({"cat": vectors(76, width=768)}, InputError, "holds 76 vectors; expected are 1 to 75"),
         ({"cat": torch.zeros(0, 768)}, InputError, "holds 0 vectors"),
         ({"cat": torch.zeros(0)}, InputError, "holds 0 vectors"),
@@ -250,12 +289,56 @@ def test_what_does_not_fit_a_model_of_width_768_is_refused(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("save", [save_file, torch.save])
+def test_a_pair_for_two_text_encoders_is_named_for_its_file(tmp_path: Path, save: Callable[..., None]) -> None:
+    one, other = vectors(3), vectors(3, width=24)
+    save({"clip_g": other.half(), "clip_l": one}, tmp_path / "my-cat.any")
+    found = read(tmp_path / "my-cat.any", second=24)
+    assert found.token == "my-cat" and torch.equal(found.vectors, one)
+    assert found.second is not None and torch.equal(found.second, other.half().float())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        (
+            {"cat": vectors(width=768)},
+            "are 768 wide (Stable Diffusion 1.x), the model's 768 and 1280 wide (Stable Diff",
+        ),
+        ({"emb_params": vectors(width=1280)}, "are 1280 wide (the second text encoder of Stable Diffusion XL), the mo"),
+        (
+            {"clip_l": vectors(width=768)},
+            "is no pair for the two text encoders of Stable Diffusion XL: it holds clip_l;",
+        ),
+        (
+            {"clip_l": vectors(width=768), "clip_g": vectors(width=1280), "t5": vectors()},
+            "it holds clip_g, clip_l, t5; expected are clip_l and clip_g",
+        ),
+        (
+            {"clip_l": vectors(width=1280), "clip_g": vectors(width=768)},
+            "are 1280 and 768 wide (Stable Diffusion XL), t",
+        ),
+        (
+            {"clip_l": vectors(2, width=768), "clip_g": vectors(3, width=1280)},
+            "holds 2 vectors for the first text encoder, 3 for the second; get the file again",
+        ),
+        ({"clip_l": vectors(width=768), "clip_g": torch.zeros(2, 1280)}, "its vectors are all zero"),
+        ({"clip_l": vectors(76, width=768), "clip_g": vectors(76, width=1280)}, "holds 76 vectors"),
+        ({"clip_l": vectors(width=768).int(), "clip_g": vectors(width=1280)}, "it holds torch.int32 (2, 768) in place"),
+    ],
+)
+def test_what_does_not_fit_two_encoders_is_refused(tmp_path: Path, tensors: dict[str, Tensor], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read(safetensors(tmp_path / "a.safetensors", **tensors), width=768, second=1280)
+    assert said in str(caught.value) and caught.value.hint
+
+
 @pytest.mark.parametrize("learned", [{}, {"*": vectors(), "+": vectors()}, vectors(), None, {"_parameters": 3}])
 def test_a1111_holds_one_tensor_and_no_more(learned: Any) -> None:
     with pytest.raises(
         InputError, match=r"a\.pt: is no textual-inversion file: it holds not one tensor in string_to_p"
     ):
-        adapters._token_and_vectors(Path("a.pt"), {"string_to_param": learned, "name": "cat"})
+        adapters._token_and_values(Path("a.pt"), {"string_to_param": learned, "name": "cat"})
 
 
 @pytest.mark.parametrize("token", ["", " a", "a\0", "a\x1b[31m", "x" * 101, "__metadata__", "\ud800", "a\u00a0b"])

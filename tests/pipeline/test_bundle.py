@@ -23,6 +23,7 @@ from sdcli.pipeline import bundle, text
 from sdcli.pipeline.bundle import (
     ModelBundle,
     TextEncoder,
+    TextPair,
     load_bundle,
     load_text,
     load_unet,
@@ -65,6 +66,62 @@ def by_diffusers(folder: Path, **how: Any) -> dict[str, nn.Module]:
 def test_a_folder_written_by_diffusers_loads_with_equal_tensors(tmp_path: Path, write: Callable[[Path], Path]) -> None:
     folder = write(tmp_path)
     assert_equal(load(folder), by_diffusers(folder))
+
+
+def test_a_folder_of_stable_diffusion_xl_loads_with_equal_tensors(sdxl: Path) -> None:
+    loaded, theirs = load(sdxl), models.pipeline_xl(sdxl)
+    assert isinstance(loaded.conditioner, TextPair)
+    pairs: list[tuple[nn.Module, nn.Module]] = [
+        (loaded.vae, theirs.vae),
+        (loaded.unet, theirs.unet),
+        (loaded.conditioner.first.model, theirs.text_encoder),
+        (loaded.conditioner.second.model, theirs.text_encoder_2.text_model),
+        (loaded.conditioner.projection, theirs.text_encoder_2.text_projection),
+    ]
+    for ours, other in pairs:
+        assert ours.state_dict().keys() == other.state_dict().keys()
+        assert all(torch.equal(value, other.state_dict()[key]) for key, value in ours.state_dict().items())
+        assert all(not p.requires_grad for p in ours.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "dtype", "kept"),
+    [
+        ({}, torch.float16, torch.float32),
+        ({"force_upcast": ...}, torch.float16, torch.float32),  # where it is not said, it is so in diffusers
+        ({"force_upcast": False}, torch.float16, torch.float16),
+        ({}, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_the_vae_of_stable_diffusion_xl_stays_float32_where_float16_overflows(
+    sdxl: Path, tmp_path: Path, changes: dict[str, object], dtype: torch.dtype, kept: torch.dtype
+) -> None:
+    folder = models.copy(sdxl, tmp_path / "model", without="model.safetensors")
+    models.edit_json(folder / "vae" / "config.json", **changes)
+    assert load_vae(folder, device=CPU, dtype=dtype).dtype == kept
+
+
+def test_the_vae_of_other_models_is_of_their_type_whatever_its_config_says(sd1: Path) -> None:
+    assert load_vae(sd1, device=CPU, dtype=torch.float16).dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "what"),
+    [
+        ("tokenizer_2/vocab.json", {"cat</w>": 2369, "dog</w>": 1930 + 1}, "do not know the same pieces"),
+        ("text_encoder_2/config.json", {"vocab_size": 49000}, "the config says (49000, 24)"),
+        ("text_encoder_2/config.json", {"architectures": ["CLIPTextModel"]}, "is a 'CLIPTextModel'"),
+        ("text_encoder_2/config.json", {"projection_dim": 7}, "text_projection.weight has shape"),
+        ("model_index.json", {"force_zeros_for_empty_prompt": "yes"}, "force_zeros_for_empty_prompt: is 'yes'"),
+    ],
+)
+def test_a_second_text_encoder_that_does_not_go_with_the_first_is_refused(
+    sdxl: Path, tmp_path: Path, file: str, changes: dict[str, object], what: str
+) -> None:
+    folder = models.copy(sdxl, tmp_path / "model", without="diffusion*")
+    models.edit_json(folder / file, **changes)
+    with pytest.raises(InputError, match=re.escape(what)):
+        load_text(folder, device=CPU, dtype=torch.float32)
 
 
 def test_the_tokenizer_as_transformers_5_writes_it_loads(model: Path, tmp_path: Path) -> None:

@@ -303,13 +303,47 @@ def test_several_add_up_in_any_order(bundle: ModelBundle, file: Path, layers: di
         torch.testing.assert_close(both[0][name], both[1][name])
 
 
-def test_half_precision_is_rounded_once(sd1: Path, file: Path, layers: dict[str, Any]) -> None:
-    half = load_bundle(sd1, device=CPU, dtype=torch.float16)
-    adapter, name = read_adapter(file, layers), LINEAR[0]
-    (change,) = (one for one in adapter.changes if one.layer == name)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("has_magnitudes", [False, True], ids=["LoRA", "DoRA"])
+def test_half_precision_is_rounded_once(
+    sd1: Path, file: Path, layers: dict[str, Any], dtype: torch.dtype, has_magnitudes: bool
+) -> None:
+    half, name = load_bundle(sd1, device=CPU, dtype=dtype), LINEAR[0]
+    low = lows(layers["unet"], (name,))[name]
+    tensors = {key: one.half() for key, one in kohya({name: low}, {}).items()}
     weight = half.unet.get_parameter(f"{name}.weight")
-    expected = (weight.float() + delta(change, adapter.tensors, weight.float())).half()
-    assert torch.equal(merged(half, [adapter]).unet.get_parameter(f"{name}.weight"), expected)
+    expected = weight.double() + 0.75 * low.alpha / 2 * low.up.half().double() @ low.down.half().double()
+    if has_magnitudes:
+        sizes = torch.linspace(0.5, 1.5, len(weight)).half()[:, None]
+        tensors[f"lora_unet_{name.replace('.', '_')}.dora_scale"] = sizes
+        direction = weight.double() + low.alpha / 2 * low.up.half().double() @ low.down.half().double()
+        turned = sizes.double() * direction / direction.norm(dim=1, keepdim=True)
+        expected = weight.double() + 0.75 * (turned - weight.double())
+    save_file(tensors, file)
+    found = merged(half, [read_adapter(file, layers, 0.75)]).unet.get_parameter(f"{name}.weight")
+    assert found.dtype is dtype
+    # At most half the distance to the next number, but for a few 1e-7 of float32 on the way there.
+    assert ((found.double() - expected).abs() <= expected.abs() * (torch.finfo(dtype).eps / 2 + 1e-6) + 1e-7).all()
+    assert (found != expected.to(dtype)).float().mean() < 0.02
+
+
+def test_a_unet_of_nine_channels_takes_a_lora_of_its_own_first_layer_but_not_of_four(
+    inpainting: Path, sd1: Path, file: Path
+) -> None:
+    bundle, of_nine = load_bundle(inpainting, device=CPU, dtype=torch.float32), model_layers(inpainting)
+    names = ("conv_in", LINEAR[0])
+    changed = lows(of_nine["unet"], names)
+    save_file(kohya(changed, {}), file)
+    found = merged(bundle, [read_adapter(file, of_nine)]).unet
+    for name, low in changed.items():
+        plain = bundle.unet.get_parameter(f"{name}.weight")
+        added = (1.5 * (low.up.flatten(1) @ low.down.flatten(1))).reshape(plain.shape)
+        assert torch.equal(found.get_parameter(f"{name}.weight"), plain + added)
+    save_file(kohya(lows(model_layers(sd1)["unet"], ("conv_in",)), {}), file)
+    with pytest.raises(
+        InputError, match=r"conv_in: down \(2, 4, 3, 3\), up \(4, 2, 1, 1\) make no change of \(4, 9, 3, 3"
+    ):
+        read_adapter(file, of_nine)
 
 
 def test_a_sum_beyond_the_type_is_told(sd1: Path, file: Path, layers: dict[str, Any]) -> None:
@@ -364,6 +398,54 @@ def test_numbers_that_make_no_sense_are_refused(
     with pytest.raises(error, match=said) as caught:
         read_adapter(file, layers)
     assert str(caught.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize("alpha", ["NaN", "Infinity", "-Infinity", "1e999", "0"])
+def test_an_alpha_of_the_metadata_that_makes_no_sense_is_refused(
+    file: Path, layers: dict[str, Any], alpha: str
+) -> None:
+    said = {"lora_adapter_metadata": f'{{"unet.lora_alpha": {alpha}}}'}
+    save_file(peft(lows(layers["unet"], LINEAR[:1]), {}), file, said)
+    with pytest.raises(InputError, match=r"attn1\.to_q: alpha is (nan|-?inf|0), which some programs take for the rank"):
+        read_adapter(file, layers)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "is empty"),
+        (bytes(8), "was not written by torch.save"),
+        (bytes(8) + b"{", "is no whole safetensors file"),
+        ((2).to_bytes(8, "little") + b"{}", "is no LoRA file: it holds nothing"),
+    ],
+)
+def test_an_empty_file_is_refused(tmp_path: Path, layers: dict[str, Any], data: bytes, said: str) -> None:
+    (tmp_path / "a.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match=rf"^{tmp_path}/a\.safetensors: {said}"):
+        read_adapter(tmp_path / "a.safetensors", layers)
+
+
+def test_layers_of_one_file_may_be_named_in_different_dialects(
+    bundle: ModelBundle, layers: dict[str, Any], file: Path
+) -> None:
+    unet, text = lows(layers["unet"], LINEAR), lows(layers["text_encoder"], TEXT)
+    expected = ours(bundle, read_adapter(file, layers))
+    mixed = kohya(dict(list(unet.items())[:2]), {}) | kohya({}, text)
+    mixed |= peft(dict(list(unet.items())[2:]), {})
+    mixed |= {f"unet.{name}.alpha": torch.tensor(unet[name].alpha) for name in list(unet)[2:]}
+    save_file(mixed, file)
+    for one, other in zip(ours(bundle, read_adapter(file, layers)), expected, strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_rank_above_the_layers_own_is_no_less_a_change(
+    bundle: ModelBundle, layers: dict[str, Any], file: Path
+) -> None:
+    name = LINEAR[0]
+    save_file(kohya(lows(layers["unet"], (name,), rank=300), {}), file)
+    (low,), plain = lows(layers["unet"], (name,), rank=300).values(), bundle.unet.get_parameter(f"{name}.weight")
+    found = merged(bundle, [read_adapter(file, layers, 0.5)]).unet.get_parameter(f"{name}.weight")
+    assert torch.equal(found, plain + 0.5 * (low.alpha / 300 * (low.up @ low.down)))
 
 
 def test_a_pickle_of_anything_else_is_refused(tmp_path: Path, layers: dict[str, Any]) -> None:

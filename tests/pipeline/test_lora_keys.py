@@ -57,6 +57,66 @@ def test_a_file_for_another_family_is_refused_naming_it(shapes: Shapes, family: 
     assert family in str(refused(shapes))
 
 
+XL_BLOCK = "down_blocks.1.attentions.0.transformer_blocks.1"
+XL_LAYERS: dict[str, Shapes] = {
+    "unet": {f"{XL_BLOCK}.attn2.to_k": (640, 2048), f"{XL_BLOCK}.attn1.to_q": (640, 640)},
+    "text_encoder": {"encoder.layers.0.self_attn.q_proj": (768, 768)},
+    "text_encoder_2": {"encoder.layers.0.self_attn.q_proj": (1280, 1280), "text_projection": (1280, 1280)},
+}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "family"),
+    [
+        (
+            pair(f"unet.{BLOCK}.attn2.to_k", 768),
+            "context 768 wide (Stable Diffusion 1.x), the model's is 2048 wide (Stable Diffusion XL); use one that",
+        ),
+        (pair("lora_te_text_model_encoder_layers_0_self_attn_q_proj", 768), "it is for Stable Diffusion 1.x; use"),
+        (pair("lora_te_text_model_encoder_layers_0_mlp_fc1", 768), "it is for Stable Diffusion 1.x or 2.x"),
+        (
+            pair("lora_te_text_model_encoder_layers_0_self_attn_q_proj", 1024),
+            "is for a context 1024 wide (Stable Diffusion 2.x), the model's is 768 wide (Stable Diffusion XL)",
+        ),
+        (pair(f"{FLAT}_attn1_to_q"), "it is for Stable Diffusion 1.x or 2.x"),
+        (pair("lora_unet_input_blocks_1_1_proj_in"), "it is for Stable Diffusion 1.x or 2.x"),
+        (pair("lora_unet_output_blocks_9_1_proj_in"), "it is for Stable Diffusion 1.x or 2.x"),
+        (pair("lora_te3_encoder_block_0"), "it is for Stable Diffusion 3"),
+        (
+            pair("lora_unet_down_blocks_2_attentions_0_transformer_blocks_9_attn1_to_q"),
+            "attn1_to_q.lora_up.weight); use",
+        ),
+    ],
+)
+def test_a_file_for_another_family_than_xl_is_refused_naming_it(shapes: Shapes, family: str) -> None:
+    assert family in str(refused(shapes, layers=XL_LAYERS))
+
+
+@pytest.mark.parametrize(
+    ("stem", "part", "layer"),
+    [
+        ("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", "text_encoder", "encoder.layers.0.self_attn.q_proj"),
+        (
+            "lora_te2_text_model_encoder_layers_0_self_attn_q_proj",
+            "text_encoder_2",
+            "encoder.layers.0.self_attn.q_proj",
+        ),
+        ("lora_te2_text_projection", "text_encoder_2", "text_projection"),
+        (
+            "text_encoder.text_model.encoder.layers.0.self_attn.q_proj",
+            "text_encoder",
+            "encoder.layers.0.self_attn.q_proj",
+        ),
+        ("text_encoder_2.text_projection", "text_encoder_2", "text_projection"),
+        (f"unet.{XL_BLOCK}.attn1.to_q", "unet", f"{XL_BLOCK}.attn1.to_q"),
+    ],
+)
+def test_each_encoder_of_xl_has_names_of_its_own(stem: str, part: str, layer: str) -> None:
+    outputs, inputs = XL_LAYERS[part][layer]
+    (change,) = changes("a", pair(stem, inputs, outputs), {}, XL_LAYERS)
+    assert (change.part, change.layer) == (part, layer)
+
+
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
@@ -171,6 +231,48 @@ def test_names_of_sd15_are_those_in_published_files_and_no_two_layers_share_one(
         assert names[name.replace(".", "_")] == ("unet", layer)
     assert set(original_names(layers["unet"])) == set(layers["unet"])
     assert len(names) == 5 * len(layers["unet"])  # unet., alone, kohya's, LyCORIS's, and the original
+
+
+def test_names_of_sdxl_are_those_in_published_files_and_no_two_layers_share_one() -> None:
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(320, 640, 1280),
+            transformer_layers_per_block=(1, 2, 3),  # of ten a level, but for the time that takes
+            cross_attention_dim=2048,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+            use_linear_projection=True,
+        )
+    layers = {"unet": layers_of({name: tuple(one.shape) for name, one in unet.named_parameters()})}
+    names = known_names(layers | {"text_encoder": {}, "text_encoder_2": {}})
+    for name, layer in {
+        "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q": (
+            "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+        ),
+        "lora_unet_input_blocks_8_1_transformer_blocks_2_ff_net_2": (
+            "down_blocks.2.attentions.1.transformer_blocks.2.ff.net.2"
+        ),
+        "lora_unet_middle_block_1_transformer_blocks_1_attn2_to_out_0": (
+            "mid_block.attentions.0.transformer_blocks.1.attn2.to_out.0"
+        ),
+        "lora_unet_output_blocks_0_1_proj_in": "up_blocks.0.attentions.0.proj_in",
+        "lora_unet_output_blocks_2_2_conv": "up_blocks.0.upsamplers.0.conv",
+        "lora_unet_output_blocks_8_0_skip_connection": "up_blocks.2.resnets.2.conv_shortcut",
+        "lora_unet_input_blocks_3_0_op": "down_blocks.0.downsamplers.0.conv",
+        "lora_unet_input_blocks_0_0": "conv_in",
+        "lora_unet_label_emb_0_0": "add_embedding.linear_1",
+        "lora_unet_label_emb_0_2": "add_embedding.linear_2",
+        "lora_unet_time_embed_2": "time_embedding.linear_2",
+        "lora_unet_out_2": "conv_out",
+    }.items():
+        assert names[name] == ("unet", layer)
+    assert set(original_names(layers["unet"])) == set(layers["unet"])
+    assert len(names) == 5 * len(layers["unet"])
 
 
 @pytest.mark.parametrize("shape", [None, "x", [-1], [1.5], [True], [1 << 40]])

@@ -328,7 +328,7 @@ def test_a_word_swapped_by_another_is_that_other_word(plain: TextEncoder) -> Non
 def test_a_sum_of_vectors_is_fed_where_the_word_stands(plain: TextEncoder) -> None:
     encoder = swapped(plain, "puppy", [("puppy", 0.25), ("cat", 2.0)])
     table = plain.model.get_input_embeddings().weight
-    fed = text.walk_through(encoder, text.read(encoder, "a puppy"))["token_embedding"]
+    fed = text.walk_through(encoder, "a puppy")["token_embedding"]
     assert torch.allclose(fed[0, 2], 0.25 * table[6829] + 2 * table[2368], rtol=0, atol=1e-7)
     assert torch.equal(fed[0, 1], table[320])
     assert len(plain.model.get_input_embeddings().weight) == 49408
@@ -353,7 +353,7 @@ def test_token_and_position_embeddings_sum_to_the_encoders_own(
     both: tuple[TextEncoder, StableDiffusionPipeline],
 ) -> None:
     encoder, pipe = both
-    steps = text.walk_through(encoder, text.read(encoder, "A picture of a puppy BREAK a cat"))
+    steps = text.walk_through(encoder, "A picture of a puppy BREAK a cat")
     ids = torch.tensor([text.tokenize(encoder, prompt).ids for prompt in ("A picture of a puppy", "a cat")])
     assert torch.equal(steps["input_embedding"], pipe.text_encoder.embeddings(ids))
     assert torch.equal(steps["token_embedding"] + steps["position_embedding"], steps["input_embedding"])

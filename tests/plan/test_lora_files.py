@@ -87,8 +87,12 @@ def test_headers_of_a_malformed_model_are_told_or_left_to_its_reader(sd1: Path, 
 
 
 def test_a_pickle_is_not_read_before_it_is_needed(sd1: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.pt").write_bytes(b"anything")
+    (tmp_path / "a.pt").write_bytes(b"PK\3\4 and anything")
     check_fit([LoraFile(tmp_path / "a.pt")], sd1)
+    for data, said in ((b"", "is empty"), (b"anything else", "is neither a safetensors file nor one of torch.save")):
+        (tmp_path / "a.pt").write_bytes(data)
+        with pytest.raises(InputError, match=rf"a\.pt: {said}"):
+            check_fit([LoraFile(tmp_path / "a.pt")], sd1)
 
 
 def test_facts_name_the_file_and_the_hash_that_a1111_gives_it(tmp_path: Path) -> None:
