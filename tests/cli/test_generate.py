@@ -592,7 +592,7 @@ NETWORKS = "a cat <lora:x:0.8> <LoRA:x:0.8> on a <lyco:y> <lora:x:0.8>"
 )
 def test_each_network_that_prompts_name_is_one_warning_in_every_command(shell: Shell, command: tuple[Any, ...]) -> None:
     Path("jobs.txt").write_text(f"{NETWORKS}\n{NETWORKS} and a dog\n", encoding="utf-8")
-    Path("cat.pt").touch()
+    Path("cat.pt").write_bytes(b"PK\3\4")
     Image.new("RGB", (32, 32), "red").save("red.png")
     outcome = shell(*command)
     assert outcome.code == 0

@@ -106,7 +106,7 @@ def test_the_whole_is_a_file_or_what_follows_the_last_colon_a_token(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("cat.pt", "odd:name.pt", "cat.pt:2", ":x"):
-        Path(name).touch()
+        Path(name).write_bytes(b"PK\3\4")
     decided = plan(asked(embedding=(written, "cat.pt")))
     assert decided.embeddings == (EmbeddingFile(Path(path), token), EmbeddingFile(Path("cat.pt"), None))
     assert decided.describe()["embeddings"] == [{"file": path, "token": token}, {"file": "cat.pt", "token": None}]
