@@ -31,7 +31,8 @@ def open_regular(path: Path, *, max_bytes: int | None = None, within: Path | Non
 
     max_bytes: the largest size accepted, in bytes; None takes any.
     within: a folder whose real path must contain the file's, so that no link leads out of a model.
-    Raises InputError when the file is missing, unreadable, a folder, a device or a pipe, too large or outside.
+    Raises InputError when the file is missing, unreadable, a folder, a device or a pipe, too large or outside, or is
+    longer than the system says, as those of /proc are.
     """
     try:
         if within is not None and not path.resolve().is_relative_to(within.resolve()):
@@ -48,6 +49,15 @@ def open_regular(path: Path, *, max_bytes: int | None = None, within: Path | Non
     if max_bytes is not None and status.st_size > max_bytes:
         os.close(descriptor)
         raise InputError(f"{path}: has {status.st_size:,} bytes", f"at most {max_bytes:,} are accepted here")
+    try:
+        has_more = bool(os.pread(descriptor, 1, status.st_size)) and os.fstat(descriptor).st_size == status.st_size
+        os.pread(descriptor, 1, 0)
+    except OSError as error:  # a disk that fails; a file of /proc
+        os.close(descriptor)
+        raise InputError(f"{path}: {reason(error)}", "name a file that can be read") from error
+    if has_more:
+        os.close(descriptor)
+        raise InputError(f"{path}: has more bytes than it says", "name a regular file that nobody writes to")
     return os.fdopen(descriptor, "rb")
 
 

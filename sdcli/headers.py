@@ -100,7 +100,7 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int, int]:
     if length > SMALL_HEADER_BYTES:
         _check_amount(path, text)
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_without_doubles)
+        header = json.loads(text.decode(), object_pairs_hook=without_doubles)
     except (ValueError, RecursionError) as error:
         what = f"{path}: its safetensors header cannot be read ({error})"
         raise InputError(what, "get the file again") from error
@@ -126,7 +126,7 @@ def _check_amount(path: Path, text: bytes) -> None:
             raise _refusal(path, f"it holds more than the names, types, shapes and places of {MAX_TENSORS:,} tensors")
 
 
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict; raises ValueError for two values of one name, of which a reader would take either."""
     found = dict(pairs)
     if len(found) < len(pairs):

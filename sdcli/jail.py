@@ -27,12 +27,13 @@ GET_SAFETENSORS = "get the same as safetensors"
 MAX_YAML_BYTES = 1 << 20
 # Of what as_safetensors makes: the stem, and hashes of the path and of what tells the file from one written anew.
 COPY_NAME = re.compile(r"[\w.+,-]{1,80}-(?P<place>[0-9a-f]{16})-[0-9a-f]{16}\.safetensors", re.ASCII)
-MAX_WORDS = 1 << 16  # bytes of what the child says
+MAX_WORDS, MAX_SHOWN = 1 << 16, 500  # bytes of what the child says, characters that are shown of each part
 # The path of imports is the parent's, and nothing is read from where the command happens to run.
 CHILD = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sdcli.pipeline import pickles; "
-    "pickles.serve(pickles.{})"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from sdcli import jail; jail.die_with(int(sys.argv[2])); "
+    "from sdcli.pipeline import pickles; pickles.serve(pickles.{})"
 )
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def is_pickled(path: Path) -> bool:
@@ -54,7 +55,7 @@ def run(path: Path, reader: str, handed_over: IO[bytes], *, max_bytes: int | Non
         if not start.startswith(ZIP_MAGIC) and start != LEGACY_MAGIC:
             raise InputError(f"{path}: was not written by torch.save", "name a .pt, .bin or .ckpt file that was")
         code = subprocess.run(
-            [sys.executable, "-I", "-c", CHILD.format(reader), json.dumps(sys.path)],
+            [sys.executable, "-I", "-c", CHILD.format(reader), json.dumps(sys.path), str(os.getpid())],
             stdin=stream,
             stdout=handed_over,
             stderr=subprocess.DEVNULL,
@@ -64,6 +65,16 @@ def run(path: Path, reader: str, handed_over: IO[bytes], *, max_bytes: int | Non
     if code != 0:
         handed_over.seek(0)
         tell(path, code, handed_over.read(MAX_WORDS))
+
+
+def die_with(parent: int) -> None:
+    """Let this process end as soon as its parent does, however that ends; where the system cannot, by its limits."""
+    if sys.platform == "linux":
+        import ctypes  # deferred: the parent does without
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # gone before that was said
+        os._exit(NO_ROOM)
 
 
 def as_safetensors(path: Path, folder: Path) -> Path:
@@ -116,10 +127,19 @@ def _digest(text: str) -> str:
 def tell(path: Path, code: int, words: bytes) -> NoReturn:
     """Raise what the end of the child means."""
     if code == REFUSED:
-        told = json.loads(words)
-        raise InputError(f"{path}: {told['what']}", told["hint"])
+        what, hint = _refusal(words)
+        raise InputError(f"{path}: {what}", hint)
     if code in (NO_ROOM, 1, -signal.SIGKILL):  # 1: it could not even begin
         what = f"{path}: there is not the room to read it"
         raise ResourceError(what, f"free memory, and space in {tempfile.gettempdir()} and the cache")
     how = "took too long" if code == -signal.SIGXCPU else f"ended with signal {-code}"
     raise InputError(f"{path}: reading it {how}", GET_SAFETENSORS)
+
+
+def _refusal(words: bytes) -> tuple[str, str]:
+    """What is wrong with a file, and what to do, as the child says it; not even that is believed to be well-formed."""
+    try:
+        told = json.loads(words)
+        return str(told["what"])[:MAX_SHOWN], str(told["hint"])[:MAX_SHOWN]
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return "cannot be read", GET_SAFETENSORS

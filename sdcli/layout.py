@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import InputError
-from sdcli.files import atomic_write, exists, open_regular, read_bytes
-from sdcli.headers import read_header
+from sdcli.files import atomic_write, exists, open_regular, read_bytes, reason
+from sdcli.headers import read_header, without_doubles
 from sdcli.original.checkpoint import Checkpoint, read_checkpoint
 
 PARTS = {  # folder -> classes
@@ -38,22 +38,50 @@ PIPELINES, PIPELINES_XL = (
     tuple(f"StableDiffusion{xl}{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint")) for xl in ("", "XL")
 )
 SHARED_MARK = ".huggingface-shared-blobs"  # in a Hub cache's folder of blobs that repositories share
-MAX_JSON_BYTES = 16 << 20
+MAX_JSON_BYTES = 4 << 20  # of lists in lists, 90 MB when read; Stable Diffusion XL's index of shards has 0.2 MB
+CODE_KEYS = ("auto_map", "quantization_config", "attn_implementation", "custom_pipelines")
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME = 255  # characters; ImageNet's longest has 121
 MAX_CONTEXT_WIDTH = 16_384  # Stable Diffusion's is 768 to 2,048
 TOKENIZER_FOLDER = Path(__file__).with_name("builtin") / "model" / "tokenizer"  # CLIP's, whole
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError."""
+def read_json(path: Path, *, within: Path | None = None, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    within, max_bytes: as in `open_regular`. Raises InputError, also for a name that is there twice, of which a reader
+    would take either, and in a file within a model for NaN and for code.
+    """
     try:
-        value = json.loads(read_bytes(path, max_bytes=MAX_JSON_BYTES))
+        text = read_bytes(path, max_bytes=max_bytes, within=within)
+        constants = _infinity if within is not None else None  # our own journals hold NaN where a loss was that
+        value = json.loads(text, object_pairs_hook=without_doubles, parse_constant=constants)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no JSON ({error})", "get the file again") from error
+        raise InputError(f"{path}: is no JSON ({reason(error)})", "get the file again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: holds no JSON object", "get the file again")
+    if within is not None:
+        refuse_code(path, value)
     return value
+
+
+def read_own(folder: Path, name: str) -> dict[str, Any]:
+    """The JSON object in a file of a model, which lies inside it. Raises InputError as `read_json`."""
+    return read_json(folder / name, within=root(folder, folder / name))
+
+
+def refuse_code(path: Path, config: Mapping[str, Any]) -> None:
+    """Raise InputError for what a model's JSON says of code that other programs fetch and run."""
+    for key in CODE_KEYS:
+        if config.get(key) is not None:
+            raise InputError(f"{path}: asks for code with {key}", "only models that bring none are read")
+
+
+def _infinity(name: str) -> float:
+    """What JSON has no word for, and schedulers' configs say for no limit. Raises ValueError for NaN."""
+    if name == "NaN":
+        raise ValueError("it holds NaN")
+    return float(name)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -91,13 +119,15 @@ def config(place: Path, part: str, prediction: str | None = None) -> dict[str, A
     """
     checkpoint = single_file(place)
     if checkpoint is None:
-        found = read_json(place / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        found = read_own(place, f"{part}/{name}")
     else:
         if prediction not in (None, checkpoint.scheduler.get("prediction_type")):
             checkpoint = read_checkpoint(place, prediction)
         there = checkpoint.scheduler if part == "scheduler" else checkpoint.configs.get(part)
         if there is None:
             raise InputError(f"{place}: holds no {part}", "name a whole model")
+        refuse_code(place, there)
         found = copy.deepcopy(dict(there))
     if part == "scheduler" and prediction is not None:
         found["prediction_type"] = prediction
@@ -109,7 +139,8 @@ def settings(place: Path) -> dict[str, Any]:
     checkpoint = single_file(place)
     if checkpoint is not None:
         return copy.deepcopy(dict(checkpoint.settings))
-    return read_json(place / "sdcli.json") if exists(place / "sdcli.json") else {}
+    path = place / "sdcli.json"
+    return read_own(place, "sdcli.json") if os.path.lexists(path) else {}
 
 
 def tokenizer(place: Path, encoder: str = "text_encoder") -> Path:
@@ -146,7 +177,7 @@ def is_empty_zero(place: Path) -> bool:
     Raises InputError.
     """
     checkpoint = single_file(place)
-    index = read_json(place / "model_index.json") if checkpoint is None else checkpoint.index
+    index = read_own(place, "model_index.json") if checkpoint is None else checkpoint.index
     value = index.get("force_zeros_for_empty_prompt", True)
     if not isinstance(value, bool):
         what = f"{place}/model_index.json:force_zeros_for_empty_prompt: is {reprlib.repr(value)}"
@@ -167,17 +198,16 @@ def check_kind(folder: Path, name: str | None = None) -> None:
     if not (folder / "model_index.json").is_file():
         what = f"{name or folder}: has no model_index.json"
         raise InputError(what, "name the folder of a model in the diffusers layout")
-    kind = read_json(folder / "model_index.json").get("_class_name")
+    kind = read_own(folder, "model_index.json").get("_class_name")
     if kind not in (*PIPELINES, *PIPELINES_XL):
-        raise InputError(
-            f"{name or folder}: is a {kind!r}", "only models of Stable Diffusion 1.x, 2.x and XL are supported"
-        )
+        what = f"{name or folder}: is a {reprlib.repr(kind)}"
+        raise InputError(what, "only models of Stable Diffusion 1.x, 2.x and XL are supported")
 
 
 def check_folder(folder: Path, name: str | None = None) -> None:
     """Raise InputError unless `folder` looks like a whole model in the diffusers layout; name: as in `check_kind`."""
     check_kind(folder, name)
-    is_xl = read_json(folder / "model_index.json").get("_class_name") in PIPELINES_XL
+    is_xl = read_own(folder, "model_index.json").get("_class_name") in PIPELINES_XL
     if is_xl and (folder / ENCODERS[1]).is_dir() and not (folder / ENCODERS[0]).is_dir():
         what = f"{name or folder}: is a refiner of Stable Diffusion XL"
         raise InputError(what, "only whole models are supported; use the base")
@@ -194,7 +224,7 @@ def classes(folder: Path) -> tuple[str, ...] | None:
     """
     if conditioner(folder) == "text_encoder":
         return None
-    return class_names(read_json(folder / "class_embedder" / "config.json"))
+    return class_names(config(folder, "class_embedder"))
 
 
 def class_names(config: Mapping[str, object]) -> tuple[str, ...]:
@@ -239,7 +269,7 @@ def weight_files(folder: Path, part: str) -> list[Path]:
 
 def shard_names(index: Path) -> list[str]:
     """The files that an index of shards names. Raises InputError."""
-    weight_map = read_json(index).get("weight_map")
+    weight_map = read_own(index.parent.parent, f"{index.parent.name}/{index.name}").get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: has no weight_map", "get the file again")
     return sorted(set(map(str, weight_map.values())))

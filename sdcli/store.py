@@ -22,6 +22,7 @@ from sdcli.original.checkpoint import PART_NAMES, Checkpoint
 BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).with_name("builtin") / "model"
 PARTS_OF_A_WHOLE = ("unet", "vae", "text_encoder")
+MAX_CACHE_BYTES = 64 << 20  # of file hashes
 MAX_SHOWN = 100  # characters of a reference that is no path
 
 
@@ -165,7 +166,7 @@ class _HashCache:
         self.path = cache_folder() / "hashes.json"
         self.is_changed = False
         try:
-            self.rows: dict[str, Any] = read_json(self.path)
+            self.rows: dict[str, Any] = read_json(self.path, max_bytes=MAX_CACHE_BYTES)
         except InputError:
             self.rows = {}
 

@@ -80,6 +80,14 @@ def test_a_device_is_refused() -> None:
         open_regular(Path("/dev/zero"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="where /proc has files that are none")
+@pytest.mark.parametrize("place", ["/proc/self/mem", "/proc/self/pagemap", "/proc/self/cmdline"])
+def test_a_file_that_is_longer_than_it_says_or_fails_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "link").symlink_to(place)
+    with pytest.raises(InputError, match=r"link: (has more bytes than it says|input/output error|invalid argument)"):
+        open_regular(tmp_path / "link")
+
+
 def test_a_file_above_the_size_cap_is_refused_with_both_figures(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(2001))
     with pytest.raises(InputError, match=r"has 2,001 bytes; at most 2,000"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sdcli import layout
+from sdcli import layout, store
 from sdcli.errors import InputError
+from sdcli.pipeline.vocabulary import load_vocabulary
+from tests import models
 
 
 @pytest.fixture
@@ -49,6 +52,59 @@ def test_json_that_is_no_object_is_refused_by_name(tmp_path: Path, content: byte
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(InputError, match=r"a\.json"):
         layout.read_json(tmp_path / "a.json")
+
+
+def test_json_with_a_name_twice_or_with_nan_is_refused(tmp_path: Path) -> None:
+    for text, said in (('{"a": 1, "b": {"c": 1, "c": 2}}', "it has c twice"), ('{"a": [NaN]}', "it holds NaN")):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(InputError, match=rf"a\.json: is no JSON \({said}\)"):
+            layout.read_json(tmp_path / "a.json", within=tmp_path)
+    (tmp_path / "a.json").write_text('{"lambda_min_clipped": -Infinity}')
+    assert layout.read_json(tmp_path / "a.json", within=tmp_path) == {"lambda_min_clipped": -math.inf}
+
+
+@pytest.mark.parametrize("key", ["auto_map", "quantization_config", "attn_implementation", "custom_pipelines"])
+def test_json_of_a_model_that_asks_for_code_is_refused(tmp_path: Path, key: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({key: "x"}))
+    with pytest.raises(InputError, match=rf"a\.json: asks for code with {key}"):
+        layout.read_json(tmp_path / "a.json", within=tmp_path)
+    (tmp_path / "a.json").write_text(json.dumps({key: None}))
+    assert layout.read_json(tmp_path / "a.json", within=tmp_path) == {key: None}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "sdcli.json",
+        "unet/config.json",
+        "scheduler/scheduler_config.json",
+        "unet/index",
+        "tokenizer",
+    ],
+)
+def test_json_that_is_linked_from_elsewhere_is_no_part_of_a_model(model: Path, tmp_path: Path, name: str) -> None:
+    path = model / {
+        "unet/index": "unet/diffusion_pytorch_model.safetensors.index.json",
+        "tokenizer": "tokenizer/vocab.json",
+    }.get(name, name)
+    if name == "unet/index":
+        models.weight_file(model / "unet").unlink()
+    secret = tmp_path / "secret.json"
+    path.rename(secret) if path.exists() else secret.write_text("{}")
+    path.symlink_to(secret)
+    with pytest.raises(InputError, match="leads outside"):
+        read_all(model)
+
+
+def read_all(model: Path) -> None:
+    """All that a model says without its weights."""
+    store.check_folder(model)
+    layout.settings(model)
+    layout.config(model, "unet")
+    layout.config(model, "scheduler")
+    layout.weight_files(model, "unet")
+    load_vocabulary(model)
 
 
 def header(value: Any, data: bytes = b"") -> bytes:

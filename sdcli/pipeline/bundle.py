@@ -6,6 +6,8 @@ mapped from disk onto modules that were built without memory of their own.
 
 from __future__ import annotations
 
+import inspect
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +18,10 @@ from torch import Tensor, nn
 
 from sdcli import layout
 from sdcli.errors import InputError
-from sdcli.files import read_bytes
+from sdcli.files import read_bytes, reason
 from sdcli.layout import ENCODERS, MAX_JSON_BYTES, PARTS, STEMS, class_names, conditioner, root, write_json
 from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.part_configs import check_kinds, checked
 from sdcli.pipeline.vocabulary import Swap, Vocabulary, check_alike, check_fit, load_tokenizer
 from sdcli.pipeline.weights import TEXT_PREFIX, check_numbers, check_shapes, read_state, shapes, write_tensors
 
@@ -38,14 +41,6 @@ TOKENIZER_FILES = (
 )
 TOKENIZER = "CLIPTokenizer"
 PADDING_FILES = ("tokenizer_config.json", "special_tokens_map.json")  # which say what a prompt is filled with
-# Counts of layers cost time and memory before a single weight is compared with them; Stable Diffusion's reach 24.
-LAYER_KEYS = {
-    "layers_per_block",
-    "transformer_layers_per_block",
-    "reverse_transformer_layers_per_block",
-    "num_hidden_layers",
-}
-MAX_LAYERS = 100
 POSITIONS = "position_embedding.weight"
 
 
@@ -162,16 +157,14 @@ def build(config: Config) -> nn.Module:
     """An untrained part of a model with fresh weights, by its config and `_class_name`."""
     name = config.get("_class_name", "CLIPTextModel" if config.get("model_type") == "clip_text_model" else "")
     if name not in _CLASSES:
-        raise InputError(f"_class_name: {name!r} is not supported", f"supported are {', '.join(_CLASSES)}")
-    for key in config.keys() & LAYER_KEYS:
-        if not all(type(count) is int and 0 <= count <= MAX_LAYERS for count in _flat(config[key])):
-            raise InputError(f"{name}: {key} is {config[key]!r}", f"expected is a number of layers up to {MAX_LAYERS}")
+        raise InputError(f"_class_name: {reprlib.repr(name)} is not supported", f"supported are {', '.join(_CLASSES)}")
+    sizes = checked(name, config)
     try:
-        return _CLASSES[name]({k: v for k, v in config.items() if not k.startswith("_")})
+        return _CLASSES[name](sizes)
     except (InputError, MemoryError):
         raise
     except Exception as error:  # the libraries raise a dozen types on a malformed config
-        raise InputError(f"{name}: its config cannot be built ({error})", "mend config.json") from error
+        raise InputError(f"{name}: its config cannot be built ({reason(error)})", "mend config.json") from error
 
 
 def build_part(place: Path, name: str, config: Config | None = None) -> nn.Module:
@@ -186,7 +179,7 @@ def build_part(place: Path, name: str, config: Config | None = None) -> nn.Modul
         kinds = config.get("architectures")
         config["_class_name"] = kinds[0] if isinstance(kinds, list) and kinds else ""
     if config.get("_class_name") not in PARTS[name]:
-        what = f"{place if place.is_file() else place / name}: is a {config.get('_class_name')!r}"
+        what = f"{place if place.is_file() else place / name}: is a {reprlib.repr(config.get('_class_name'))}"
         raise InputError(what, f"{name} must be a {' or '.join(PARTS[name])}")
     with torch.device("meta"):
         return build(config)
@@ -289,29 +282,28 @@ def _load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> 
     return module.eval().requires_grad_(False)
 
 
-def _flat(value: object) -> list[object]:
-    """The entries of a list and of the lists in it; None has none."""
-    if isinstance(value, list | tuple):
-        return [entry for one in value for entry in _flat(one)]
-    return [] if value is None else [value]
-
-
 def _build_vae(config: Config) -> nn.Module:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL  # deferred, as below: 3 s of imports
 
-    return cast("nn.Module", AutoencoderKL.from_config(config))
+    return _from_config(AutoencoderKL, config)
 
 
 def _build_vq(config: Config) -> nn.Module:
     from diffusers.models.autoencoders.vq_model import VQModel
 
-    return cast("nn.Module", VQModel.from_config(config))
+    return _from_config(VQModel, config)
 
 
 def _build_unet(config: Config) -> nn.Module:
     from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-    return cast("nn.Module", UNet2DConditionModel.from_config(config))
+    return _from_config(UNet2DConditionModel, config)
+
+
+def _from_config(kind: type[Any], config: Config) -> nn.Module:
+    defaults = {key: one.default for key, one in inspect.signature(kind.__init__).parameters.items()}
+    check_kinds(kind.__name__, config, defaults)
+    return cast("nn.Module", kind.from_config({key: value for key, value in config.items() if key in defaults}))
 
 
 def _build_text(config: Config) -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -20,6 +21,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff",
 MAX_PIXELS = 128_000_000  # decoded, about 384 MB as RGB
 MAX_FILE_BYTES = 1 << 30
 ALPHA_BACKGROUND = (255, 255, 255)
+MAX_COUNTED = 100  # frames of a TIFF
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
@@ -42,7 +44,7 @@ def read_image(stream: BinaryIO, path: Path) -> Image.Image:
         # No catch_warnings here: it is not safe in threads, which read pictures, and would lose our own warnings.
         opened = Image.open(stream, formats=FORMATS)
         _check_size(path, opened)
-        frames = getattr(opened, "n_frames", 1)
+        frames = _count_frames(opened)
         opened.load()
         if opened.mode == "F":
             raise InputError(f"{path}: holds floating-point values", "save it with 8 or 16 bits a channel")
@@ -54,7 +56,8 @@ def read_image(stream: BinaryIO, path: Path) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise a dozen types on malformed files
         raise InputError(f"{path}: cannot be decoded ({error})", "the file is damaged; save it again") from error
     if frames > 1:
-        warnings.warn(f"{path}: only the first of {frames} frames is used", SdcliWarning, stacklevel=2)
+        count = f"{frames}" if frames < MAX_COUNTED else f"{MAX_COUNTED} or more"
+        warnings.warn(f"{path}: only the first of {count} frames is used", SdcliWarning, stacklevel=2)
     return image
 
 
@@ -124,6 +127,19 @@ def to_images(pixels: Tensor) -> list[Image.Image]:
     unit = (pixels.float() / 2 + 0.5).clamp(0, 1)
     array = (unit.permute(0, 2, 3, 1).cpu().numpy() * 255).round().astype(np.uint8)  # (B, H, W, 3)
     return [Image.fromarray(one) for one in array]
+
+
+def _count_frames(image: Image.Image) -> int:
+    """How many frames a picture has. Of TIFF, where each is half a millisecond away, no more are counted than shown."""
+    if image.format != "TIFF":
+        return int(getattr(image, "n_frames", 1))
+    count = 1
+    with suppress(EOFError):
+        while count < MAX_COUNTED:
+            image.seek(count)
+            count += 1
+    image.seek(0)
+    return count
 
 
 def _check_size(path: Path, image: Image.Image) -> None:

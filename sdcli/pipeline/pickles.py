@@ -36,9 +36,11 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 
 MAX_ENTRIES = 100_000
 MAX_SHOWN = 100  # characters of a name that a file gives
-MAX_PICKLE_BYTES = 64 << 20  # without the tensors, which lie beside it; Stable Diffusion's has 0.5 MB
+MAX_PICKLE_BYTES = 16 << 20  # without the tensors, which lie beside it; Stable Diffusion's has 0.5 MB
 MAX_DEPTH = 50
 MAX_VALUES = 200_000
+MAX_CHARACTERS = 16 << 20  # of all texts, each as often as it is there
+MAX_INTEGER = 1 << 1024  # a larger one is no number of steps, and JSON has no more
 CALLBACKS = ("model_checkpoint.ModelCheckpoint", "early_stopping.EarlyStopping")
 BYTES_OUT, SPARE_BYTES_OUT = 2, 64 << 20  # of tensors for each byte of the file, and besides: they may share storage
 BYTES_IN, SPARE_BYTES_IN = 3, 256 << 20  # of memory likewise: as read, as a tensor, once more to make it contiguous
@@ -58,6 +60,7 @@ DTYPES = {  # the names that safetensors has for them
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+MAX_STEPS = 1 << 62  # of a training
 MAX_WRAPPERS = 3  # `state_dict` within `state_dict`
 # What Lightning's and numpy's pickles name beside the weights. None of it is loaded: something inert stands for each.
 LIGHTNING = (
@@ -122,7 +125,7 @@ def checkpoint(stream: BinaryIO, size: int, handed_over: BinaryIO) -> None:
     if not weights or "__metadata__" in weights:  # of safetensors the name of what is no tensor
         raise InputError("holds no weights under names", "name a checkpoint of Stable Diffusion")
     value = _Checker(size).value(weights)
-    metadata = {"global_step": str(step)} if isinstance(step, int) else {}
+    metadata = {"global_step": str(step)} if isinstance(step, int) and 0 <= step < MAX_STEPS else {}
     _hand_over(cast("dict[str, Tensor]", value), metadata, handed_over)
 
 
@@ -175,7 +178,7 @@ class _Checker:
     """Turns what torch loaded into plain values, counting them and the bytes of their tensors."""
 
     def __init__(self, size: int) -> None:
-        self.values_left = MAX_VALUES
+        self.values_left, self.characters_left = MAX_VALUES, MAX_CHARACTERS
         self.bytes_left = BYTES_OUT * size + SPARE_BYTES_OUT
 
     def value(self, loaded: object, depth: int = 0) -> Value:
@@ -190,12 +193,24 @@ class _Checker:
             return {self._key(key): self.value(one, depth + 1) for key, one in loaded.items()}
         if isinstance(loaded, list | tuple | set):
             return [self.value(one, depth + 1) for one in loaded]
-        if loaded is None or isinstance(loaded, bool | int | float | str):
+        if isinstance(loaded, str):
+            return self._text(loaded)
+        if isinstance(loaded, int) and abs(loaded) > MAX_INTEGER:
+            raise InputError("holds an integer beyond all sense", "get the file again")
+        if loaded is None or isinstance(loaded, bool | int | float):
             return loaded
         raise InputError(f"holds a {type(loaded).__name__}, which is neither number, text nor tensor", GET_SAFETENSORS)
 
+    def _text(self, text: str) -> str:
+        self.characters_left -= len(text)
+        if self.characters_left < 0:
+            raise InputError("holds more text than it has bytes for", "get the file again")
+        return text
+
     def _key(self, key: object) -> str | int:
-        if isinstance(key, str | int):
+        if isinstance(key, str):
+            return self._text(key)
+        if isinstance(key, int) and abs(key) <= MAX_INTEGER:
             return key
         raise InputError(f"has a key that is a {type(key).__name__}", GET_SAFETENSORS)
 
@@ -247,6 +262,7 @@ def _limit(size: int) -> None:
         resource.RLIMIT_CPU: (seconds, seconds + 1),  # a signal that tells why, then the one that cannot be caught
         resource.RLIMIT_FSIZE: (BYTES_OUT * size + 2 * SPARE_BYTES_OUT,) * 2,  # the header has a part of it
         resource.RLIMIT_CORE: (0, 0),
+        resource.RLIMIT_NPROC: (0, 0),  # no process and no thread besides, but for root, who is not asked
         resource.RLIMIT_NOFILE: (0, 0),  # no file, no socket, and no program, whose loader would have to be opened
     }
     with suppress(OSError):  # only Linux says what is taken, and heeds the limit

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, cast
 
 from sdcli import layout
 from sdcli.errors import InputError, SdcliWarning, UsageError
-from sdcli.files import open_regular
 from sdcli.pipeline import prompt as syntax
 from sdcli.pipeline.prompt import Chunks, Piece
+from sdcli.pipeline.tokenizer_files import read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
@@ -84,21 +84,12 @@ def load_tokenizer(folder: Path, encoder: str = "text_encoder") -> CLIPTokenizer
 
     folder: as `layout.tokenizer` gives it; of a single file it is CLIP's own, padded as that encoder was trained.
     """
-    from transformers import CLIPTokenizer  # deferred: only what reads text pays for it
-
     checkpoint = layout.single_file(folder)
-    if checkpoint is not None:
-        found = load_tokenizer(layout.TOKENIZER_FOLDER)
-        found.pad_token = checkpoint.pad_tokens[encoder]
-        return found
-    for name in ("tokenizer.json",) if (folder / "tokenizer.json").exists() else ("vocab.json", "merges.txt"):
-        open_regular(folder / name, max_bytes=layout.MAX_JSON_BYTES).close()
-    try:
-        return cast("CLIPTokenizer", CLIPTokenizer.from_pretrained(folder, local_files_only=True))
-    except MemoryError:
-        raise
-    except Exception as error:  # the tokenizers library raises a bare Exception on malformed files
-        raise InputError(f"{folder}: is no CLIP tokenizer ({error})", "use the model's own tokenizer folder") from error
+    if checkpoint is None:
+        return read_tokenizer(folder)
+    found = read_tokenizer(layout.TOKENIZER_FOLDER)
+    found.pad_token = checkpoint.pad_tokens[encoder]
+    return found
 
 
 def check_fit(folder: Path, tokenizer: CLIPTokenizer, rows: int, encoder: str = "text_encoder") -> None:

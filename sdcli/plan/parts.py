@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import layout
-from sdcli.checks import PREDICTIONS
+from sdcli.checks import MAX_SIDE, PREDICTIONS
 from sdcli.errors import InputError, UsageError
 from sdcli.schedulers.config import has_learned_variance, prediction_type
 
@@ -47,11 +47,12 @@ def configs_shape(
     if wanted != given:
         (conditioner,) = (part for part in layout.CONDITIONERS if part in configs)
         giver = f"{conditioner.replace('_', ' ')} gives" if layout.ENCODERS[1] not in configs else "text encoders give"
-        what = f"reads context of width {wanted}, the {giver} {given}"
+        what = f"reads context of width {reprlib.repr(wanted)}, the {giver} {reprlib.repr(given)}"
         raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")
     factor, side = _factor(folder, vae), unet.get("sample_size") or DEFAULT_SAMPLE_SIZE
-    if type(side) is not int:
-        raise InputError(f"{folder}/unet: sample_size is {side!r}", "mend its config.json")
+    if type(side) is not int or not 1 <= side * factor <= MAX_SIDE:
+        what = f"{folder}/unet: sample_size is {reprlib.repr(side)}"
+        raise InputError(what, f"expected is an integer that gives pictures of up to {MAX_SIDE:,} px")
     return factor, side * factor
 
 
@@ -90,7 +91,7 @@ def check_clip_skip(folder: Path, skip: int) -> None:
     counts = {encoder: layout.config(folder, encoder).get("num_hidden_layers", 12) for encoder in encoders}
     for encoder, layers in counts.items():
         if type(layers) is not int or layers < len(encoders):  # of Stable Diffusion XL the last one is never read
-            raise InputError(f"{folder}/{encoder}: num_hidden_layers is {layers!r}", "mend its config.json")
+            raise InputError(f"{folder}/{encoder}: num_hidden_layers is {reprlib.repr(layers)}", "mend its config.json")
     layers = min(counts.values())
     most = layers - len(encoders)
     if skip > most:
@@ -115,7 +116,9 @@ def _reads_mask(vae: Mapping[str, Any], unet: Mapping[str, Any]) -> bool:
 def _factor(folder: Path, vae: Mapping[str, Any]) -> int:
     levels = vae.get("block_out_channels")
     if not isinstance(levels, list | tuple) or not 1 <= len(levels) <= MAX_LEVELS:
-        raise InputError(f"{folder}/vae: block_out_channels is {levels!r}", f"expected are up to {MAX_LEVELS} numbers")
+        raise InputError(
+            f"{folder}/vae: block_out_channels is {reprlib.repr(levels)}", f"expected are up to {MAX_LEVELS} numbers"
+        )
     return int(2 ** (len(levels) - 1))
 
 
@@ -156,7 +159,7 @@ def _text_width(folder: Path, config: Mapping[str, Any], part: str = "text_encod
     # 512 is the default of transformers, which does not write what equals it.
     width = config.get("hidden_size", 512)
     if type(width) is not int:
-        raise InputError(f"{folder}/{part}: hidden_size is {width!r}", "mend its config.json")
+        raise InputError(f"{folder}/{part}: hidden_size is {reprlib.repr(width)}", "mend its config.json")
     return width
 
 
@@ -168,13 +171,13 @@ def _check_channels(
     reads_mask: whether it reads a mask and as many channels again.
     """
     if type(channels) is not int:
-        raise InputError(f"{folder}/vae: latent_channels is {channels!r}", "mend its config.json")
+        raise InputError(f"{folder}/vae: latent_channels is {reprlib.repr(channels)}", "mend its config.json")
     given, predicted = unet.get("in_channels", 4), unet.get("out_channels", 4)
     if given != (2 * channels + 1 if reads_mask else channels):
         is_other = given == 2 * channels + 1
         hint = "an inpainting model can but generate, with --mask" if is_other else "mend its config.json"
-        raise InputError(f"{folder}/unet: in_channels is {given}, the VAE has {channels} channels", hint)
+        raise InputError(f"{folder}/unet: in_channels is {reprlib.repr(given)}, the VAE has {channels} channels", hint)
     expected = 2 * channels if has_learned_variance(scheduler) else channels
     if predicted != expected:
         hint = f"the VAE has {channels} channels; a learned variance_type asks for twice as many"
-        raise InputError(f"{folder}/unet: out_channels is {predicted}, expected are {expected}", hint)
+        raise InputError(f"{folder}/unet: out_channels is {reprlib.repr(predicted)}, expected are {expected}", hint)

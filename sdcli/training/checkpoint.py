@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
+import reprlib
 import shutil
 import warnings
 from collections.abc import Collection, Iterator, Mapping
@@ -19,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sdcli.errors import InputError, LockedError, OutputError, SdcliWarning
-from sdcli.files import PART_NAME, atomic_write, make_folder, output_error, read_bytes, sync
+from sdcli.files import PART_NAME, atomic_write, make_folder, open_regular, output_error, read_bytes, reason, sync
 from sdcli.layout import read_json, write_json
 
 FORMAT_VERSION = 1
@@ -205,16 +207,40 @@ def _problem(path: Path, config_hash: str) -> str | None:
             return f"has format {manifest['format']}, {FORMAT_VERSION} is read"
         if manifest["config"] != config_hash:
             return "belongs to a run with other settings"
-        for name, facts in manifest["files"].items():
-            file = path / name
-            if not file.is_file() or file.stat().st_size != facts["bytes"] or file_hash(file) != facts["sha256"]:
-                return f"{name} is damaged or missing"
-    except (InputError, ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        return f"its manifest cannot be read ({error})"
+        files = manifest["files"]
+        for name, facts in files.items():
+            if Path(name).name != name or not _is(path / name, facts["bytes"], facts["sha256"]):
+                return f"{reprlib.repr(name)[1:-1]} is damaged or missing"
+        for name in ("state.json", *(file.name for file in path.glob("*.safetensors"))):
+            if name not in files:
+                return f"{reprlib.repr(name)[1:-1]} is not in its manifest"
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+        return f"its manifest cannot be read ({reason(error)})"
     return None
 
 
+def _is(path: Path, size: int, digest: str) -> bool:
+    """Whether a file of a checkpoint, which lies in it and not behind a link, is the one that was saved."""
+    try:
+        with open_regular(path, within=path.parent) as stream:
+            same = os.fstat(stream.fileno()).st_size == size
+            return same and hashlib.file_digest(stream, "sha256").hexdigest() == digest
+    except InputError:
+        return False
+
+
 def _load(path: Path) -> Snapshot:
-    state = json.loads(read_bytes(path / "state.json", max_bytes=MAX_MANIFEST_BYTES))
-    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    return Snapshot(step=state.pop("step"), tensors=tensors, state=state)
+    try:
+        state = json.loads(read_bytes(path / "state.json", max_bytes=MAX_MANIFEST_BYTES))
+        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+        step = state.pop("step")
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _no_checkpoint(path) from error
+    if step != int(path.name.rpartition("-")[2]):
+        raise _no_checkpoint(path)
+    return Snapshot(step=step, tensors=tensors, state=state)
+
+
+def _no_checkpoint(path: Path) -> InputError:
+    what = f"{path}: its files are whole, but no checkpoint of this run"
+    return InputError(what, "remove it; the one before is then taken")

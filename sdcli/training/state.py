@@ -15,7 +15,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
-from sdcli.errors import NumericalError, ResourceError, SdcliWarning
+from sdcli.errors import InputError, NumericalError, ResourceError, SdcliWarning
+from sdcli.files import reason
 from sdcli.train_specs import TrainSpec
 from sdcli.training import checkpoint, optimizers, sharding
 from sdcli.training.order import mixed_seed
@@ -135,10 +136,19 @@ class State:
             checkpoint.prune(self.folder, keep=self.saved_steps)
 
     def restore(self) -> None:
-        """Go back to the newest whole checkpoint of the folder, if there is one."""
+        """Go back to the newest whole checkpoint of the folder, if there is one.
+
+        Raises InputError for one that is whole and holds something else than this run's.
+        """
         snapshot = checkpoint.newest(self.folder, config_hash=self.config_hash)
         if snapshot is not None:
-            self._load(snapshot)
+            try:
+                self._load(snapshot)
+            except torch.OutOfMemoryError:
+                raise
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                what = f"{checkpoint.place(self.folder, snapshot.step)}: holds no state of this run ({reason(error)})"
+                raise InputError(what, "remove it; the one before is then taken") from error
             # Damaged ones after it count for nothing; they are replaced or pruned as the run passes them.
             self.saved_steps = [step for step in checkpoint.steps(self.folder) if step <= self.step]
 

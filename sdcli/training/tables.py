@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import reprlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, AnyStr
 
 from sdcli.errors import InputError
 from sdcli.files import open_regular, read_bytes, reason
@@ -17,7 +19,9 @@ CAPTION_COLUMNS = ("text", "caption")
 KOHYA_COLUMNS = ("caption", "tags")
 KOHYA_NAMES = ("meta_lat.json", "meta_cap.json", "meta.json")  # the last step of his preparation first
 MAX_METADATA_BYTES = 1 << 30  # read line by line
-MAX_KOHYA_BYTES = 1 << 28  # one JSON object, read as a whole
+MAX_LINE_BYTES = 1 << 20
+MAX_KOHYA_BYTES = 1 << 26  # one JSON object, read as a whole: half a million pictures
+BYTES_A_BRACKET = 20  # at least, in kohya's JSON: an entry has four, around a path, a caption and a size
 
 Row = tuple[int, dict[str, object]]  # a line's number from 1, and what it says
 
@@ -53,7 +57,7 @@ def captions_of(row: dict[str, object], columns: tuple[str, ...] = CAPTION_COLUM
     name, value = next((pair for pair in said if pair[1]), said[0])
     captions = [value] if isinstance(value, str) else value
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise TypeError(f"{name} is {value!r}, neither a string nor a list of strings")
+        raise TypeError(f"{name} is {reprlib.repr(value)}, neither a string nor a list of strings")
     return tuple(captions)
 
 
@@ -75,7 +79,7 @@ def _listed(root: Path, path: Path, rows: Callable[[Path], Iterator[Row]]) -> It
 
 def _json_rows(path: Path) -> Iterator[Row]:
     with open_regular(path, max_bytes=MAX_METADATA_BYTES) as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(_lines(stream, path), start=1):
             if not line.strip():
                 continue
             try:
@@ -89,13 +93,23 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     with open_regular(path, max_bytes=MAX_METADATA_BYTES) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
         try:
-            reader = csv.DictReader(text)
+            reader = csv.DictReader(_lines(text, path))
             for row in reader:
                 yield reader.line_num, {key: value for key, value in row.items() if value is not None}
         except (csv.Error, UnicodeDecodeError) as error:
             raise InputError(
                 f"{path}: {reason(error)}", "save it as UTF-8, with file_name and text in line 1"
             ) from error
+
+
+def _lines(stream: IO[AnyStr], path: Path) -> Iterator[AnyStr]:
+    """The lines of a table. Raises InputError for one that no caption fills."""
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(f"{path}:{number}: has over {MAX_LINE_BYTES:,} characters", "mend or remove the line")
+        yield line
 
 
 _LINES = {"metadata.jsonl": _json_rows, "metadata.csv": _csv_rows}
@@ -106,7 +120,7 @@ def _label(value: object) -> str | None:
     if value is None or value == "":
         return None
     if type(value) not in (str, int) or not is_label(str(value)):
-        raise TypeError(f"label is {value!r}, neither a name nor a number")
+        raise TypeError(f"label is {reprlib.repr(value)}, neither a name nor a number")
     return str(value)
 
 
@@ -115,23 +129,26 @@ def _inside(root: Path, name: object) -> Path:
     if isinstance(name, Exception):
         raise ValueError(f"is no JSON ({name})")
     if not isinstance(name, str):
-        raise TypeError(f"file_name is {name!r}, no string")
+        raise TypeError(f"file_name is {reprlib.repr(name)}, no string")
     picture = root / name
     try:
         if not picture.resolve().is_relative_to(root.resolve()):
-            raise ValueError(f"{name!r} leads outside the folder")
+            raise ValueError(f"{reprlib.repr(name)} leads outside the folder")
         if not picture.is_file():
-            raise ValueError(f"{name!r} does not exist")
+            raise ValueError(f"{reprlib.repr(name)} does not exist")
         is_below = not Path(name).is_absolute()
         return picture if is_below else root / picture.resolve().relative_to(root.resolve())
     except (OSError, RuntimeError) as error:  # too long, a loop of links
-        raise ValueError(f"{name!r}: {reason(error)}") from error
+        raise ValueError(f"{reprlib.repr(name)}: {reason(error)}") from error
 
 
 def _entries(path: Path) -> dict[str, object] | None:
     """What kohya's JSON says of each picture, or None where it is JSON of another kind."""
     try:
-        entries = json.loads(read_bytes(path, max_bytes=MAX_KOHYA_BYTES).decode("utf-8-sig"))
+        data = read_bytes(path, max_bytes=MAX_KOHYA_BYTES)
+        if (data.count(b"[") + data.count(b"{")) * BYTES_A_BRACKET > len(data) + MAX_LINE_BYTES:
+            raise ValueError("it holds lists of nothing")
+        entries = json.loads(data.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no JSON ({reason(error)})", "mend it, or remove it") from error
     if not isinstance(entries, dict):
@@ -144,7 +161,7 @@ def _keyed(root: Path, path: Path, entries: dict[str, object]) -> Iterator[Sampl
     for key, entry in entries.items():
         try:
             if not isinstance(entry, dict):
-                raise TypeError(f"says {entry!r}, no object")
+                raise TypeError(f"says {reprlib.repr(entry)}, no object")
             yield Sample(_inside(root, _with_suffix(root, key)), captions_of(entry, KOHYA_COLUMNS))
         except TypeError as error:
             hint = 'an entry is "0001.png": {"caption": "a cat", "tags": "cat, red"}'

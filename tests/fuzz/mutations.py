@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import struct
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 Mutation = Callable[[bytes, random.Random], bytes]
@@ -156,3 +158,24 @@ def _places(root: Any) -> list[tuple[Any, Any]]:
         found += [(container, key) for key, _ in pairs]
         todo += [value for _, value in pairs if isinstance(value, dict | list)]
     return found
+
+
+def rearranged(path: Path, others: list[Path], outside: Path, chance: random.Random) -> None:
+    """A file of a folder gone, exchanged for another, or no regular file any more; `outside`: one not of the folder."""
+    way = chance.randrange(8)
+    if way == 0:
+        path.unlink()
+    elif way == 1:
+        path.write_bytes(b"")
+    elif way == 2:
+        path.write_bytes(chance.choice(others).read_bytes())
+    elif way == 3:
+        path.with_name(chance.choice(others).name).write_bytes(path.read_bytes())
+    else:
+        path.unlink()
+        if way == 4:
+            os.mkfifo(path)
+        elif way == 5:
+            path.mkdir()
+        else:
+            path.symlink_to(outside if way == 6 else chance.choice(("/dev/zero", path.name, "..")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import random
@@ -16,17 +17,21 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from sdcli import latent_files, ledger, meta
+from sdcli import generate, latent_files, ledger, meta
 from sdcli.errors import ExitCode, SdcliError
 from sdcli.jobs import lines
-from sdcli.pipeline import adapters, bundle, containers, images, lora, lora_names, metadata, vocabulary
+from sdcli.pipeline import adapters, containers, images, lora, lora_names, metadata, vocabulary
 from sdcli.plan import plan
 from sdcli.specs import GenerateSpec, MetaSpec
 from sdcli.training import data as training_data
 from tests import models, originals
-from tests.fuzz.mutations import damaged
+from tests.fuzz import judges, small
+from tests.fuzz.judges import Judge, is_the_same_to_hear
+from tests.fuzz.mutations import damaged, rearranged
 
 QUICK = 60
+SMALL_BYTES = 1 << 16
+REARRANGED = 0.5  # of the files of a folder, the others being damaged within
 RECORD = {
     "prompt": "a cat",
     "negative": "",
@@ -56,32 +61,53 @@ class Reader:
     share: int = QUICK  # how many are read in a quick test; fewer where one takes a tenth of a second and more
     forgives: bool = False  # whether what cannot be read counts as nothing there
     only: tuple[str, ...] = field(default=())  # suffixes of the files that are damaged; all if empty
+    judge: Judge | None = None  # who else says of a file that was read whether it may be; see judges.py
+    is_rearranged: bool = False  # whether files are removed, exchanged and linked besides
 
 
 def damaged_files(reader: Reader, scratch: Path, chance: random.Random) -> Iterator[Path]:
     """The one damaged file of a folder, `scratch/damaged`, made anew for each, without end; a seed gives the same."""
     good = reader.good(scratch / "good")
     names = [name for name in sorted(good) if not reader.only or name.endswith(reader.only)]
-    folder = scratch / "damaged"
+    folder, sound = scratch / "damaged", scratch / "sound"
+    is_small = sum(map(len, good.values())) < SMALL_BYTES
+    _write(sound, good)
+    _write(folder, good)
     while True:
         name = chance.choice(names)
-        shutil.rmtree(folder, ignore_errors=True)
-        for other, content in good.items():
-            path = folder / other
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(damaged(content, chance) if other == name else content)
-        yield folder / name
+        path = folder / name
+        if reader.is_rearranged and chance.random() < REARRANGED:
+            rearranged(path, [folder / other for other in names], sound / name, chance)
+        else:
+            path.write_bytes(damaged(good[name], chance))
+        yield path
+        if is_small or reader.is_rearranged:  # readers of small folders may write into them
+            shutil.rmtree(folder)
+        _write(folder, good if is_small or reader.is_rearranged else {name: good[name]})
 
 
-def refusal(reader: Reader, folder: Path, path: Path) -> SdcliError | None:
-    """What the reader says against a damaged file, None where it reads it; any other exception goes through."""
+def _write(folder: Path, good: dict[str, bytes]) -> None:
+    for name, content in good.items():
+        _made((folder / name).parent)
+        (folder / name).write_bytes(content)
+
+
+def verdict(reader: Reader, scratch: Path, path: Path) -> tuple[SdcliError | None, str]:
+    """What the reader says against a damaged file, None where it reads it, and what is wrong about that, or nothing.
+
+    Any other exception of the reader goes through.
+    """
+    folder = scratch / "damaged"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             reader.read(folder, path)
         except SdcliError as error:
-            return error
-    return None
+            return error, "" if is_clean(error) else repr(error)
+    if reader.judge is None:
+        return None, ""
+    objection = reader.judge(scratch / "sound" / path.relative_to(folder), path)
+    return None, f"was read, and should not have been: {objection}" if objection is not None else ""
 
 
 def is_clean(error: SdcliError) -> bool:
@@ -136,7 +162,14 @@ def _embeddings(scratch: Path) -> dict[str, bytes]:
 
 
 def _model(scratch: Path) -> dict[str, bytes]:
-    folder = models.write_sd1(scratch / "model")
+    return _contents(small.write(scratch / "model"))
+
+
+def _model_xl(scratch: Path) -> dict[str, bytes]:
+    return _contents(small.write(scratch / "model", models.write_sdxl))
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -146,7 +179,8 @@ def _lora(scratch: Path) -> dict[str, bytes]:
 
 
 def _single_file(scratch: Path) -> dict[str, bytes]:
-    return {"sd.safetensors": originals.write(_made(scratch) / "sd.safetensors").read_bytes()}
+    path = originals.write(_made(scratch) / "sd.safetensors", small.SINGLE, dtype=torch.float16)
+    return {path.name: path.read_bytes()}
 
 
 def _tables(scratch: Path) -> dict[str, bytes]:
@@ -206,8 +240,33 @@ def _made(folder: Path) -> Path:
 
 
 def _read_model(folder: Path, path: Path) -> None:
-    plan(GenerateSpec(model=str(folder), prompt="a cat", seed=1, output=folder.parent / "x.png"))
-    bundle.load_bundle(folder, device=torch.device("cpu"), dtype=torch.float32)
+    """Draw with it; where nothing has changed that is listened to, the picture is that of the sound model."""
+    picture = _drawn(folder)
+    sound = folder.parent / "sound"
+    if is_the_same_to_hear(sound / path.relative_to(folder), path):
+        assert picture == _drawn_by_the_sound(sound), f"{path} draws another picture"
+
+
+def _drawn(place: Path) -> bytes:
+    output = place.parent / "x.png"
+    spec = GenerateSpec(
+        model=str(place),
+        prompt="a cat",
+        seed=1,
+        steps=1,
+        size="16x16",
+        output=output,
+        no_metadata=True,
+        if_exists="overwrite",
+    )
+    for _ in generate.run(spec, plan(spec)):
+        pass
+    return output.read_bytes()
+
+
+@functools.cache
+def _drawn_by_the_sound(place: Path) -> bytes:
+    return _drawn(place)
 
 
 def _read_meta(folder: Path, path: Path) -> None:
@@ -217,11 +276,16 @@ def _read_meta(folder: Path, path: Path) -> None:
 
 
 def _read_lora(folder: Path, path: Path) -> None:
-    lora.read_adapter(path, lora_names.model_layers(folder / "model"))
+    lora.read_adapter(path, _layers(folder.parent / "sound" / "model"))
+
+
+@functools.cache
+def _layers(place: Path) -> lora_names.Layers:
+    return lora_names.model_layers(place)
 
 
 def _read_single_file(folder: Path, path: Path) -> None:
-    _read_model(path, path)
+    _drawn(path)
 
 
 def _read_dataset(folder: Path, path: Path) -> None:
@@ -251,17 +315,27 @@ READERS: dict[str, Reader] = {
         for form in ("png", "jpg", "webp")
     },
     "meta": Reader(_others, _read_meta),
-    "latents": Reader(_latents, lambda folder, path: (latent_files.look(path), latent_files.read(path, VAE))),
+    "latents": Reader(
+        _latents, lambda folder, path: (latent_files.look(path), latent_files.read(path, VAE)), judge=judges.latents
+    ),
     "embedding": Reader(
-        _embeddings, lambda folder, path: adapters.read_embedding(path, width=models.CONTEXT), only=(".safetensors",)
+        _embeddings,
+        lambda folder, path: adapters.read_embedding(path, width=models.CONTEXT),
+        only=(".safetensors",),
+        judge=judges.word(models.CONTEXT),
     ),
     "pickle": Reader(
         _embeddings, lambda folder, path: adapters.read_embedding(path, width=models.CONTEXT), 2, only=(".pt", ".bin")
     ),
-    "model-configs": Reader(_model, _read_model, 6, only=(".json", ".txt")),
-    "model-weights": Reader(_model, _read_model, 6, only=(".safetensors",)),
-    "lora": Reader(_lora, _read_lora, 20, only=("lora.safetensors",)),
-    "single-file": Reader(_single_file, _read_single_file, 6),
+    "model-configs": Reader(_model, _read_model, 6, only=(".json", ".txt"), judge=judges.of_a_model),
+    "model-weights": Reader(_model, _read_model, 6, only=(".safetensors",), judge=judges.of_a_model),
+    "model-structure": Reader(_model, _read_model, 6, judge=judges.of_a_model, is_rearranged=True),
+    "xl-configs": Reader(_model_xl, _read_model, 4, only=(".json", ".txt"), judge=judges.of_a_model),
+    "xl-weights": Reader(_model_xl, _read_model, 4, only=(".safetensors",), judge=judges.of_a_model),
+    "lora": Reader(_lora, _read_lora, 20, only=("lora.safetensors",), judge=judges.adapter),
+    "single-file": Reader(
+        _single_file, _read_single_file, 6, judge=lambda sound, path: judges.safetensors_objection(path)
+    ),
     "tokenizer": Reader(
         _model,
         lambda folder, path: vocabulary.read(vocabulary.load_vocabulary(folder), "a cat"),

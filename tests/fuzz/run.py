@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import multiprocessing
+import os
 import random
 import resource
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -19,7 +21,7 @@ import traceback
 from itertools import islice
 from pathlib import Path
 
-from tests.fuzz.readers import QUICK, READERS, damaged_files, is_clean, refusal
+from tests.fuzz.readers import QUICK, READERS, damaged_files, verdict
 
 KEPT = Path("build/fuzz")
 MEMORY = 6 << 30  # bytes of address space: torch alone maps more than three
@@ -47,16 +49,17 @@ def _of_one(name: str, runs: int, seed: int) -> int:
 
 def _work(name: str, runs: int, seed: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    reader, refused, faults = READERS[name], 0, 0
+    reader, refused, faults, began_all = READERS[name], 0, 0, time.process_time()
     count = max(1, runs * reader.share // QUICK)
     with tempfile.TemporaryDirectory() as scratch:
+        os.environ["SDCLI_CACHE"] = str(Path(scratch) / "none" / "none")  # hashes of what is read once
+        (Path(scratch) / "none").touch()
         files = damaged_files(reader, Path(scratch), random.Random(f"{name} {seed}"))
         for number, path in enumerate(islice(files, count)):
             began = time.perf_counter()
             faulthandler.dump_traceback_later(10 * SECONDS, exit=True)
             try:
-                error = refusal(reader, Path(scratch) / "damaged", path)
-                fault = repr(error) if error is not None and not is_clean(error) else ""
+                error, fault = verdict(reader, Path(scratch), path)
                 refused += error is not None
             except BaseException:  # noqa: BLE001  whatever it is, it is a fault
                 fault = traceback.format_exc()
@@ -66,14 +69,17 @@ def _work(name: str, runs: int, seed: int) -> None:
             if fault:
                 faults += 1
                 kept = KEPT / f"{name}-{seed}-{number}"
-                shutil.copytree(Path(scratch) / "damaged", kept, dirs_exist_ok=True)
+                shutil.rmtree(kept, ignore_errors=True)
+                shutil.copytree(Path(scratch) / "damaged", kept, symlinks=True, ignore=_not_regular)
                 print(f"{name}: {path.name} in {kept}: {fault}", flush=True)
-    print(f"{name}: {count} files, {refused} refused, {count - refused - faults} read, {faults} faults", flush=True)
+    print(f"{name}: {count} files, {refused} refused, {count - refused - faults} read, {faults} faults", end="")
+    print(f", {time.process_time() - began_all:.0f} s of CPU", flush=True)
     sys.exit(1 if faults else 0)
 
 
-if __name__ == "__main__":
-    main()
+def _not_regular(folder: str, names: list[str]) -> list[str]:
+    """The names of what cannot be copied: FIFOs."""
+    return [name for name in names if stat.S_ISFIFO((Path(folder) / name).lstat().st_mode)]
 
 
 if __name__ == "__main__":

@@ -31,7 +31,6 @@ from sdcli.pipeline.bundle import (
     save_bundle,
 )
 from sdcli.pipeline.classes import ClassEmbedder
-from sdcli.pipeline.vocabulary import load_tokenizer
 from tests import models
 
 CPU = torch.device("cpu")
@@ -542,7 +541,7 @@ def test_a_tokenizer_that_asks_for_code_runs_none(model: Path) -> None:
     (model / "tokenizer" / "evil.py").write_text(f"open({str(trap)!r}, 'w')")
     auto = {"AutoTokenizer": ["evil.Evil", None]}
     models.edit_json(model / "tokenizer" / "tokenizer_config.json", auto_map=auto, tokenizer_class="Evil")
-    load_tokenizer(model / "tokenizer")
+    refuse(model, r"tokenizer_config\.json: asks for code with auto_map")
     assert not trap.exists()
 
 

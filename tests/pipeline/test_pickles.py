@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import random
 import signal
 import struct
+import subprocess
 import sys
+import time
 import warnings
 import zipfile
 from collections import OrderedDict
@@ -180,6 +183,9 @@ def laughs() -> list[Any]:
         (torch.zeros(4).to_sparse(), "holds a tensor of kind torch.sparse_coo"),
         (torch.zeros(4, device="meta"), "on meta; only dense tensors"),
         (torch.zeros(4, dtype=torch.complex64), "torch.complex64"),
+        (["x" * (1 << 20)] * 17, "holds more text than it has bytes for"),
+        ({"x": 1 << 1025}, "holds an integer beyond all sense"),
+        ({1 << 1025: 0}, "has a key that is a int"),
         (LOOP, "nested too deeply, or holds too many values"),
         (laughs(), "nested too deeply, or holds too many values"),
         (torch.float32, "holds a dtype, which is neither number, text nor tensor"),
@@ -203,7 +209,7 @@ def test_tied_weights_are_read() -> None:
     [
         (saved(VALUE)[:-100], "is no whole zip archive"),
         (archive(pickle.dumps(1, 2), compression=zipfile.ZIP_DEFLATED), "archive/data.pkl in it is compressed"),
-        (archive(bytes((64 << 20) + 1)), "archive/data.pkl in it has 67,108,865 bytes"),
+        (archive(bytes((16 << 20) + 1)), "archive/data.pkl in it has 16,777,217 bytes"),
         (archive(b"\x80\x02."), "cannot be read"),
         (archive(b""), "cannot be read"),
         (archive(pickle.dumps(1, 2), more={"constants.pkl": b""}), "cannot be read"),
@@ -301,6 +307,51 @@ assert resource.getrlimit(resource.RLIMIT_CPU)[0] - used <= pickles.SECONDS + 1
 def test_the_end_of_the_child_is_told(code: int, kind: type[SdcliError], said: str) -> None:
     with pytest.raises(kind, match=f"a.pt: {said}"):
         jail.tell(Path("a.pt"), code, b"")
+
+
+@pytest.mark.parametrize("words", [b"", b"{", b"[" * 100_000, b"5", b'{"what": 5}', b"\xff"])
+def test_a_child_that_says_nothing_sensible_is_not_believed(words: bytes) -> None:
+    with pytest.raises(InputError, match=r"a\.pt: cannot be read; get the same as safetensors"):
+        jail.tell(Path("a.pt"), jail.REFUSED, words)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="where a process can be told to end with its parent")
+def test_the_child_dies_with_its_parent_and_the_next_run_clears_up(tmp_path: Path) -> None:
+    """Killed in the middle of reading a file that takes it ten seconds and more."""
+    slow, copies = tmp_path / "slow.ckpt", tmp_path / "copies"
+    slow.write_bytes(archive(b"\x80\x02" + b"]0" * (7 << 20) + b"]."))
+    code = "import sys; from pathlib import Path; from sdcli import jail; jail.as_safetensors(*map(Path, sys.argv[1:]))"
+    parent = subprocess.Popen([sys.executable, "-c", code, slow, copies])
+    child = wait_for(lambda: children(parent.pid))[0]
+    wait_for(lambda: is_alive(child) and b"libtorch" in Path(f"/proc/{child}/maps").read_bytes())
+    parent.kill()
+    assert parent.wait() == -signal.SIGKILL
+    wait_for(lambda: not is_alive(child), seconds=5)
+    (part,) = copies.iterdir()
+    os.utime(part, (1, 1))  # not of a process that is just about to write
+    with pytest.raises(InputError):
+        jail.as_safetensors(Path(__file__), copies)
+    assert list(copies.iterdir()) == []
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and no corpse that nobody has buried."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(ask: Callable[[], Any], seconds: float = 60) -> Any:
+    until = time.monotonic() + seconds
+    while not (answer := ask()):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return answer
 
 
 @pytest.mark.parametrize("name", ["none.pt", "."])

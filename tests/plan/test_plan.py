@@ -251,7 +251,7 @@ def test_a_class_embedder_that_does_not_fit_is_refused(
         ('{"steps": true}', "steps: is True"),
         ('{"steps": 9.5}', "steps: is 9.5"),
         ('{"guidance": 0.5}', "--guidance 0.5: out of range"),
-        ('{"guidance": NaN}', "--guidance nan: out of range"),
+        ('{"guidance": NaN}', "is no JSON (it holds NaN)"),
         ('{"guidance": [7]}', "guidance: is [7]"),
         ('{"scheduler": "warp"}', "scheduler 'warp' is unknown"),
         ('{"scheduler": 5}', "scheduler: is 5"),

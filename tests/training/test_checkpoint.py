@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sdcli.errors import InputError, LockedError, SdcliWarning
 from sdcli.training import checkpoint
 from sdcli.training.checkpoint import Snapshot
+from tests import models
 from tests.forks import Forks
-from tests.runs import DAMAGES, names, newest_checkpoint
+from tests.runs import DAMAGES, names, newest_checkpoint, train_vae
 
 HASH = "0123abcd"
 IDENTITY: dict[str, Any] = {"kind": "vae", "data_hash": "d1", "origin": "tiny", "lr": 0.001, "model": None}
@@ -128,6 +130,73 @@ def test_no_flipped_bit_of_the_manifest_goes_unnoticed(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.warns(SdcliWarning):
             assert newest_step(tmp_path) == 2, (bit, bytes(data))
+
+
+def sealed(path: Path, **more: Any) -> None:
+    """Give a checkpoint the manifest of what lies in it now, as somebody who means harm can."""
+    names_there = [one.name for one in path.iterdir() if one.is_file() and one.name != "manifest.json"]
+    files = {
+        one: {"bytes": (path / one).stat().st_size, "sha256": checkpoint.file_hash(path / one)} for one in names_there
+    }
+    (path / "manifest.json").write_text(json.dumps({"format": 1, "config": HASH, "files": files | more}))
+
+
+@pytest.mark.parametrize("how", ["a name elsewhere", "a link", "a FIFO", "a file besides", "without state", "deep"])
+def test_a_checkpoint_of_other_files_than_its_own_is_passed_over(tmp_path: Path, how: str) -> None:
+    path = newest_checkpoint(saved(tmp_path, 2, 4))
+    secret = Path(shutil.copy(path / "ema.safetensors", tmp_path / "secret"))
+    facts = {"bytes": secret.stat().st_size, "sha256": checkpoint.file_hash(secret)}
+    if how == "a name elsewhere":
+        sealed(path, **{"../../secret": facts})
+    elif how == "a file besides":
+        (path / "more.safetensors").write_bytes(secret.read_bytes())
+    elif how == "deep":
+        (path / "manifest.json").write_text("[" * 100_000)
+    else:
+        name = "state.json" if how == "without state" else "ema.safetensors"
+        (path / name).unlink()
+        if how == "a link":
+            (path / name).symlink_to(secret)
+        elif how == "a FIFO":
+            os.mkfifo(path / name)
+        sealed(path, **({} if how == "without state" else {name: facts}))
+    with pytest.warns(SdcliWarning, match="checkpoint-00000004: .*the checkpoint before it is tried"):
+        assert newest_step(tmp_path) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("state.json", b"[]"),
+        ("state.json", b"{}"),
+        ("state.json", b'{"step": 5}'),
+        ("state.json", b'{"step": "x"}'),
+        ("state.json", b"[" * 100_000),
+        ("ema.safetensors", b"x"),
+    ],
+)
+def test_a_checkpoint_that_only_its_manifest_calls_one_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    path = newest_checkpoint(saved(tmp_path, 2, 4))
+    (path / name).write_bytes(content)
+    sealed(path)
+    with pytest.raises(InputError, match=r"checkpoint-00000004: its files are whole, but no checkpoint of this run"):
+        checkpoint.newest(tmp_path, config_hash=HASH)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_other_tensors_is_refused_in_a_line(
+    pictures: Path, vae_run: Path, tmp_path: Path, forks: Forks
+) -> None:
+    run = Path(shutil.copytree(vae_run, tmp_path / "vae"))
+    path = newest_checkpoint(run)
+    config = json.loads((path / "manifest.json").read_text())["config"]
+    save_file({"x": torch.zeros(3)}, path / "model.safetensors")
+    sealed(path)
+    models.edit_json(path / "manifest.json", config=config)
+    shutil.rmtree(run / "export")
+    ended = forks.sdcli(*train_vae(pictures, run))
+    assert (ended.code, ended.stderr.count("\n")) == (3, 1)
+    assert "holds no state of this run" in ended.stderr
 
 
 def test_when_no_checkpoint_is_whole_the_run_is_refused(tmp_path: Path) -> None:

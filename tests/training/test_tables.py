@@ -157,3 +157,28 @@ def test_kohyas_json_that_is_none_is_refused_by_name(own_pictures: Path, content
     (own_pictures / "meta.json").write_bytes(content)
     with pytest.raises(InputError, match=r"meta\.json: is no JSON"):
         data.find(own_pictures)
+
+
+# What no table needs.
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_a_line_that_no_caption_fills_is_refused_by_its_number(own_pictures: Path, name: str) -> None:
+    lines = (
+        [b"file_name,text", b"dot.png,a dot"] if name.endswith("csv") else [b'{"file_name": "dot.png", "text": ""}'] * 2
+    )
+    (own_pictures / name).write_bytes(b"\n".join([*lines, b"dot.png," + b"a" * (1 << 20)]))
+    with pytest.raises(InputError, match=rf"{name}:3: has over 1,048,576 characters"):
+        layouts.read(own_pictures)
+
+
+def test_kohyas_json_of_lists_of_nothing_is_refused_unread(own_pictures: Path) -> None:
+    """As read they would take twenty times the memory."""
+    (own_pictures / "meta.json").write_bytes(b'{"dot.png": {"caption": "a", "x": [' + b"[]," * (1 << 20) + b"[]]}}")
+    with pytest.raises(InputError, match=r"meta\.json: is no JSON \(it holds lists of nothing\)"):
+        layouts.read(own_pictures)
+
+
+def test_what_a_row_holds_is_told_in_short(own_pictures: Path) -> None:
+    write(own_pictures, "metadata.jsonl", {"file_name": ["x" * 10_000], "text": "a"})
+    assert len(only_fault(own_pictures).problem) < 200

@@ -1,0 +1,77 @@
+"""What a part is built with: sizes in their ranges, of the kinds they are of, and nothing that leads to code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sdcli.errors import InputError
+from sdcli.pipeline.part_configs import check_kinds, checked
+
+XL_UNET = {
+    "block_out_channels": [320, 640, 1280],
+    "layers_per_block": 2,
+    "transformer_layers_per_block": [1, 2, 10],
+    "reverse_transformer_layers_per_block": None,
+    "sample_size": 128,
+    "norm_eps": 1e-05,
+    "flip_sin_to_cos": True,
+    "_diffusers_version": "0.19",
+}
+
+
+def test_a_published_config_passes_without_names_of_our_own() -> None:
+    assert checked("UNet2DConditionModel", XL_UNET) == {k: v for k, v in XL_UNET.items() if not k.startswith("_")}
+
+
+def test_a_text_encoder_is_built_with_sizes_alone() -> None:
+    config = {"hidden_size": 768, "vocab_size": 49408, "num_labels": 10**9, "id2label": {}, "dtype": "float16"}
+    assert checked("CLIPTextModel", config) == {"hidden_size": 768, "vocab_size": 49408}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"block_out_channels": [10**9]},
+            r"block_out_channels is \[1000000000\]; expected is a number up to 1,048,576",
+        ),
+        ({"block_out_channels": [320] * 17}, "a value, or up to 16"),
+        ({"down_block_types": ["x"] * 10**6}, "a value, or up to 16"),
+        ({"layers_per_block": [[1] * 16] * 17}, "a value, or up to 16"),
+        ({"layers_per_block": 101}, "a number of layers up to 100"),
+        ({"layers_per_block": True}, "a number of layers up to 100"),
+        ({"layers_per_block": 100, "transformer_layers_per_block": 100}, "on 3 levels; expected are 2,000 in all"),
+        ({"sample_size": 10**400}, "a number up to 1,048,576"),
+        ({"norm_eps": float("inf")}, "a number up to 1,048,576"),
+        ({"norm_eps": 2}, "a number from 0 to 1"),
+        ({"norm_eps": "x"}, "a number from 0 to 1"),
+        ({"act_fn": "x" * 201}, "text of up to 200 characters"),
+        ({"anything": {"a": 1}}, "a value, or up to 16"),
+        ({"scaling_factor": 0}, "a number from 0.0001 to 10000.0"),
+        ({"scaling_factor": float("nan")}, "a number"),
+        ({"scaling_factor": "0.18"}, "a number from 0.0001 to 10000.0"),
+        ({"latents_mean": [0.0] * 4}, "only scaling_factor and shift_factor are applied"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_its_name(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said) as refused:
+        checked("AutoencoderKL", XL_UNET | changes)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("value", "default"), [("no", False), (1, True), (None, True), ("3", 3), ([3, "3"], 3), (5, "silu"), ("x", (1, 2))]
+)
+def test_a_value_of_another_kind_than_the_default_is_refused(value: object, default: object) -> None:
+    with pytest.raises(InputError, match="AutoencoderKL: key is"):
+        check_kinds("AutoencoderKL", {"key": value}, {"key": default})
+
+
+@pytest.mark.parametrize(
+    ("value", "default"),
+    [(False, True), (None, False), (3, 0.5), ([1, 2], 3), (None, "silu"), ("x", None), (["a"], ("b",))],
+)
+def test_a_value_of_the_same_kind_passes(value: object, default: object) -> None:
+    check_kinds("AutoencoderKL", {"key": value}, {"key": default})
