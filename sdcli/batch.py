@@ -85,20 +85,21 @@ def run(spec: BatchSpec, checked: Checked, stop: Sequence[int]) -> Iterator[Even
         finally:
             finisher.close(is_abort=not is_whole)
         if spec.gallery:
-            yield from _gallery(spec)
+            yield from _gallery(spec, checked.lines)
         if ended is not None:
             raise ended
 
 
-def _gallery(spec: BatchSpec) -> Iterator[Event]:
+def _gallery(spec: BatchSpec, lines: int) -> Iterator[Event]:
     """A page of all that the ledger has, in the order of the jobs; of stdin, and of other jobs, as they were made."""
     folder, is_stream = spec.defaults.output, str(spec.jobs) == "-"
     with one_at_a_time(folder):
-        jobs = () if is_stream else plan.good_jobs(spec, (1, 1))
+        jobs = () if is_stream else plan.good_jobs(spec, (1, 1), lines)
         album = arrange(folder, (job.target.name for job in jobs), MAX_PICTURES)
         for done in write_gallery(folder, album.records(), album.left_out):
             yield Progress(done, len(album.places), "thumbnails")
-    yield Gallery(folder / GALLERY, len(album.places), album.left_out)
+    if int(os.environ.get("RANK", "0")) == 0:  # of processes launched together all write it, so that the last is whole
+        yield Gallery(folder / GALLERY, len(album.places), album.left_out)
 
 
 class _Work:
@@ -114,7 +115,7 @@ class _Work:
         device: torch.device,
     ) -> None:
         self._spec, self._ledger, self._stop, self._defaults = spec, ledger, stop, checked.defaults
-        self._device = device
+        self._device, self._lines = device, checked.lines
         self._is_stream = str(spec.jobs) == "-"
         self._bad = checked.bad  # lines, told of before the first image
         self._counts = {"made": 0, "adopted": 0, "done": 0, "failed": checked.bad}
@@ -214,7 +215,7 @@ class _Work:
     def _windows(self) -> Iterator[Sequence[Job | Failed]]:
         """The jobs of this process by the thousand, or as many as stand on stdin; waits there, unless it is to stop."""
         if not self._is_stream:
-            rest = plan.good_jobs(self._spec, self._share)
+            rest = plan.good_jobs(self._spec, self._share, self._lines)
             while window := list(islice(rest, WINDOW)):
                 yield window
             return

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdcli.errors import UsageError
 
+if TYPE_CHECKING:
+    PlainPath = Path
+else:
+    PlainPath = type(Path())  # of this system: before Python 3.12 only that can have children
+
 MAX_SEED = 2**64 - 1
 MAX_STEPS = 1000
+MAX_COUNT = 100_000  # images of one command or job; what is decided of each before the first takes over 1 kB
 MIN_SIDE, MAX_SIDE = 8, 16384  # px
 IF_EXISTS = ("number", "skip", "overwrite", "error")
 PICTURE_FORMATS = ("png", "webp", "jpg")
@@ -27,6 +36,19 @@ def parse_size(text: str) -> tuple[int, int]:
     between("size", width, MIN_SIDE, MAX_SIDE)
     between("size", height, MIN_SIDE, MAX_SIDE)
     return width, height
+
+
+class FolderPath(PlainPath):
+    """A path that is to be a folder whatever its name looks like; what is put together with it is a plain one."""
+
+    def __truediv__(self, key: str | os.PathLike[str]) -> Path:  # type: ignore[override]  # a child is no folder
+        return Path(str(self)) / key
+
+
+def parse_output(text: str | Path) -> Path:
+    """Where results are to go: with a slash at its end a folder, as shells write one, which `Path` would forget."""
+    is_folder = isinstance(text, str) and text.endswith(("/", os.sep))
+    return FolderPath(text) if is_folder else Path(text)
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -28,11 +28,11 @@ from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.inversion import invert
 from sdcli.pipeline.lora import merged_conditioner, with_adapters
 from sdcli.pipeline.metadata import picture_bytes
-from sdcli.plan import DEFAULT_STEPS, own_settings
+from sdcli.plan import DEFAULT_STEPS, own_settings, scheduler_config
 from sdcli.plan.conditioning import Label, inverted_label
 from sdcli.plan.lora_files import LoraFile, check_fit, lora_facts, lora_file
 from sdcli.plan.naming import check_quality, is_output_folder, picture_format
-from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape, vae_factor
+from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape, prediction_word, vae_factor
 from sdcli.plan.words import check_no_wildcards, check_text, warn_of_networks
 from sdcli.specs import CodecSpec
 
@@ -220,7 +220,7 @@ def _plan_inversion(spec: CodecSpec, model: store.Model) -> _Inversion:
     loras = tuple(lora_file(text) for text in spec.lora)
     label = inverted_label(spec, layout.classes(model.folder))
     check_clip_skip(model.folder, spec.clip_skip)
-    config = layout.config(model.folder, "scheduler")
+    config = scheduler_config(model, spec.prediction)
     parts_shape(model.folder, config)
     check_fit(loras, model.folder)
     steps = spec.steps if spec.steps is not None else int(own_settings(model).get("steps", DEFAULT_STEPS))
@@ -272,6 +272,7 @@ def _inversion_facts(spec: CodecSpec, inversion: _Inversion) -> dict[str, Any]:
         shown["negative"] = spec.negative
     how: dict[str, Any] = {"clip_skip": spec.clip_skip} if spec.clip_skip else {}
     how |= {"mode": "invert", "scheduler": inversion.scheduler.name, "steps": inversion.steps}
+    how |= {"prediction": prediction_word(inversion.scheduler_config)}
     if inversion.loras:
         shown["loras"] = lora_facts(inversion.loras)
     return {**how, "guidance": spec.guidance, **shown}

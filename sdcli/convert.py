@@ -12,10 +12,10 @@ import torch
 from sdcli import layout, store
 from sdcli.checks import PREDICTIONS
 from sdcli.errors import InputError, OutputError
-from sdcli.files import atomic_folder, check_writable, exists, is_folder, make_folder, remove_dead_parts
+from sdcli.files import atomic_folder, check_writable, exists, folder_for, is_folder, remove_dead_parts
 from sdcli.model_specs import ConvertSpec
-from sdcli.original.checkpoint import read_checkpoint
-from sdcli.pipeline import single_file
+from sdcli.original.checkpoint import CONFIGS, SCALES, SD1, SDXL
+from sdcli.pipeline import known_words, single_file
 from sdcli.pipeline.bundle import build_part, copy_tokenizer, part_config, write_index, write_part
 from sdcli.pipeline.vocabulary import load_vocabulary
 from sdcli.pipeline.weights import State, check_shapes, read_state, shapes, write_tensors
@@ -29,11 +29,13 @@ Config = dict[str, Any]
 class Gathered:
     """All that a model is made of, its tensors mapped from wherever they are."""
 
-    conditioner: str
     configs: Mapping[str, Config]  # by part, and of the scheduler
     states: Mapping[str, State]
-    text_place: Path  # whose tokenizer it is
+    text_place: Path  # whose tokenizers they are
+    encoders: tuple[str, ...]  # of text; none where something else conditions the UNet
     settings: Config
+    is_empty_zero: bool  # of XL, as `layout.is_empty_zero` tells
+    words: frozenset[str] | None  # that it saw while it learned; None where it does not say
 
 
 def run(spec: ConvertSpec) -> dict[str, Any]:
@@ -47,11 +49,9 @@ def run(spec: ConvertSpec) -> dict[str, Any]:
     check_writable(spec.output.parent)
     gathered = _gather(spec)
     dtype = getattr(torch, spec.dtype) if spec.dtype != "auto" else None
-    make_folder(spec.output.parent)
-    if spec.form == "diffusers":
-        _write_folder(spec.output, gathered, dtype)
-    else:
-        _write_file(spec.output, gathered, dtype)
+    write = _write_folder if spec.form == "diffusers" else _write_file
+    with folder_for(spec.output):
+        write(spec.output, gathered, dtype)
     written = [path for path in spec.output.rglob("*") if path.is_file()] if is_folder(spec.output) else [spec.output]
     return {
         "path": str(spec.output),
@@ -68,24 +68,35 @@ def _gather(spec: ConvertSpec) -> Gathered:
     substitutes = {part: _place_of(ref, part, spec.offline) for part, ref in given.items() if ref is not None}
     needs = [part for part in store.PARTS_OF_A_WHOLE if part not in substitutes]
     model = store.resolve(spec.model, offline=spec.offline, needs=needs)
-    conditioner = "text_encoder" if "text_encoder" in substitutes else layout.conditioner(model.folder)
-    places = dict.fromkeys(("unet", "vae", conditioner), model.folder) | substitutes
+    text_place = substitutes.get("text_encoder", model.folder)
+    encoders = layout.encoders(text_place)
+    places = dict.fromkeys(("unet", "vae"), model.folder) | {k: v for k, v in substitutes.items() if k == "vae"}
+    places |= dict.fromkeys(encoders or (layout.conditioner(model.folder),), text_place)
     prediction = PREDICTIONS[spec.prediction] if spec.prediction is not None else None
     configs, states = {}, {}
     for part, place in places.items():
-        module = build_part(place, part, _config(place, part, prediction))
+        module = build_part(place, part, layout.config(place, part, prediction))
         configs[part] = part_config(module)
         states[part] = read_state(place, part, averaged=spec.ema and part == "unet")
         check_shapes(place, part, shapes(module.state_dict()), shapes(states[part]))
-    configs["scheduler"] = _config(model.folder, "scheduler", prediction)
-    if prediction is not None:
-        configs["scheduler"]["prediction_type"] = prediction
+    configs["vae"] |= _scale_of_family(places["vae"], configs["unet"])
+    configs["scheduler"] = layout.config(model.folder, "scheduler", prediction)
     check_config(configs["scheduler"])
     configs_shape(model.folder, configs, configs["scheduler"], may_read_mask=True)
-    text_place = places.get("text_encoder", model.folder)
-    if conditioner == "text_encoder":
-        load_vocabulary(text_place)  # whether there is a tokenizer, and its pieces have rows in the table
-    return Gathered(conditioner, configs, states, text_place, store.settings(model))
+    if encoders:
+        load_vocabulary(text_place)  # whether there are tokenizers, and their pieces have rows in the tables
+    is_empty_zero = encoders != layout.ENCODERS or layout.is_empty_zero(model.folder)
+    seen = known_words.read(model.folder) if text_place == model.folder else None  # another encoder knows others
+    return Gathered(configs, states, text_place, encoders, store.settings(model), is_empty_zero, seen)
+
+
+def _scale_of_family(place: Path, unet: Config) -> Config:
+    """What a VAE alone in a single file does not tell, XL's being shaped as others: the scale of its latents."""
+    checkpoint = layout.single_file(place)
+    if checkpoint is None or checkpoint.sources.keys() != {"vae"} or CONFIGS in checkpoint.header.metadata:
+        return {}
+    is_xl = unet.get("addition_embed_type") == layout.XL_EMBEDDING
+    return {"scaling_factor": SCALES[SDXL if is_xl else SD1], "force_upcast": is_xl}
 
 
 def _place_of(ref: str, part: str, offline: bool) -> Path:
@@ -95,14 +106,6 @@ def _place_of(ref: str, part: str, offline: bool) -> Path:
     return store.resolve(ref, offline=offline, needs=(part,)).folder
 
 
-def _config(place: Path, part: str, prediction: str | None) -> Config:
-    """A part's config; of a single file the native size hangs on what the UNet predicts."""
-    if prediction is not None and place.is_file():
-        checkpoint = read_checkpoint(place, prediction)
-        return dict(checkpoint.scheduler if part == "scheduler" else checkpoint.configs[part])
-    return layout.config(place, part)
-
-
 def _write_folder(target: Path, model: Gathered, dtype: torch.dtype | None) -> None:
     with atomic_folder(target) as folder:
         for part, state in model.states.items():
@@ -110,18 +113,26 @@ def _write_folder(target: Path, model: Gathered, dtype: torch.dtype | None) -> N
             write_part(folder / part, model.configs[part], state, dtype)
         (folder / "scheduler").mkdir()
         layout.write_json(folder / "scheduler" / "scheduler_config.json", model.configs["scheduler"])
-        if model.conditioner == "text_encoder":
-            copy_tokenizer(layout.tokenizer(model.text_place), folder / "tokenizer")
-        write_index(folder, model.configs["vae"]["_class_name"], model.configs["scheduler"]["_class_name"])
+        for encoder in model.encoders:
+            source = layout.tokenizer(model.text_place, encoder)
+            copy_tokenizer(source, folder / layout.TOKENIZERS[encoder], encoder)
+        classes = (model.configs[part]["_class_name"] for part in ("vae", "scheduler"))
+        write_index(folder, *classes, is_empty_zero=model.is_empty_zero)
         layout.write_json(folder / "sdcli.json", model.settings)
+        if model.words is not None:
+            known_words.write(folder, model.words)
 
 
 def _write_file(target: Path, model: Gathered, dtype: torch.dtype | None) -> None:
-    if model.conditioner != "text_encoder":
+    if not model.encoders:
         raise InputError("a model without a text encoder: a single file has no place for it", "keep the folder")
-    pad_token = single_file.check_pad_token(model.text_place)
+    own: dict[str, Config] = {"settings": model.settings}
+    for encoder in model.encoders:
+        own[layout.TOKENIZERS[encoder]] = {"pad_token": single_file.pad_token(model.text_place, encoder)}
+    if not model.is_empty_zero:
+        own["index"] = {"force_zeros_for_empty_prompt": False}
     state = single_file.original_state(model.configs, model.states)
-    said = single_file.metadata(model.configs, model.settings, target.stem, pad_token)
+    said = single_file.metadata(model.configs, own, target.stem)
     remove_dead_parts(target.parent)
     try:
         write_tensors(target, state, said, dtype, overwrite=False)

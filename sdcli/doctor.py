@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sdcli import __version__, layout, store
+from sdcli import __version__, hub, layout, store
 from sdcli.errors import InputError
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.warm import client
@@ -33,7 +33,7 @@ def report() -> dict[str, Any]:
         "cpu_threads": torch.get_num_threads(),
         "memory_bytes": _memory(),
         "cache": str(store.cache_folder()),
-        "hub_cache": str(store.hub_cache_folder()),
+        "hub_cache": str(hub.cache_folder()),
         "builtin": _builtin(),
         "warm_process": warm_process,
         "executable": sys.executable,
@@ -59,7 +59,7 @@ def _memory() -> int | None:
 
 def _builtin() -> str:
     try:
-        store.check_folder(store.BUILTIN_FOLDER)
+        layout.check_folder(store.BUILTIN_FOLDER)
         for part in layout.parts(store.BUILTIN_FOLDER):
             for path in layout.weight_files(store.BUILTIN_FOLDER, part):
                 layout.safetensors_header(path)

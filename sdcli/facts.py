@@ -73,6 +73,7 @@ def _facts_of_folder(
     total = sum(parameters.values())
     return {
         "model": model.ref,
+        **model.pinned(),
         "folder": str(model.folder),
         "family": _family(unet) if conditioning["kind"] == "text" else "latent diffusion",
         "conditioning": conditioning,
@@ -96,7 +97,7 @@ def _facts_of_file(model: Model, checkpoint: Checkpoint) -> dict[str, Any]:
         part: sum(math.prod(source.shape) for source in sources.values())
         for part, sources in checkpoint.sources.items()
     }
-    facts: dict[str, Any] = {"model": model.ref, "file": str(model.source or model.folder)}
+    facts: dict[str, Any] = {"model": model.ref, **model.pinned(), "file": str(model.source or model.folder)}
     facts |= {
         "family": _family(unet) if unet and checkpoint.is_supported else checkpoint.family,
         "parts": list(checkpoint.sources),

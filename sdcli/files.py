@@ -149,14 +149,41 @@ def make_folder(folder: Path) -> Path:
     return folder
 
 
+@contextmanager
+def folder_for(target: Path) -> Iterator[None]:
+    """Make the folder that `target` is to lie in, with its parents; if the block fails, those that it made go again.
+
+    Raises OutputError.
+    """
+    made = [folder for folder in target.parents if not exists(folder)]  # the innermost first
+    try:
+        make_folder(target.parent)
+        yield
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # something else was put there meanwhile
+                folder.rmdir()
+        raise
+
+
 def is_folder(path: Path) -> bool:
     """Whether a path is a folder; False where that cannot be asked, for which Path.is_dir raises before Python 3.12."""
     return os.path.isdir(path)
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether a path is text; others, which Linux allows, come as text with halves of surrogate pairs in it."""
+    return not any("\ud800" <= c <= "\udfff" for c in str(path))
+
+
 def exists(path: Path) -> bool:
     """Whether there is anything at a path; False where that cannot be asked, for which Path.exists may raise."""
     return os.path.exists(path)
+
+
+def stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What is another as soon as a file is written anew or another put in its place, even one of its size and time."""
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def check_writable(folder: Path) -> None:

@@ -64,8 +64,7 @@ def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[
     shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)
     shared |= records.precision_facts(bundle)
     steps = extras.Steps(plan, bundle.vae, spec.if_exists) if spec.save_steps is not None else None
-    heading = spec.prompt if plan.label is None else plan.label.name
-    sheet = extras.Sheet(plan.beside.grid, heading, len(todo)) if plan.beside.grid is not None else None
+    sheet = extras.Sheet(plan.beside.grid, len(todo)) if plan.beside.grid is not None else None
     done = 0
     for ids, read in _micro_batches(todo, plan, reader, drawing.micro_batch_size(spec, plan)):
         began = time.perf_counter()
@@ -91,7 +90,7 @@ def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[
                 facts["saved_latents"] = str(path)
             yield write(image, facts, plan.targets[i], spec)
             if sheet is not None:
-                sheet.add(image, plan.seeds[i])
+                sheet.add(image, plan.seeds[i], plan.label.name if plan.label is not None else facts["prompt"])
     if sheet is not None:
         yield _record(sheet.write(spec))
 

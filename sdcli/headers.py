@@ -15,8 +15,17 @@ from typing import Any
 from sdcli.errors import InputError
 from sdcli.files import open_regular
 
-MAX_HEADER_BYTES = 100_000_000  # the safetensors library's own cap
-MAX_TENSORS = 100_000  # Stable Diffusion's files have 700 to 3,000
+MAX_HEADER_BYTES = 16 << 20  # SDXL's have under 1 MB, kohya's LoRAs, with the tags of all pictures in them, some
+SMALL_HEADER_BYTES = 1 << 20  # whatever it holds, its values take under 30 MB
+MAX_TENSORS = 50_000  # Stable Diffusion's files have 700 to 3,000
+MAX_SAYINGS = 10_000  # of the metadata; kohya's have some 80
+MAX_MARKS = {  # that a header may have outside its texts: a value costs up to 100 times the bytes that it has there
+    b'"': 10 * MAX_TENSORS + 4 * MAX_SAYINGS,
+    b":": 4 * MAX_TENSORS + MAX_SAYINGS,
+    b"{": MAX_TENSORS + 2,
+    b"[": 2 * MAX_TENSORS,
+    b",": 12 * MAX_TENSORS + MAX_SAYINGS,
+}
 MAX_DIMENSIONS = 8
 WIDTHS = {  # bytes of a number
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -82,17 +91,39 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int, int]:
         size = os.fstat(stream.fileno()).st_size
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+        if not 2 <= length <= size - 8:
             raise InputError(f"{path}: is no whole safetensors file (bad header)", "get the file again")
+        if length > MAX_HEADER_BYTES:
+            what = f"{path}: has a safetensors header of {length:,} bytes"
+            raise InputError(what, f"at most {MAX_HEADER_BYTES:,} are read")
         text = stream.read(length)
+    if length > SMALL_HEADER_BYTES:
+        _check_amount(path, text)
     try:
-        header = json.loads(text, object_pairs_hook=_without_doubles)
+        header = json.loads(text.decode(), object_pairs_hook=_without_doubles)
     except (ValueError, RecursionError) as error:
         what = f"{path}: its safetensors header cannot be read ({error})"
         raise InputError(what, "get the file again") from error
     if not isinstance(header, dict):
         raise _refusal(path, "it is no JSON object")
     return header, 8 + length, size
+
+
+def parse_said(text: str) -> Any:
+    """The JSON in one text of a header's metadata. Raises ValueError for none, and for more than makes sense there."""
+    if len(text) > SMALL_HEADER_BYTES:
+        raise ValueError(f"it has {len(text):,} characters")
+    return json.loads(text)
+
+
+def _check_amount(path: Path, text: bytes) -> None:
+    """Raise InputError for a header of more values than it can need, before they take memory."""
+    plain = text.replace(rb"\\", b"").replace(rb"\"", b"")
+    if plain.count(b'"') <= MAX_MARKS[b'"']:
+        plain = b'""'.join(plain.split(b'"')[::2])  # what stands in texts may have any marks
+    for mark, most in MAX_MARKS.items():
+        if plain.count(mark) > most:
+            raise _refusal(path, f"it holds more than the names, types, shapes and places of {MAX_TENSORS:,} tensors")
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -37,9 +37,13 @@ def targets_of(sources: Sequence[Path], output: Path, suffix: str, if_exists: st
     Raises UsageError when that is no place for them all, OutputError when it cannot be written.
     """
     ending = "." + suffix.rpartition(".")[2]
+    if str(output) == "-":
+        raise UsageError("--output -: nothing of this goes to stdout", "name a file or a folder")
     many = is_output_folder(output)
     if not many and output.suffix.lower() != ending.lower():
-        raise UsageError(f"--output {output}: the result is a {ending} file", f"name a {ending} file or a folder")
+        raise UsageError(
+            f"--output {output}: the result is a {ending} file", f"name a {ending} file, or a folder as NAME/"
+        )
     if not many and len(sources) > 1:
         raise UsageError(f"--output {output}: is one file for {len(sources)} results", "name a folder")
     targets = [output / f"{stem(source)}{suffix}" for source in sources] if many else [output]

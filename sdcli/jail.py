@@ -13,18 +13,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NoReturn
 
 from sdcli.errors import InputError, ResourceError
-from sdcli.files import atomic_write, exists, make_folder, open_regular, read_bytes, remove_dead_parts
+from sdcli.files import atomic_write, exists, make_folder, open_regular, read_bytes, remove_dead_parts, stamp
 
 ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch began its files before 1.6 wrote zip archives
 REFUSED, NO_ROOM = 3, 5  # exit codes of the child: it says why on stdout; the file it hands over cannot be written
 GET_SAFETENSORS = "get the same as safetensors"
 MAX_YAML_BYTES = 1 << 20
-COPY_NAME = re.compile(r"[\w.+,-]{1,100}-[0-9a-f]{16}\.safetensors", re.ASCII)  # of what as_safetensors makes
+# Of what as_safetensors makes: the stem, and hashes of the path and of what tells the file from one written anew.
+COPY_NAME = re.compile(r"[\w.+,-]{1,80}-(?P<place>[0-9a-f]{16})-[0-9a-f]{16}\.safetensors", re.ASCII)
 MAX_WORDS = 1 << 16  # bytes of what the child says
 # The path of imports is the parent's, and nothing is read from where the command happens to run.
 CHILD = (
@@ -67,6 +69,7 @@ def run(path: Path, reader: str, handed_over: IO[bytes], *, max_bytes: int | Non
 def as_safetensors(path: Path, folder: Path) -> Path:
     """The tensors of a pickled checkpoint as safetensors: a copy in our cache, made where there is none yet.
 
+    Copies of what the file was before it was written anew go.
     folder: where such copies lie. Errors as `run`; OutputError when the copy cannot be written.
     """
     copy = copy_of(path, folder)
@@ -81,19 +84,33 @@ def as_safetensors(path: Path, folder: Path) -> Path:
             part.write_bytes(read_bytes(beside, max_bytes=MAX_YAML_BYTES))
     with atomic_write(copy, mode=mode) as part, part.open("w+b") as stream:
         run(path, "checkpoint", stream)
+    for old in copies_of(path, folder):
+        if old != copy:
+            for one in (old, old.with_suffix(".yaml")):
+                with suppress(OSError):  # not there, or not ours to delete
+                    one.unlink()
     return copy
+
+
+def copies_of(path: Path, folder: Path) -> list[Path]:
+    """All copies there are of what a pickled checkpoint is and was."""
+    place = _digest(str(path.resolve()))
+    named = ((one, COPY_NAME.fullmatch(one.name)) for one in folder.glob("*.safetensors"))
+    return sorted(one for one, match in named if match is not None and match["place"] == place)
 
 
 def copy_of(path: Path, folder: Path) -> Path:
     """Where the copy of a pickled checkpoint lies, or would: by what is new in a file written anew, its .yaml too."""
-    known = str(path.resolve())
+    known = ""
     for one in (path, path.with_suffix(".yaml")):
         if exists(one):
-            status = one.stat()
-            known += f":{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
-    digest = hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()[:16]
-    stem = re.sub(r"[^\w.+,-]", "-", path.stem, flags=re.ASCII)[:100]
-    return folder / f"{stem}-{digest}.safetensors"
+            known += "".join(f":{number}" for number in stamp(one.stat()))
+    stem = re.sub(r"[^\w.+,-]", "-", path.stem, flags=re.ASCII)[:80]
+    return folder / f"{stem}-{_digest(str(path.resolve()))}-{_digest(known)}.safetensors"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def tell(path: Path, code: int, words: bytes) -> NoReturn:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import reprlib
 import unicodedata
 from collections import Counter
@@ -32,6 +33,11 @@ TOKENIZERS = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}  # f
 CONDITIONERS = ("text_encoder", "class_embedder")  # a model has one of them
 XL_EMBEDDING = "text_time"  # addition_embed_type of XL's UNet: a summary of the prompt, and sizes
 VARIANTS = ("", ".fp16")  # the first that is there is read: float32, or as published, before the float16 copy
+# diffusers' pipelines with the parts that are read; those of XL have a second text encoder.
+PIPELINES, PIPELINES_XL = (
+    tuple(f"StableDiffusion{xl}{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint")) for xl in ("", "XL")
+)
+SHARED_MARK = ".huggingface-shared-blobs"  # in a Hub cache's folder of blobs that repositories share
 MAX_JSON_BYTES = 16 << 20
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME = 255  # characters; ImageNet's longest has 121
@@ -56,14 +62,20 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def root(folder: Path) -> Path:
+def root(folder: Path, path: Path | None = None) -> Path:
     """The real folder that every file of a model must lie in, so that no link leads out of it.
 
-    A Hub cache keeps its files as links to ../../../blobs, inside the folder of the repository.
+    A Hub cache keeps its files as links to ../../../blobs, inside the folder of the repository. What is there may be a
+    link in turn to the blobs that all repositories share: if that is so of the file at `path`, it is their folder.
     """
     real = folder.resolve()
     is_snapshot = real.parent.name == "snapshots" and real.parents[1].name.startswith("models--")
-    return real.parents[1] if is_snapshot else real
+    if not is_snapshot:
+        return real
+    shared = real.parents[2] / "blobs"
+    if path is not None and exists(shared / SHARED_MARK) and os.path.realpath(path).startswith(f"{shared}{os.sep}"):
+        return shared
+    return real.parents[1]
 
 
 def single_file(place: Path) -> Checkpoint | None:
@@ -71,15 +83,25 @@ def single_file(place: Path) -> Checkpoint | None:
     return read_checkpoint(place) if place.is_file() else None
 
 
-def config(place: Path, part: str) -> dict[str, Any]:
-    """The config of one part of a model, of `scheduler` too. Raises InputError."""
+def config(place: Path, part: str, prediction: str | None = None) -> dict[str, Any]:
+    """The config of one part of a model, of `scheduler` too. Raises InputError.
+
+    prediction: what the user says that the UNet predicts, in diffusers' words; on it hangs the native size of a single
+    file. None takes the model's own word.
+    """
     checkpoint = single_file(place)
     if checkpoint is None:
-        return read_json(place / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
-    found = checkpoint.scheduler if part == "scheduler" else checkpoint.configs.get(part)
-    if found is None:
-        raise InputError(f"{place}: holds no {part}", "name a whole model")
-    return copy.deepcopy(dict(found))
+        found = read_json(place / part / ("scheduler_config.json" if part == "scheduler" else "config.json"))
+    else:
+        if prediction not in (None, checkpoint.scheduler.get("prediction_type")):
+            checkpoint = read_checkpoint(place, prediction)
+        there = checkpoint.scheduler if part == "scheduler" else checkpoint.configs.get(part)
+        if there is None:
+            raise InputError(f"{place}: holds no {part}", "name a whole model")
+        found = copy.deepcopy(dict(there))
+    if part == "scheduler" and prediction is not None:
+        found["prediction_type"] = prediction
+    return found
 
 
 def settings(place: Path) -> dict[str, Any]:
@@ -119,13 +141,13 @@ def encoders(place: Path) -> tuple[str, ...]:
 
 
 def is_empty_zero(place: Path) -> bool:
-    """Whether an empty negative prompt of Stable Diffusion XL is all zeros; where a folder does not say, it is.
+    """Whether an empty negative prompt of Stable Diffusion XL is all zeros; where a model does not say, it is.
 
     Raises InputError.
     """
-    if place.is_file():
-        return True
-    value = read_json(place / "model_index.json").get("force_zeros_for_empty_prompt", True)
+    checkpoint = single_file(place)
+    index = read_json(place / "model_index.json") if checkpoint is None else checkpoint.index
+    value = index.get("force_zeros_for_empty_prompt", True)
     if not isinstance(value, bool):
         what = f"{place}/model_index.json:force_zeros_for_empty_prompt: is {reprlib.repr(value)}"
         raise InputError(what, "expected is true or false")
@@ -135,6 +157,34 @@ def is_empty_zero(place: Path) -> bool:
 def parts(folder: Path) -> tuple[str, ...]:
     """The parts of a model that hold weights. Raises InputError as `conditioner` does."""
     return ("vae", "unet", *(encoders(folder) or (conditioner(folder),)))
+
+
+def check_kind(folder: Path, name: str | None = None) -> None:
+    """Raise InputError unless the index of `folder` says that it is a model of a kind that is read.
+
+    name: what the folder is called in the error, where that is not its path.
+    """
+    if not (folder / "model_index.json").is_file():
+        what = f"{name or folder}: has no model_index.json"
+        raise InputError(what, "name the folder of a model in the diffusers layout")
+    kind = read_json(folder / "model_index.json").get("_class_name")
+    if kind not in (*PIPELINES, *PIPELINES_XL):
+        raise InputError(
+            f"{name or folder}: is a {kind!r}", "only models of Stable Diffusion 1.x, 2.x and XL are supported"
+        )
+
+
+def check_folder(folder: Path, name: str | None = None) -> None:
+    """Raise InputError unless `folder` looks like a whole model in the diffusers layout; name: as in `check_kind`."""
+    check_kind(folder, name)
+    is_xl = read_json(folder / "model_index.json").get("_class_name") in PIPELINES_XL
+    if is_xl and (folder / ENCODERS[1]).is_dir() and not (folder / ENCODERS[0]).is_dir():
+        what = f"{name or folder}: is a refiner of Stable Diffusion XL"
+        raise InputError(what, "only whole models are supported; use the base")
+    needed = {**dict.fromkeys(parts(folder)), **dict.fromkeys(ENCODERS if is_xl else ())}
+    for part in (*needed, *(TOKENIZERS[part] for part in needed if part in TOKENIZERS), "scheduler"):
+        if not (folder / part).is_dir():
+            raise InputError(f"{name or folder}: has no {part}/", "name the folder of a whole model")
 
 
 def classes(folder: Path) -> tuple[str, ...] | None:
@@ -183,8 +233,16 @@ def weight_files(folder: Path, part: str) -> list[Path]:
         if single.exists():
             return _inside(folder, [single])
         if index.exists():
-            return _inside(folder, _shards(index))
+            return _inside(folder, [index.parent / name for name in shard_names(index)])
     raise InputError(f"{folder / part}: has no {stem}.safetensors", "pickled weights are not read; convert them first")
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of shards names. Raises InputError."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: has no weight_map", "get the file again")
+    return sorted(set(map(str, weight_map.values())))
 
 
 def safetensors_header(path: Path) -> dict[str, Any]:
@@ -222,14 +280,7 @@ def _no_class_config(key: str, value: object, expected: str) -> InputError:
     return InputError(f"class_embedder/config.json:{key}: is {reprlib.repr(value)}", f"expected is {expected}")
 
 
-def _shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index}: has no weight_map", "get the file again")
-    return [index.parent / name for name in sorted(set(map(str, weight_map.values())))]
-
-
 def _inside(folder: Path, paths: list[Path]) -> list[Path]:
     for path in paths:
-        open_regular(path, within=root(folder)).close()
+        open_regular(path, within=root(folder, path)).close()
     return paths

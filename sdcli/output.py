@@ -30,6 +30,7 @@ class _Mode:
     is_debug: bool = False
     is_mute: bool = False
     warned: Counter[str] = field(default_factory=Counter)
+    shown: Progress | None = None  # the display that is open: two would draw over each other
 
 
 _mode = _Mode()
@@ -42,7 +43,11 @@ def configure(*, json: bool, quiet: bool, debug: bool) -> None:
     warnings.simplefilter("default" if debug else "ignore")
     warnings.simplefilter("always", SdcliWarning)
     warnings.showwarning = _show_warning
-    for library in ("DIFFUSERS", "TRANSFORMERS"):  # read when they are imported; their notes are for programmers
+    for library in (
+        "DIFFUSERS",
+        "TRANSFORMERS",
+        "HF_HUB",
+    ):  # read when they are imported; their notes are for programmers
         os.environ.setdefault(f"{library}_VERBOSITY", "warning" if debug else "error")
 
 
@@ -129,8 +134,8 @@ class Progress:
         self._tasks: dict[str, Any] = {}
 
     def update(self, what: str, done: int, total: int, info: str = "") -> None:
-        """Show `done` of `total` of one piece of work; `info` stands behind the bar."""
-        if self._bar is None:
+        """Show `done` of `total` of one piece of work; `info` stands behind the bar. What is done goes away."""
+        if self._bar is None or (what not in self._tasks and done >= total):
             return
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total, info="")
@@ -156,7 +161,10 @@ def shows_pictures() -> bool:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A progress display, silent where stderr is no terminal, or with --quiet or --json."""
+    """A progress display, silent where stderr is no terminal, or with --quiet or --json; within one, that one."""
+    if _mode.shown is not None:
+        yield _mode.shown
+        return
     if _mode.is_quiet or _mode.is_json or _mode.is_mute or not sys.stderr.isatty():
         yield Progress(None)
         return
@@ -169,7 +177,11 @@ def progress() -> Iterator[Progress]:
     console = Console(stderr=True)
     # rich would send what is printed meanwhile to its own console, stderr: a result is for stdout, terminal or not.
     with RichProgress(*columns, info, console=console, transient=True, redirect_stdout=False) as bar:
-        yield Progress(bar)
+        _mode.shown = Progress(bar)
+        try:
+            yield _mode.shown
+        finally:
+            _mode.shown = None
 
 
 def open_streams() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from sdcli import generate
 from sdcli.archive import comparing, hearing
-from sdcli.archive.asking import ask, form, model_remarks
+from sdcli.archive.asking import ask, form, model_remarks, prediction_drift
 from sdcli.archive.comparing import Comparison
 from sdcli.archive.foreign import Remark
 from sdcli.archive.reading import MAX_FILE_BYTES, said_in
@@ -136,6 +136,7 @@ def _replayed(spec: ReplaySpec, source: Path, target: Path | None, models: _Mode
     try:
         asked = ask(spec, said, source, target)
         decided = plan(asked.spec)
+        decided = replace(decided, model=replace(decided.model, ref=asked.model))
     except UsageError as error:
         if spec.says_something:
             raise UsageError(f"{source}: {error.message}", error.hint) from error
@@ -162,7 +163,8 @@ def _replayed(spec: ReplaySpec, source: Path, target: Path | None, models: _Mode
         yield Replayed(source, {**facts, "source": str(source), **told}, path, extra)
         return
     record |= {name: before[name] for name in ("job", "id") if name in before}  # as a batch says of its own
-    verdict = _compared(data, there, drawn.image, said, source, record, unheeded)
+    known = unheeded + prediction_drift(spec, asked.spec, decided.model)
+    verdict = _compared(data, there, drawn.image, said, source, record, known)
     yield replace(verdict, facts={**({"path": str(path)} if path is not None else {}), **verdict.facts}, path=path)
 
 
@@ -212,12 +214,12 @@ def _compared(
     said: Provenance,
     source: Path,
     record: Mapping[str, Any],
-    unheeded: list[str],
+    known: list[str],
 ) -> Replayed:
-    """The verdict on one picture; record: what the one drawn again would say."""
+    """The verdict on one picture; record: what the one drawn again would say, known: drift that it does not show."""
     is_own = hearing.is_own(said)
     comparison = comparing.compare(data, there, drawn, record if is_own else None)
-    drift = unheeded + comparing.drift(said.facts, record, is_own=is_own)
+    drift = known + comparing.drift(said.facts, record, is_own=is_own)
     if comparison.largest is None:
         drift.append(f"size: {there.width} x {there.height} px there, {drawn.width} x {drawn.height} here")
     if comparison.equal is None and not drift:

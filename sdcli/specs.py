@@ -13,6 +13,7 @@ from typing import ClassVar
 from sdcli.checks import (
     DTYPES,
     IF_EXISTS,
+    MAX_COUNT,
     MAX_SEED,
     MAX_SIDE,
     MAX_STEPS,
@@ -93,7 +94,7 @@ class GenerateSpec:
             between("eta", self.eta, 0.0, 1.0)
         if self.seed is not None:
             between("seed", self.seed, 0, MAX_SEED)
-        at_least("count", self.count, 1)
+        between("count", self.count, 1, MAX_COUNT)
         if self.batch_size is not None:
             at_least("batch_size", self.batch_size, 1)
         if self.size is not None and (self.width is not None or self.height is not None):
@@ -197,6 +198,7 @@ class CodecSpec:
     sample: bool = False
     invert: str | None = None  # what the picture shows, in a prompt or the name of a class
     negative: str = ""
+    prediction: str | None = None  # by the UNet, as in GenerateSpec
     clip_skip: int = 0  # as in GenerateSpec
     lora: tuple[str, ...] = ()  # of the model that inverts, as in GenerateSpec
     steps: int | None = None  # of the inversion; None: the model's own, else the tool's default
@@ -217,11 +219,13 @@ class CodecSpec:
             parse_size(self.size)
         if self.steps is not None:
             between("steps", self.steps, 1, MAX_STEPS)
+        if self.prediction is not None:
+            one_of("prediction", self.prediction, tuple(PREDICTIONS))
         at_least("guidance", self.guidance, 1.0)
         at_least("clip_skip", self.clip_skip, 0)
         if self.sample and self.invert is not None:
             raise UsageError("--sample and --invert exclude each other", "an inversion starts from the mean")
-        for name in ("negative", "clip_skip", "lora", "steps", "guidance"):
+        for name in ("negative", "prediction", "clip_skip", "lora", "steps", "guidance"):
             if self.invert is None and getattr(self, name) != getattr(CodecSpec, name):
                 raise UsageError(f"{option(name)} without --invert: nothing is denoised", "leave it out")
         if self.seed != CodecSpec.seed and not self.sample:

@@ -14,8 +14,8 @@ from sdcli import layout, store
 from sdcli.errors import UsageError
 from sdcli.files import place
 from sdcli.lab.specs import TokensSpec
+from sdcli.pipeline import known_words, vocabulary, wildcards
 from sdcli.pipeline import prompt as syntax
-from sdcli.pipeline import vocabulary, wildcards
 from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Vocabulary
 from sdcli.plan import Plan
@@ -109,13 +109,17 @@ def counted(plan: Plan) -> dict[str, Any]:
     words, _ = _words(plan.model.folder, (), plan.swaps)
     choices = vocabulary.read(words, plan.prompts[0].prompt_choices)
     found: dict[str, dict[str, int]] = {}
+    unknown: dict[str, None] = {}
     for prompt in dict.fromkeys(one.prompt for one in plan.prompts):
         chunks = vocabulary.read(words, prompt)
         vocabulary.warn_of_cut(chunks, "prompt")
         vocabulary.warn_of_unused(words.swaps, chunks, choices)
         found[prompt] = chunks.counts()
+        unknown |= dict.fromkeys(known_words.unknown(plan.known_words, prompt))
+    known_words.warn_of_unknown(tuple(unknown), "prompt")
     counts = [found[one.prompt] for one in plan.prompts]
-    facts = {"tokens": counts[0] if plan.prompts[0].prompt_template is None else counts}
+    facts: dict[str, Any] = {"tokens": counts[0] if plan.prompts[0].prompt_template is None else counts}
+    facts |= {"unknown_words": list(unknown)} if unknown else {}
     return facts | _counted_negative(replace(words, swaps=()), plan)
 
 

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,13 +49,18 @@ class Ended:
 
 
 class Forks:
-    """The client side: one server process for a whole test session."""
+    """The client side: one server process for a whole test session.
 
-    def __init__(self) -> None:
+    warm_up: what it imports before the first fork; environment: what it and its forks have besides our own.
+    """
+
+    def __init__(self, warm_up: Sequence[str] = WARM_UP, environment: Mapping[str, str] | None = None) -> None:
         search_path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         self.environment = {**os.environ, "PYTHONPATH": search_path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        self.environment |= environment if environment is not None else {}
+        command = [sys.executable, __file__, *warm_up]
         self._server = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment
         )
 
     def sdcli(self, *arguments: object, **how: Any) -> Ended:
@@ -71,15 +76,17 @@ class Forks:
         send: int = 0,
         file_limit: int = 0,
         in_all_threads: bool = False,
+        environment: Mapping[str, str] | None = None,
     ) -> Ended:
         """Python code that finds `arguments`; before its `at`-th write to the file system (from 1) it gets a signal.
 
         file_limit: bytes that no file may exceed, as on a full disk; 0 sets none.
         in_all_threads: whether the writes of other threads than the first are counted, too.
+        environment: variables of this process alone.
         """
         assert self._server.stdin is not None and self._server.stdout is not None
         request = {"code": code, "arguments": list(arguments), "at": at, "send": send, "file_limit": file_limit}
-        request["in_all_threads"] = in_all_threads
+        request |= {"in_all_threads": in_all_threads, "environment": dict(environment or {})}
         print(json.dumps(request), file=self._server.stdin, flush=True)
         return Ended(**json.loads(self._server.stdout.readline()))
 
@@ -92,7 +99,7 @@ class Forks:
 
 def serve() -> None:
     """Answer requests until stdin closes."""
-    for name in WARM_UP:
+    for name in sys.argv[1:]:
         __import__(name)
     for line in sys.stdin:
         print(json.dumps(_fork(json.loads(line))), flush=True)
@@ -121,6 +128,7 @@ def _work(request: dict[str, Any], writers: Sequence[int]) -> int:
     os.dup2(writers[1], 2)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # ignored in what nohup or a script's `&` began
         signal.signal(number, signal.SIG_DFL)
+    os.environ.update(request["environment"])
     _watch_writes(writers[2], request["at"], request["send"], in_all_threads=request["in_all_threads"])
     if request["file_limit"]:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

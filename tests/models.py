@@ -172,7 +172,7 @@ def copy(folder: Path, target: Path, *, without: str = "") -> Path:
 def hub_cache(folder: Path, cache: Path, repo: str, *, revision: str = "main") -> Path:
     """Lay a model out as huggingface_hub's cache does: blobs, and a snapshot of links to them. Returns the snapshot."""
     root = cache / f"models--{repo.replace('/', '--')}"
-    commit = "0123456789abcdef0123456789abcdef01234567"
+    commit = hashlib.sha1(revision.encode()).hexdigest()
     for source in sorted(path for path in folder.rglob("*") if path.is_file()):
         blob = root / "blobs" / hashlib.sha256(source.read_bytes()).hexdigest()
         blob.parent.mkdir(parents=True, exist_ok=True)
@@ -180,14 +180,27 @@ def hub_cache(folder: Path, cache: Path, repo: str, *, revision: str = "main") -
         link = root / "snapshots" / commit / source.relative_to(folder)
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(os.path.relpath(blob, link.parent))
-    (root / "refs").mkdir()
+    (root / "refs").mkdir(exist_ok=True)
     (root / "refs" / revision).write_text(commit, encoding="utf-8")
     return root / "snapshots" / commit
 
 
-def pipeline(folder: Path, **parts: None) -> StableDiffusionPipeline:
-    """diffusers' own pipeline over a model folder, without the parts that are None: the oracle."""
-    loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True, **parts)
+def share(link: Path) -> Path:
+    """Have the content that a link of a snapshot leads to in the store that all repositories of the cache share."""
+    blob = link.resolve()
+    store = blob.parents[2] / "blobs"
+    content = store / "ab" / ("ab" * 32)
+    content.parent.mkdir(parents=True, exist_ok=True)
+    (store / ".huggingface-shared-blobs").write_text("1\n", encoding="utf-8")
+    content.with_name(f"{content.name}.refs").write_text(f"{blob.relative_to(store.parent)}\n", encoding="utf-8")
+    blob.rename(content)
+    blob.symlink_to(os.path.relpath(content, blob.parent))
+    return content
+
+
+def pipeline(folder: Path | str, **how: Path | None) -> StableDiffusionPipeline:
+    """diffusers' own pipeline over a folder or a Hub id in `cache_dir`, without the parts that are None: the oracle."""
+    loaded = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True, **how)
     loaded.set_progress_bar_config(disable=True)
     return loaded
 

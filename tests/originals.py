@@ -6,7 +6,7 @@ AutoencoderKL, and the text encoders of transformers and open_clip), without a l
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,19 @@ Shapes = dict[str, tuple[int, ...]]
 class Kind:
     """What a checkpoint is of; the defaults are small."""
 
-    version: int = 1
+    version: int = 1  # 3 is XL
     channels: int = 32  # of the UNet's and the VAE's first level
     multiples: tuple[int, ...] = (1, 1, 2, 2)
+    depths: tuple[int, ...] = (1, 1, 1, 0)  # transformer blocks behind each ResNet of a level
     context: int = 16
     text_layers: int = 2
     vocabulary: int = 49408
     in_channels: int = 4
+    # Of XL alone: the second text encoder's width and layers, that of its projection, and of the embedding of a size.
+    second: int = 0
+    second_layers: int = 0
+    projection: int = 0
+    of_size: int = 0
 
 
 SD1 = Kind()
@@ -35,16 +41,21 @@ SD2 = Kind(version=2, text_layers=24)
 INPAINTING = Kind(in_channels=9)
 REAL_SD1 = Kind(channels=320, multiples=(1, 2, 4, 4), context=768, text_layers=12)
 REAL_SD2 = Kind(version=2, channels=320, multiples=(1, 2, 4, 4), context=1024, text_layers=24)
-XL_KEYS: Shapes = {
-    "conditioner.embedders.0.transformer.text_model.embeddings.token_embedding.weight": (49408, 8),
-    "conditioner.embedders.1.model.token_embedding.weight": (49408, 8),
-}
+SDXL = Kind(3, 32, (1, 2, 2), (0, 1, 2), text_layers=4, second=24, second_layers=3, projection=20, of_size=8)
+REAL_SDXL = Kind(3, 320, (1, 2, 4), (0, 2, 10), context=768, text_layers=12)
+REAL_SDXL = replace(REAL_SDXL, second=1280, second_layers=32, projection=1280, of_size=256)
+CLIP_XL, OPEN_CLIP_XL = "conditioner.embedders.0.transformer.text_model.", "conditioner.embedders.1.model."
 
 
 def shapes(kind: Kind) -> Shapes:
     """Every tensor of a whole checkpoint that a model is drawn with."""
     found = {f"model.diffusion_model.{key}": shape for key, shape in unet(kind).items()}
     found |= {f"first_stage_model.{key}": shape for key, shape in vae(kind).items()}
+    if kind.version == 3:
+        found |= {CLIP_XL + key: shape for key, shape in clip(kind).items()}
+        second = replace(kind, context=kind.second, text_layers=kind.second_layers)
+        found |= {OPEN_CLIP_XL + key: shape for key, shape in open_clip(second).items()}
+        return found | {f"{OPEN_CLIP_XL}text_projection": (kind.second, kind.projection)}
     prefix = "cond_stage_model.model." if kind.version == 2 else "cond_stage_model.transformer.text_model."
     return found | {prefix + key: shape for key, shape in (open_clip if kind.version == 2 else clip)(kind).items()}
 
@@ -52,6 +63,9 @@ def shapes(kind: Kind) -> Shapes:
 def leftovers(kind: Kind) -> dict[str, Tensor]:
     """What the authors' files hold besides: schedules, positions, the projections of texts."""
     found = {"betas": torch.linspace(0, 1, 10, dtype=torch.float64), "alphas_cumprod": torch.linspace(1, 0, 10)}
+    if kind.version == 3:
+        found |= {"denoiser.sigmas": torch.linspace(0, 14, 1000), f"{OPEN_CLIP_XL}logit_scale": torch.tensor(4.6)}
+        return found | {f"{CLIP_XL}embeddings.position_ids": torch.arange(77)[None]}
     if kind.version == 1:
         return found | {"cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None]}
     return found | {
@@ -86,10 +100,13 @@ def write(path: Path, kind: Kind = SD1, *, metadata: dict[str, str] | None = Non
 
 
 def unet(kind: Kind) -> Shapes:
-    """UNetModel of 2 ResNets a level with attention on all but the innermost."""
+    """UNetModel of 2 ResNets a level, each with attention behind it where the level has any."""
     made: Shapes = {}
     first, widest = kind.channels, len(kind.multiples) - 1
     embedding = 4 * first
+    if kind.version == 3:
+        told = kind.projection + 6 * kind.of_size
+        made |= _linear("label_emb.0.0", told, embedding) | _linear("label_emb.0.2", embedding, embedding)
     made |= _linear("time_embed.0", first, embedding) | _linear("time_embed.2", embedding, embedding)
     made |= _conv("input_blocks.0.0", kind.in_channels, first)
     widths, width, block = [first], first, 1
@@ -97,25 +114,24 @@ def unet(kind: Kind) -> Shapes:
         for _ in range(2):
             made |= _resnet(f"input_blocks.{block}.0", width, multiple * first, embedding)
             width = multiple * first
-            if level < widest:
-                made |= _transformer(f"input_blocks.{block}.1", width, kind)
+            made |= _transformer(f"input_blocks.{block}.1", width, kind, kind.depths[level])
             widths.append(width)
             block += 1
         if level < widest:
             made |= _conv(f"input_blocks.{block}.0.op", width, width)
             widths.append(width)
             block += 1
-    made |= _resnet("middle_block.0", width, width, embedding) | _transformer("middle_block.1", width, kind)
+    made |= _resnet("middle_block.0", width, width, embedding)
+    made |= _transformer("middle_block.1", width, kind, max(1, kind.depths[-1]))
     made |= _resnet("middle_block.2", width, width, embedding)
     block = 0
     for level, multiple in reversed(list(enumerate(kind.multiples))):
         for layer in range(3):
             made |= _resnet(f"output_blocks.{block}.0", width + widths.pop(), multiple * first, embedding)
             width = multiple * first
-            if level < widest:
-                made |= _transformer(f"output_blocks.{block}.1", width, kind)
+            made |= _transformer(f"output_blocks.{block}.1", width, kind, kind.depths[level])
             if level > 0 and layer == 2:
-                made |= _conv(f"output_blocks.{block}.{2 if level < widest else 1}.conv", width, width)
+                made |= _conv(f"output_blocks.{block}.{2 if kind.depths[level] else 1}.conv", width, width)
             block += 1
     return made | _norm("out.0", width) | _conv("out.2", width, 4)
 
@@ -189,15 +205,24 @@ def _resnet(name: str, given: int, made: int, embedding: int) -> Shapes:
     return found | (_conv(f"{name}.skip_connection", given, made, 1) if given != made else {})
 
 
-def _transformer(name: str, width: int, kind: Kind) -> Shapes:
-    """SpatialTransformer: convolutions before and behind in 1.x, matrices in 2.x."""
+def _transformer(name: str, width: int, kind: Kind, depth: int) -> Shapes:
+    """SpatialTransformer, or none: convolutions before and behind in 1.x, matrices in 2.x and XL."""
+    if not depth:
+        return {}
     found = _norm(f"{name}.norm", width)
     for part in ("proj_in", "proj_out"):
         found |= (
-            _linear(f"{name}.{part}", width, width) if kind.version == 2 else _conv(f"{name}.{part}", width, width, 1)
+            _conv(f"{name}.{part}", width, width, 1) if kind.version == 1 else _linear(f"{name}.{part}", width, width)
         )
-    block = f"{name}.transformer_blocks.0"
-    for attention, context in (("attn1", width), ("attn2", kind.context)):
+    for number in range(depth):
+        found |= _block(f"{name}.transformer_blocks.{number}", width, kind.context + kind.second)
+    return found
+
+
+def _block(block: str, width: int, read: int) -> Shapes:
+    """BasicTransformerBlock, which reads a context of width `read`."""
+    found: Shapes = {}
+    for attention, context in (("attn1", width), ("attn2", read)):
         for part, given in (("to_q", width), ("to_k", context), ("to_v", context)):
             found[f"{block}.{attention}.{part}.weight"] = (width, given)
         found |= _linear(f"{block}.{attention}.to_out.0", width, width)

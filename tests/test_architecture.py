@@ -15,14 +15,14 @@ import sdcli
 
 ROOT = Path(sdcli.__file__).parent
 PACKAGES = ("cli", "pipeline", "training", "builtin", "jobs", "lab", "pages", "archive", "warm", "original")
-PACKAGES += ("schedulers", "plan", "drawing")
+PACKAGES += ("schedulers", "plan", "drawing", "hub")
 # Anyone may import them; `sdcli` itself holds the version.
-GROUND = {"sdcli", "errors", "checks", "files", "headers", "original", "layout", "jail"}
+GROUND = {"sdcli", "errors", "checks", "files", "headers", "original", "layout", "jail", "hub"}
 FOUNDATION = GROUND | {"specs", "train_specs", "model_specs", "store", "schedulers", "plan", "ledger", "inputs"}
 FOUNDATION |= {"latent_files", "events", "drawing", "jobs", "lab", "pages", "archive", "warm"}
 BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "model_specs", "output", "store", "schedulers", "plan", "events"}
 BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "sdcli.archive.specs", "facts", "removal"}
-BEFORE_THE_STORY |= {"sdcli.warm.client", "sdcli.warm.identity", "sdcli.warm.place"}
+BEFORE_THE_STORY |= {"sdcli.warm.client", "sdcli.warm.identity", "sdcli.warm.place", "listing"}
 # What a room may import; every top-level module that is not named here tells a story.
 MAY_IMPORT: dict[str, set[str]] = {
     "sdcli": set(),
@@ -33,10 +33,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jail": {"errors", "files"},
     "original": {"errors", "files", "headers", "original"},
     "layout": {"errors", "files", "headers", "original"},
+    "hub": {"errors", "files"},
+    "hub.choosing": {"errors", "layout", "hub"},
+    "hub.contents": {"files", "hub"},
+    "hub.fetching": {"errors", "files", "headers", "hub"},
+    "hub.refusals": {"errors", "files", "hub"},
+    "hub.pulling": {"errors", "files", "layout", "original", "hub"},
     "specs": GROUND,
     "train_specs": GROUND | {"specs"},
     "output": GROUND,
-    "store": GROUND,
+    "store": GROUND | {"events"},
+    "listing": GROUND | {"store"},
     "facts": GROUND | {"store", "sdcli.pipeline.adapter_facts", "sdcli.pipeline.adapters"},
     "removal": GROUND | {"store"},
     "model_specs": GROUND | {"specs"},
@@ -58,7 +65,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan.initial": GROUND
     | {"specs", "store", "schedulers", "latent_files", "sdcli.pipeline.images"}
     | {"sdcli.plan.lora_files", "sdcli.plan.parts"},
-    "plan": GROUND | {"specs", "store", "schedulers", "plan", "sdcli.pipeline.wildcards"},
+    "plan": GROUND | {"specs", "store", "schedulers", "plan", "sdcli.pipeline.known_words", "sdcli.pipeline.wildcards"},
     "ledger": GROUND,
     "jobs.lines": GROUND | {"specs"},
     "jobs.tally": GROUND,
@@ -123,7 +130,8 @@ PIPELINE_LEAVES = {
 }
 LIGHT = (
     *("errors", "checks", "files", "headers", "jail", "original.checkpoint", "layout"),
-    *("specs", "train_specs", "output", "store", "facts", "schedulers"),
+    *("specs", "train_specs", "output", "store", "listing", "facts", "schedulers"),
+    *("hub", "hub.choosing", "hub.contents", "hub.fetching", "hub.pulling", "hub.refusals"),
     *("plan", "latent_files", "inputs", "pipeline.adapter_facts", "pipeline.lora_shapes"),
     *("jobs.tally", "jobs.lines", "jobs.inputs", "jobs.plan", "jobs.ledger", "jobs.album", "jobs.stdin"),
     *("lab.specs", "lab.plan", "lab.plots", "lab.table", "archive.specs"),

@@ -451,6 +451,28 @@ def test_a_gallery_has_the_pictures_of_all_shares_in_the_order_of_the_jobs_whene
     assert re.findall(r'href="./(\d).png"', page.path.read_text(encoding="utf-8")) == ["9", "8", "7", "6", "5", "4"]
 
 
+def test_of_launched_processes_every_one_writes_the_gallery_and_the_first_tells_it(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    jobs, told = jobs_of(3), []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        told += [one.pictures for one in folder.run(jobs, how={"gallery": True}) if isinstance(one, batch.Gallery)]
+    assert told == [2]
+    page = (folder.out / "gallery.html").read_text(encoding="utf-8")
+    assert len(set(re.findall(r'href="\./([^"]+\.png)"', page))) == 3
+
+
+def test_what_is_written_below_the_jobs_meanwhile_is_for_the_next_call(folder: Folder) -> None:
+    spec = folder.spec(jobs_of(4), how={"gallery": True})
+    told = batch.run(spec, plan_batch(spec), [])
+    with spec.jobs.open("a", encoding="utf-8") as stream:
+        stream.write('{"prompt": "one more", "steps": 1}\n{"prompt": "hal')
+    *_, page = told
+    assert page.pictures == len(folder.pictures()) == len(folder.ledger()) == 4
+
+
 def test_a_signal_before_the_first_image_is_in_flight_draws_none(folder: Folder) -> None:
     told = events(folder.spec([{"prompt": "a cat"}]), stop=[signal.SIGTERM])
     assert isinstance(told[-1], Stopped) and folder.pictures() == {}

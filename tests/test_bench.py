@@ -158,6 +158,17 @@ def test_a_learned_word_is_measured_where_a_prompt_has_it(sd1: Path, tmp_path: P
         rows_of(sd1, tmp_path / "a", prompt=("a <my-cat>",), **how | {"embedding": (f"{file}:<my-cat>",)})
 
 
+def test_what_the_unet_predicts_can_be_said_and_makes_another_run(model: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"schedulers": "ddim", "steps": "2", "reference_steps": 4}
+    asked = rows_of(model, tmp_path / "asked", prediction="v", **how)
+    plain = rows_of(model, tmp_path / "plain", **how)
+    models.edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    said = rows_of(model, tmp_path / "said", **how)
+    assert asked[0]["latent_rmse"] == said[0]["latent_rmse"] != plain[0]["latent_rmse"]
+    with pytest.raises(InputError, match="scheduler_config"):
+        rows_of(model, tmp_path / "asked", prediction="epsilon", **how)
+
+
 def test_models_of_classes_and_without_any_are_compared_too(
     classed: Path, unconditional: Path, learned: Path, tmp_path: Path
 ) -> None:

@@ -470,6 +470,24 @@ def test_an_inversion_with_a_lora_is_of_the_model_that_it_makes(sd1: Path, photo
     assert (said["file"], said["scale"]) == ("lora.safetensors", 1.0)
 
 
+def test_what_the_unet_predicts_can_be_said_of_an_inversion_and_is_to_be_said_again(
+    sd1: Path, model: Path, photo: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    how: dict[str, Any] = {"invert": "a dog", "steps": 3}
+    asked = encoded(sd1, photo, tmp_path / "a.safetensors", prediction="v", **how)
+    plain = encoded(sd1, photo, tmp_path / "b.safetensors", **how)
+    models.edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    said = encoded(model, photo, tmp_path / "c.safetensors", **how)
+    assert torch.equal(tensor(asked.path), tensor(said.path))
+    assert not torch.equal(tensor(asked.path), tensor(plain.path))
+    assert [metadata(one.path)["prediction"] for one in (asked, plain, said)] == ["v", "epsilon", "v"]
+    drawing = GenerateSpec(prompt="a dog", model=str(sd1), scheduler="ddim", steps=3, guidance=1.0, output=tmp_path)
+    plan(replace(drawing, latents=asked.path, prediction="v"))
+    assert [str(one.message) for one in recwarn if one.category is SdcliWarning] == []
+    with pytest.warns(SdcliWarning, match="with --prediction v; with --prediction epsilon it draws another"):
+        plan(replace(drawing, latents=asked.path))
+
+
 def test_the_steps_are_the_models_own_where_none_are_asked_for(model: Path, photo: Path, tmp_path: Path) -> None:
     (model / "sdcli.json").write_text('{"steps": 4}')
     assert encoded(model, photo, tmp_path / "a.safetensors", invert="a dog").facts["steps"] == 4
@@ -528,6 +546,8 @@ def test_what_a_model_cannot_invert_is_refused(
         ({"negative": "x"}, "--negative without --invert"),
         ({"clip_skip": 1}, "--clip-skip without --invert"),
         ({"lora": ("x",)}, "--lora without --invert"),
+        ({"prediction": "v"}, "--prediction without --invert"),
+        ({"invert": "a dog", "prediction": "noise"}, "--prediction noise: unknown"),
         ({"invert": "a dog", "negative": "x"}, "--negative at --guidance 1: guidance is off"),
         ({"invert": "a dog", "seed": 4}, "--seed 4 without --sample: nothing is drawn"),
         ({"seed": 4}, "--seed 4 without --sample: nothing is drawn; leave it out, or add --sample"),

@@ -26,7 +26,7 @@ from torch import Tensor
 from sdcli import codec, drawing, generate, latent_files
 from sdcli.errors import InputError, NumericalError, SdcliWarning, UsageError
 from sdcli.generate import ImageRecord
-from sdcli.pipeline import vae
+from sdcli.pipeline import known_words, vae
 from sdcli.pipeline.adapters import Embedding, write_embedding
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.images import to_images
@@ -873,3 +873,37 @@ def unet_batches() -> Iterator[list[int]]:
         yield batches
     finally:
         hook.remove()
+
+
+# Words that the model never saw.
+
+
+@pytest.fixture
+def telling(sd1: Path, tmp_path: Path) -> Path:
+    """A model that says which words it saw."""
+    folder = models.copy(sd1, tmp_path / "telling")
+    known_words.write(folder, ["a", "puppy"])
+    return folder
+
+
+def test_words_that_the_model_never_saw_are_told_and_recorded(telling: Path, tmp_path: Path) -> None:
+    spec = asked(telling, tmp_path, prompt="a (zyzzyva:1.2) puppy", negative="blurry")
+    with pytest.warns(SdcliWarning) as warned:
+        (record,) = drawn_by(spec)
+    assert [str(one.message) for one in warned] == [
+        "the prompt has words that this model never saw while it learned: zyzzyva",
+        "the negative prompt has words that this model never saw while it learned: blurry",
+    ]
+    assert (record.facts["unknown_words"], record.facts["negative_unknown_words"]) == (["zyzzyva"], ["blurry"])
+
+
+def test_of_words_that_it_saw_nothing_is_told(telling: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    (record,) = drawn_by(asked(telling, tmp_path, prompt="a puppy", negative=""))
+    assert not {"unknown_words", "negative_unknown_words"} & record.facts.keys()
+    assert not [one for one in recwarn if one.category is SdcliWarning]
+
+
+def test_with_a_lora_which_may_know_more_nothing_is_told(telling: Path, tmp_path: Path) -> None:
+    lora = models.write_lora(tmp_path / "lora.safetensors", telling)
+    (record,) = drawn_by(asked(telling, tmp_path, prompt="a zyzzyva", lora=(str(lora),)))
+    assert "unknown_words" not in record.facts

@@ -121,7 +121,13 @@ from sdcli import output
 output.configure(json=False, quiet=False, debug=False)
 with output.progress() as bar:
     bar.update("denoising", 1, 2)
+    with output.progress() as same:  # a second one would draw over the first
+        assert same is bar
+    with output.progress() as same:
+        assert same is bar
     output.result("puppy.png", {})
+with output.progress() as other:
+    assert other is not bar
 """
     terminal, stderr = pty.openpty()
     ended = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=stderr, text=True, check=True)

@@ -118,7 +118,8 @@ def test_every_picture_of_generate_is_drawn_again_to_the_bit(
 ) -> None:
     path = drawn(request.getfixturevalue(fixture), **how)
     found = checked(path, output=folder / "again")
-    assert (found.comparison.equal, found.drift) == ("bytes", ())  # type: ignore[union-attr]
+    told = ("prediction: v there, the model here says epsilon",) if how.get("prediction") else ()
+    assert (found.comparison.equal, found.drift) == ("bytes", told)  # type: ignore[union-attr]
     assert (folder / "again" / "x.png").read_bytes() == path.read_bytes()
 
 
@@ -173,6 +174,16 @@ def test_an_option_takes_the_place_of_what_is_told_and_is_named_as_drift(sd1: Pa
     assert again.facts["prompt"] == "a cat" and again.facts["sigmas"] == "karras"
 
 
+@pytest.mark.parametrize("given", [{"replace": ("puppy=dog",)}, {"mix": ("picture=0.5,photo=0.5",)}])
+def test_words_that_are_swapped_take_the_place_of_those_that_were(
+    sd1: Path, folder: Path, given: dict[str, tuple[str, ...]]
+) -> None:
+    path = drawn(sd1, prompt=PROMPT, replace=("puppy=cat",), mix=("picture=0.2,photo=0.8",))
+    other = {"replace": ("puppy=cat",), "mix": ("picture=0.2,photo=0.8",)} | given
+    events(path, output=Path("again.png"), **given)
+    assert Path("again.png").read_bytes() == drawn(sd1, "same.png", prompt=PROMPT, **other).read_bytes()
+
+
 def test_a_picture_that_was_painted_over_differs_by_as_much(sd1: Path, folder: Path) -> None:
     path = drawn(sd1, prompt=PROMPT)
     image = Image.open(path)
@@ -212,6 +223,29 @@ def test_another_model_is_told_and_with_check_refused(sd1: Path, folder: Path) -
         events(path, model=str(other), check=True)
     moved = Path(shutil.copytree(sd1, folder / "moved"))
     assert checked(path, model=str(moved)).comparison.equal == "pixels"  # type: ignore[union-attr]
+
+
+def test_a_model_whose_config_was_edited_draws_what_it_drew_and_that_is_told(sd1: Path, folder: Path) -> None:
+    model = models.copy(sd1, folder / "model")
+    path = drawn(model, prompt=PROMPT)
+    assert json.loads(Image.open(path).text["sdcli"])["prediction"] == "epsilon"  # type: ignore[attr-defined]
+    models.edit_json(model / "scheduler" / "scheduler_config.json", prediction_type="sample")
+    told = "prediction: epsilon there, the model here says x0"
+    found = checked(path)
+    assert (found.comparison.equal, found.drift) == ("bytes", (told,))  # type: ignore[union-attr]
+    found = checked(path, model=str(models.copy(model, folder / "moved")))  # the same weights by another name
+    assert (found.comparison.equal, found.drift) == ("pixels", (told,))  # type: ignore[union-attr]
+
+
+def test_another_model_predicts_what_it_predicts_unless_an_option_says(sd1: Path, folder: Path) -> None:
+    path = drawn(sd1, prompt=PROMPT)
+    other = models.write_sd1(folder / "other", seed=1)
+    models.edit_json(other / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    for given, expected in ((None, "v"), ("epsilon", "epsilon"), ("x0", "x0")):
+        how = {"model": str(other), "prediction": given}
+        (again,) = [e for e in events(path, output=Path("y.png"), **how) if isinstance(e, replay.Replayed)]
+        assert again.facts["prediction"] == expected
+    assert "prediction: epsilon there, v here" in checked(path, prediction="v").drift
 
 
 def test_a_model_that_is_not_here_has_to_be_named(sd1: Path, folder: Path) -> None:
@@ -337,7 +371,7 @@ def test_a_graph_of_comfyui_is_drawn_with_as_far_as_it_can(sd1: Path, folder: Pa
     path = told(folder / "c.png", prompt=json.dumps(USUAL))
     remarks = unheeded(path, model=str(sd1), size="32x32", steps=2, output=Path("again.png"))
     assert remarks == [
-        "LoraLoader x: is not honoured, there is nothing like it here",
+        "LoraLoader x: is not honoured, name its file with --lora",
         f"model {sd1}: it may be another, the picture tells no hash",
     ]
     how = {"prompt": "a glass bottle", "negative": "text, watermark", "seed": 156680208700286, "guidance": 8.0}

@@ -39,6 +39,7 @@ OUT_OF_RANGE: list[tuple[type, dict[str, Any], str]] = [
     (GenerateSpec, {"seed": -1}, "--seed -1"),
     (GenerateSpec, {"seed": MAX_SEED + 1}, "--seed 18446744073709551616"),
     (GenerateSpec, {"count": 0}, "--count 0"),
+    (GenerateSpec, {"count": 100_001}, "--count 100001: out of range"),
     (GenerateSpec, {"batch_size": 0}, "--batch-size 0"),
     (GenerateSpec, {"size": "512"}, "--size 512"),
     (GenerateSpec, {"size": "512x"}, "--size 512x"),

@@ -138,6 +138,11 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     assert "is no whole safetensors file" in refused(str(tmp_path / "model.safetensors"))
 
 
+def test_a_name_that_no_library_opens_is_told(model: Path, tmp_path: Path) -> None:
+    model.rename(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert "is no UTF-8" in refused(str(tmp_path / os.fsdecode(b"caf\xe9")))
+
+
 # The Hub.
 
 
@@ -147,7 +152,7 @@ def test_offline_and_not_in_the_cache_is_refused_at_once_without_a_socket(tmp_pa
     ended = isolated(code, tmp_path)
     assert (ended.returncode, ended.stdout) == (ExitCode.INPUT, "")
     assert ended.stderr == (
-        "sdcli: error: owner/none: is not in the local cache, or not whole; run again without --offline\n"
+        "sdcli: error: owner/none: is not in the local cache, or not whole; sdcli models pull owner/none fetches it\n"
     )
     assert time.monotonic() - began < 20  # a second on a machine that does nothing else
 
@@ -169,31 +174,26 @@ def test_a_download_that_was_broken_off_is_not_taken_for_a_model(sd1: Path, tmp_
     assert "owner/tiny: is not in the local cache, or not whole" in ended.stderr
 
 
-def test_models_in_the_hub_cache_are_listed_and_others_are_not(
+def test_a_path_with_a_slip_in_it_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for ref in ("models/sd/v1.safetensors", "models/sd15.safetensors"):
+        assert f"{ref}: no such model; use builtin, a folder" in refused(ref)
+
+
+def test_a_folder_of_the_hub_cache_may_share_its_contents_with_others(
     sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As newer versions of huggingface_hub keep them: a blob is a link in turn, to a store beside the repositories."""
     snapshot = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny")
-    other = models.hub_cache(sd1, tmp_path / "hub", "owner/other--kind")
-    (other / "model_index.json").unlink()
-    (other / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
-    rows = list(store.listed())
-    assert [row["model"] for row in rows] == ["builtin", f"owner/tiny@{snapshot.name}"]
-    assert rows[1]["folder"] == str(snapshot)
-    assert rows[1]["bytes"] == sum(models.weight_file(sd1 / part).stat().st_size for part in layout.parts(sd1))
-
-
-def test_the_hub_cache_lies_where_huggingface_hub_puts_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", "/h")
-    assert store.hub_cache_folder() == Path("/h/.cache/huggingface/hub")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert store.hub_cache_folder() == Path("/x/huggingface/hub")
-    monkeypatch.setenv("HF_HOME", "/hf")
-    assert store.hub_cache_folder() == Path("/hf/hub")
-    monkeypatch.setenv("HF_HUB_CACHE", "/c")
-    assert store.hub_cache_folder() == Path("/c")
+    shared = models.share(models.weight_file(snapshot / "unet"))
+    found = store.resolve("owner/tiny", offline=True)
+    assert (found.folder, found.revision) == (snapshot, snapshot.name)
+    (shared.parents[1] / layout.SHARED_MARK).unlink()  # a folder of that name is anybody's
+    assert "is not in the local cache, or not whole" in refused("owner/tiny", offline=True)
+    with pytest.raises(InputError, match="leads outside"):
+        layout.weight_files(snapshot, "unet")
 
 
 # What is told of a model without its weights.
@@ -338,15 +338,37 @@ def test_the_hashes_of_files_are_read_from_the_cache_until_a_file_changes(model:
     before = store.model_hash(store.Model("m", model))
     rows = json.loads((own_cache / "hashes.json").read_text())
     assert len(rows) == 3
-    (own_cache / "hashes.json").write_text(json.dumps(dict.fromkeys(rows, "0" * 64)))
+    (own_cache / "hashes.json").write_text(json.dumps({path: [known, "0" * 64] for path, (known, _) in rows.items()}))
     cached = store.model_hash(store.Model("m", model))
     assert cached != before  # the cache is believed ...
     for part in layout.parts(model):
         os.utime(models.weight_file(model / part), ns=(1, 1))
-    assert store.model_hash(store.Model("m", model)) == before  # ... for this size and time alone
+    assert store.model_hash(store.Model("m", model)) == before  # ... for this file alone
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 5}'])
+def test_a_file_replaced_by_one_of_its_size_and_time_has_its_own_hash(tmp_path: Path) -> None:
+    path, other = tmp_path / "a", tmp_path / "b"
+    path.write_bytes(b"one")
+    before, status = store.file_hash(path), path.stat()
+    other.write_bytes(b"two")
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(path)
+    assert store.file_hash(path) == hashlib.sha256(b"two").hexdigest() != before
+
+
+def test_the_cache_of_hashes_has_one_row_for_each_file_there_is(tmp_path: Path, own_cache: Path) -> None:
+    for number in range(4):
+        (tmp_path / "gone").write_bytes(b"a file " * number)
+        (tmp_path / "there").write_bytes(b"another" * number)
+        store.file_hash(tmp_path / "gone")
+        store.file_hash(tmp_path / "there")
+    (tmp_path / "gone").unlink()
+    (tmp_path / "new").write_bytes(b"")
+    store.file_hash(tmp_path / "new")
+    assert set(json.loads((own_cache / "hashes.json").read_text())) == {str(tmp_path / "there"), str(tmp_path / "new")}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 5}', '{"\\u0000": 5}'])
 def test_a_damaged_cache_costs_time_and_nothing_else(model: Path, own_cache: Path, content: str) -> None:
     before = store.model_hash(store.Model("m", model))
     (own_cache / "hashes.json").write_text(content)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdcli import store
+from sdcli import hub, layout, store
 from sdcli.archive.files import look_up
 from sdcli.archive.foreign import Remark, shown
 from sdcli.archive.hearing import hear, is_own
@@ -15,6 +15,7 @@ from sdcli.archive.specs import ReplaySpec
 from sdcli.errors import InputError
 from sdcli.pipeline.provenance import Provenance
 from sdcli.plan.naming import SUFFIXES
+from sdcli.plan.parts import prediction_word
 from sdcli.specs import GenerateSpec
 
 MAX_REFERENCE = 200  # characters of a model's name that are shown
@@ -28,6 +29,7 @@ class Asked:
 
     spec: GenerateSpec
     remarks: tuple[Remark, ...]
+    model: str  # as the picture names it; the spec may say its commit, too
 
 
 def form(spec: ReplaySpec, source: Path) -> str:
@@ -47,6 +49,8 @@ def ask(spec: ReplaySpec, said: Provenance, source: Path, target: Path | None) -
     heard = hear(said, source, given)
     found, of_files = look_up(heard.files, files, source)
     settings = _merged(heard.settings, own)
+    if spec.prediction is None and "prediction" in settings and _names_another_model(spec, said):
+        del settings["prediction"]  # that one predicts what it says itself
     dtype = settings.pop("dtype", "float32" if is_own(said) else GenerateSpec.dtype)
     drawn = GenerateSpec(
         **settings,
@@ -60,7 +64,8 @@ def ask(spec: ReplaySpec, said: Provenance, source: Path, target: Path | None) -
         dtype=spec.dtype if spec.dtype is not None else dtype,
         offline=spec.offline or spec.model is None,  # what a picture names opens no socket
     )
-    return Asked(drawn, (*heard.remarks, *of_files))
+    called = spec.model if spec.model is not None else str(said.facts["model"])
+    return Asked(drawn, (*heard.remarks, *of_files), called)
 
 
 def model_remarks(spec: ReplaySpec, said: Provenance, model: store.Model, source: Path) -> list[Remark]:
@@ -81,6 +86,25 @@ def model_remarks(spec: ReplaySpec, said: Provenance, model: store.Model, source
     if spec.check:
         raise InputError(f"{source}: {what}", "name the one that drew it with --model, or leave --check out")
     return [Remark("model hash", what)]
+
+
+def prediction_drift(spec: ReplaySpec, drawn: GenerateSpec, model: store.Model) -> list[str]:
+    """Whether the model says of its UNet what the picture says, by which it is drawn.
+
+    drawn: what `ask` gave. Where the two differ the model's config was edited, or `--prediction` had set it right.
+    """
+    if spec.prediction is not None or drawn.prediction is None:
+        return []
+    here = prediction_word(layout.config(model.folder, "scheduler"))
+    return [f"prediction: {drawn.prediction} there, the model here says {here}"] if here != drawn.prediction else []
+
+
+def _names_another_model(spec: ReplaySpec, said: Provenance) -> bool:
+    """Whether `--model` is not the one that drew the picture, by their hashes."""
+    if spec.model is None:
+        return False
+    told = said.facts.get("model_hash")
+    return told != store.model_hash(store.find(spec.model, offline=spec.offline))
 
 
 def _merged(heard: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,15 +129,28 @@ def _reference(spec: ReplaySpec, said: Provenance, source: Path) -> str:
     told = said.facts.get("model")
     if not isinstance(told, str) or not told:
         raise InputError(f"{source}: does not say which model drew it", "name one with --model")
-    if said.source != "sdcli" and not store.HUB_ID.fullmatch(told):
+    if said.source != "sdcli" and hub.parse(told) is None:
         raise _lacking(source, told)
-    try:
-        store.resolve(told, offline=True)
-    except InputError as error:
-        raise _lacking(source, told) from error
-    return told
+    pinned = _pinned(said, told)
+    for ref in (pinned, told):
+        try:
+            store.resolve(ref, offline=True)
+        except InputError as error:
+            problem = error
+        else:
+            return ref
+    raise _lacking(source, told, pinned) from problem
 
 
-def _lacking(source: Path, told: str) -> InputError:
+def _pinned(said: Provenance, told: str) -> str:
+    """A model as the picture names it, and of one of the Hub the commit that drew it, where that is told."""
+    hub_id, commit = hub.parse(told), said.facts.get("model_revision")
+    if hub_id is None or not isinstance(commit, str) or not hub.COMMIT.fullmatch(commit):
+        return told
+    return str(replace(hub_id, revision=commit))
+
+
+def _lacking(source: Path, told: str, pinned: str | None = None) -> InputError:
     what = f"{source}: was drawn with the model {told[:MAX_REFERENCE]}, which is not here by that name"
-    return InputError(what, "name one with --model")
+    is_to_be_had = pinned is not None and pinned != told
+    return InputError(what, f"name one with --model{f', or sdcli models pull {pinned}' if is_to_be_had else ''}")

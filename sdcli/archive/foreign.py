@@ -34,7 +34,9 @@ GROUPS = (
 )
 DIRECT = ("prompt", "negative", "seed", "steps", "guidance", "width", "height")
 CHOICES = ("sigmas", "order", "timestep_spacing")
-LORAS, TOKENS = "Lora hashes", "TI hashes"
+# Where programs tell of files that an option of ours names, and that option's field.
+FILES = {"Lora hashes": "lora", "TI hashes": "embedding", "loras": "lora", "LoraLoader": "lora"}
+FILES |= {"LoraLoaderModelOnly": "lora"}
 # What says nothing of the picture, or is said by something else, by program; all else is remarked on.
 SILENT: Mapping[str, frozenset[str]] = {
     "a1111": frozenset({
@@ -93,7 +95,7 @@ def others(said: Provenance, given: frozenset[str]) -> tuple[dict[str, Any], str
         *_noise(rest, source),
         *_unheeded(rest, settings, source),
     ]
-    named = {"scheduler": "scheduler", TOKENS: "embedding", LORAS: "lora", "network": "lora"}
+    named = {"scheduler": "scheduler", "network": "lora", **FILES}
     return settings, _init_image(rest), [one for one in remarks if named.get(one.about, one.about) not in given]
 
 
@@ -159,8 +161,8 @@ def _options(
     rescale = rest.get("cfg_rescale_multiplier")
     if source == "invokeai" and isinstance(rescale, int | float) and 0 < rescale <= 1:
         settings["guidance_rescale"] = float(rescale)
-    if "Eta" in rest:
-        yield from _eta(rest["Eta"], settings)
+    if "Eta" in rest and not (source == "stable-diffusion.cpp" and re.fullmatch(r"0(\.0*)?", str(rest["Eta"]))):
+        yield from _eta(rest["Eta"], settings)  # which that program writes for all and uses in some
     if source == "sdcli":  # our own text, whose record is gone
         settings |= {"class_name": str(rest["Class"])} if "Class" in rest else {}
         for name in ("Replace", "Mix"):
@@ -195,13 +197,14 @@ def _unheeded(rest: Mapping[str, Any], settings: Mapping[str, Any], source: str)
         if name in SILENT.get(source, frozenset()) or value in (None, False, "", 0, "0", "None") or value in ([], {}):
             continue
         first = re.split(r"[ .]", name)[0]
-        groups.setdefault(first if first in GROUPS or first in ("hires", "sampling") else name, []).append(name)
-    if "hires" in groups and rest.get("hires.enabled") is False:
-        del groups["hires"]
+        first = "hrf" if name.startswith("hrf_") else first  # InvokeAI's second pass
+        groups.setdefault(first if first in GROUPS or first in ("hires", "hrf", "sampling") else name, []).append(name)
+    for group, enabled in (("hires", "hires.enabled"), ("hrf", "hrf_enabled")):
+        if rest.get(enabled) is False:
+            groups.pop(group, None)
     for group, names in groups.items():
         told = ", ".join(f"{name} {shown(rest[name])}".rstrip() for name in names)
-        option = {TOKENS: "--embedding", LORAS: "--lora"}.get(group)
-        why = f"name its file with {option}" if option is not None else "there is nothing like it here"
+        why = f"name its file with --{FILES[group]}" if group in FILES else "there is nothing like it here"
         yield Remark(group, f"{shown(told)}: is not honoured, {why}")
 
 

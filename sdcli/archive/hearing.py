@@ -16,8 +16,9 @@ from sdcli.specs import BatchSpec, GenerateSpec
 
 # Of our own record what is no setting, or is looked up elsewhere.
 NO_SETTINGS = frozenset({
-    *("model", "model_hash", "evaluations", "tokens", "sdcli", "job", "id", "seconds", "path", "saved_latents"),
-    *("class", "source", "raw", "negative_tokens", "prompt_template", "negative_template"),
+    *("model", "model_hash", "model_revision", "evaluations", "tokens", "sdcli", "job", "id", "seconds", "path"),
+    *("saved_latents", "class", "source", "raw", "negative_tokens", "prompt_template", "negative_template"),
+    *("unknown_words", "negative_unknown_words"),
 })  # fmt: skip
 # Where a record tells of files, by their field of GenerateSpec and what stands behind the name in its option.
 FILES = {

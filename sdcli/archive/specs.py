@@ -12,6 +12,7 @@ from sdcli.checks import (
     IF_EXISTS,
     MAX_SEED,
     MAX_STEPS,
+    PREDICTIONS,
     at_least,
     between,
     check_picture_options,
@@ -33,8 +34,11 @@ class ReplaySpec:
     quality: int | None = None
     if_exists: str = "number"
     model: str | None = None
+    prediction: str | None = None
     prompt: str | None = None
     negative: str | None = None
+    replace: tuple[str, ...] = ()  # WORD=OTHER; in place of all that the picture names, as mix, embedding and lora
+    mix: tuple[str, ...] = ()  # WORD=WEIGHT,OTHER=WEIGHT,...
     clip_skip: int | None = None
     class_name: str | None = None
     seed: int | None = None
@@ -53,8 +57,8 @@ class ReplaySpec:
     strength: float | None = None
     mask: Path | None = None
     latents: Path | None = None
-    embedding: tuple[str, ...] = ()  # FILE or FILE:TOKEN; in place of all that the picture names
-    lora: tuple[str, ...] = ()  # FILE or FILE:SCALE likewise
+    embedding: tuple[str, ...] = ()  # FILE or FILE:TOKEN
+    lora: tuple[str, ...] = ()  # FILE or FILE:SCALE
     device: str = "auto"
     dtype: str | None = None
     offline: bool = False
@@ -76,8 +80,14 @@ class ReplaySpec:
             between("seed", self.seed, 0, MAX_SEED)
         if self.size is not None:
             parse_size(self.size)
+        if self.prediction is not None:
+            one_of("prediction", self.prediction, tuple(PREDICTIONS))
         if self.steps is not None:
             between("steps", self.steps, 1, MAX_STEPS)
+        if self.replace or self.mix:
+            from sdcli.specs import word_swaps  # deferred: a tenth of what --help costs, which does not need it
+
+            word_swaps(self.replace, self.mix)
         if self.clip_skip is not None:
             at_least("clip_skip", self.clip_skip, 0)
         if self.guidance is not None:
@@ -97,5 +107,5 @@ class ReplaySpec:
 
     def settings(self) -> dict[str, Any]:
         """What takes the place of what the pictures say, by GenerateSpec's fields."""
-        given = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
-        return {name: value for name, value in given.items() if name not in self.NO_SETTINGS and value is not None}
+        names = [one.name for one in dataclasses.fields(self) if one.name not in self.NO_SETTINGS]
+        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, ())}

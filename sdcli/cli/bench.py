@@ -84,6 +84,7 @@ def bench(
     prompt: Prompt = BenchSpec.prompt,  # type: ignore[assignment]
     class_name: ClassName = BenchSpec.class_name,  # type: ignore[assignment]
     negative: Negative = BenchSpec.negative,
+    prediction: options.Prediction = BenchSpec.prediction,
     lora: options.Lora = BenchSpec.lora,  # type: ignore[assignment]
     embedding: options.Embedding = BenchSpec.embedding,  # type: ignore[assignment]
     guidance: options.Guidance = BenchSpec.guidance,

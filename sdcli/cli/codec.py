@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdcli import output
+from sdcli.checks import parse_output
 from sdcli.cli import options
 from sdcli.lab.specs import RoundtripSpec
 from sdcli.specs import CodecSpec
@@ -37,6 +38,7 @@ def encode(
     negative: Annotated[
         str, typer.Option("--negative", "-N", help="What guidance above 1 keeps away from in the inversion.")
     ] = CodecSpec.negative,
+    prediction: options.Prediction = CodecSpec.prediction,
     clip_skip: options.ClipSkip = CodecSpec.clip_skip,
     lora: options.Lora = CodecSpec.lora,  # type: ignore[assignment]
     steps: Annotated[
@@ -64,6 +66,7 @@ def encode(
         sample=sample,
         invert=invert,
         negative=negative,
+        prediction=prediction,
         clip_skip=clip_skip,
         lora=tuple(lora),
         steps=steps,
@@ -116,7 +119,11 @@ def roundtrip(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="PATH", help="Write each picture beside its reconstruction: a file, or a folder."
+            "--output",
+            "-o",
+            parser=parse_output,
+            metavar="PATH",
+            help="Write each picture beside its reconstruction: a file, or a folder.",
         ),
     ] = RoundtripSpec.output,
     model: options.Model = RoundtripSpec.model,

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from sdcli import output
+from sdcli.checks import parse_output
 from sdcli.cli import options
 from sdcli.lab.specs import DiffuseSpec
 
@@ -23,11 +24,22 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of the noise, 0 to 2^64-
 Size = Annotated[str | None, typer.Option("--size", metavar="WxH", help="Scale and crop to this size in pixels first.")]
 Out = Annotated[
     Path,
-    typer.Option("--output", "-o", metavar="PATH", help="A .png file for a strip, or a folder for a file a step."),
+    typer.Option(
+        "--output",
+        "-o",
+        parser=parse_output,
+        metavar="PATH",
+        help="A .png file for a strip, or a folder for a file a step.",
+    ),
 ]
 SaveLatents = Annotated[
     Path | None,
-    typer.Option("--save-latents", metavar="DIR", help="Write the noised latents of each step as a latent file, too."),
+    typer.Option(
+        "--save-latents",
+        parser=parse_output,
+        metavar="DIR",
+        help="Write the noised latents of each step as a latent file, too.",
+    ),
 ]
 IfExists = Annotated[
     str, typer.Option("--if-exists", help="For a file that is there: number (strip-2.png), overwrite or error.")

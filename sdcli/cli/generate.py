@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdcli import output
+from sdcli.checks import parse_output
 from sdcli.cli import options
 from sdcli.cli.stdin import prompt_from_stdin
 from sdcli.errors import UsageError
@@ -37,7 +38,7 @@ ClassName = Annotated[
 Seed = Annotated[
     int | None, typer.Option("--seed", help="0 to 2^64-1; image i uses seed + i. Default: drawn and reported.")
 ]
-Count = Annotated[int, typer.Option("--count", "-n", help="Images to draw, 1 or more.")]
+Count = Annotated[int, typer.Option("--count", "-n", help="Images to draw, 1 to 100000.")]
 Width = Annotated[int | None, typer.Option("--width", metavar="PX", help="Width alone, in pixels.")]
 Height = Annotated[int | None, typer.Option("--height", metavar="PX", help="Height alone, in pixels.")]
 Latents = Annotated[
@@ -67,6 +68,7 @@ SaveLatents = Annotated[
     Path | None,
     typer.Option(
         "--save-latents",
+        parser=parse_output,
         metavar="PATH",
         help="Write the final latents, too, for sdcli decode: a .safetensors file or a folder.",
     ),
@@ -74,16 +76,24 @@ SaveLatents = Annotated[
 Out = Annotated[
     Path,
     typer.Option(
-        "--output", "-o", metavar="PATH", help="A picture file, a folder, a template of fields, or - for stdout."
+        "--output",
+        "-o",
+        parser=parse_output,
+        metavar="PATH",
+        help="A picture file, a folder, a template of fields, or - for stdout.",
     ),
 ]
 Grid = Annotated[
-    Path | None, typer.Option("--grid", metavar="FILE", help="A contact sheet of all pictures, with their seeds, too.")
+    Path | None,
+    typer.Option(
+        "--grid", parser=parse_output, metavar="FILE", help="A contact sheet of all pictures, with their seeds, too."
+    ),
 ]
 SaveSteps = Annotated[
     Path | None,
     typer.Option(
         "--save-steps",
+        parser=parse_output,
         metavar="FILE.webp|DIR",
         help="The denoising step by step, too: as an animation, or as a PNG a step in a folder.",
     ),

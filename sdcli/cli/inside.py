@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sdcli import output
+from sdcli.checks import parse_output
 from sdcli.cli import options
 from sdcli.errors import UsageError
 from sdcli.lab.specs import FigureSpec
@@ -23,7 +24,8 @@ Plot = Annotated[
     ),
 ]
 FigureOut = Annotated[
-    Path, typer.Option("--output", "-o", metavar="PATH", help="With --plot: a .png file, or a folder.")
+    Path,
+    typer.Option("--output", "-o", parser=parse_output, metavar="PATH", help="With --plot: a .png file, or a folder."),
 ]
 FigureSteps = Annotated[
     int | None,

@@ -9,14 +9,33 @@ import typer
 
 from sdcli import output
 from sdcli.cli import options
-from sdcli.errors import InputError, UsageError
-from sdcli.model_specs import ConvertSpec
+from sdcli.errors import InputError, NumericalError, UsageError
+from sdcli.model_specs import ConvertSpec, PullSpec
 
 app = typer.Typer(help="What models there are, and what they are.", rich_markup_mode=None)
 
 Ref = Annotated[
     str,
-    typer.Argument(metavar="REF", help="builtin, a model folder, a single file, or a Hub id owner/name[@revision]."),
+    typer.Argument(
+        metavar="REF",
+        help="builtin, a model folder, a single file, or a Hub id owner/name[@revision].",
+        autocompletion=options.model_refs,
+    ),
+]
+HubRef = Annotated[
+    str,
+    typer.Argument(
+        metavar="HUB_ID",
+        help="owner/name, or owner/name/FILE of a single file; @REVISION (branch, tag, commit) may follow.",
+        autocompletion=options.model_refs,
+    ),
+]
+Copy = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="Of weights published in both, float32 or float16; auto: what is in the cache, else float32.",
+    ),
 ]
 Out = Annotated[
     Path,
@@ -28,10 +47,22 @@ To = Annotated[
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, float16 or bfloat16; auto leaves every tensor as it is.")]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the averaged weights of the UNet that some files hold, too.")]
 Vae = Annotated[
-    str | None, typer.Option("--vae", metavar="REF", help="Take the VAE of this model, folder or file instead.")
+    str | None,
+    typer.Option(
+        "--vae",
+        metavar="REF",
+        help="Take the VAE of this model, folder or file instead.",
+        autocompletion=options.model_refs,
+    ),
 ]
 TextEncoder = Annotated[
-    str | None, typer.Option("--text-encoder", metavar="REF", help="Take the text encoder of this model instead.")
+    str | None,
+    typer.Option(
+        "--text-encoder",
+        metavar="REF",
+        help="Take the text encoder of this model instead.",
+        autocompletion=options.model_refs,
+    ),
 ]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Remove it; without this it is only told what would go.")]
 
@@ -39,10 +70,13 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Remove it; without this 
 @app.command("list")
 def list_models(json: options.Json = False, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
     """List the models that work without a network: the embedded one, the Hub cache, copies of pickled checkpoints."""
-    from sdcli import store  # deferred, as below: 0.03 s that --help does not need
+    from sdcli import listing  # deferred, as below: 0.03 s that --help does not need
 
-    for row in store.listed():
+    for row in listing.listed():
         output.result(f"{row['model']}  {row['bytes'] / 1e6:.1f} MB  {row['folder']}", row)
+    for hub_id, size in listing.broken_off():
+        what = f"{hub_id}: a download of {size / 1e6:.1f} MB so far is not whole"
+        output.note(f"{what}; sdcli models pull goes on with it, sdcli models remove takes it away")
 
 
 @app.command("show")
@@ -102,6 +136,29 @@ def convert(
     output.result(record["path"], record)
 
 
+@app.command("pull")
+def pull(
+    ref: HubRef,
+    dtype: Copy = PullSpec.dtype,
+    offline: options.Offline = PullSpec.offline,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+) -> None:
+    """Fetch a model from the Hub into huggingface_hub's cache, or what is new of it; prints where it lies."""
+    spec = PullSpec(model=ref, dtype=dtype, offline=offline)
+    from sdcli import pull as story
+
+    with output.progress() as bar:
+        for event in story.run(spec):
+            if isinstance(event, story.Arrived):
+                bar.update(*event.shown(ref))
+                continue
+            output.result(str(event.path), event.facts)
+            came = f"{event.received / 1e6:,.1f} MB fetched" if event.received else "nothing to fetch, all was there"
+            output.note(f"{ref}: {came}; it is commit {event.commit}")
+
+
 @app.command("verify")
 def verify(
     ref: Ref,
@@ -117,13 +174,16 @@ def verify(
     from sdcli import verify as story  # deferred: imports torch
 
     faults: list[str] = []
+    not_finite: list[str] = []
     for report in story.run(model):
-        words = ", ".join(f"{key} {value}" for key, value in report.facts.items())
-        told = output.escape(f"{report.what}: {'; '.join(report.faults) or 'sound'} ({words})")
-        output.result(told, report.record())
+        facts = ", ".join(f"{key} {value}" for key, value in report.facts.items())
+        output.result(output.escape(f"{report.what}: {report.words} ({facts})"), report.record())
         faults += report.faults
-    if faults:
-        raise InputError(f"{ref}: {len(faults)} faults ({faults[0]}, for one)", "get the model again")
+        not_finite += report.not_finite
+    if found := faults + not_finite:
+        kind = InputError if faults else NumericalError
+        again = "sdcli models remove and pull get it again" if model.revision is not None else "get the model again"
+        raise kind(f"{ref}: {len(found)} faults ({found[0]}, for one)", again)
 
 
 @app.command("remove")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sdcli.checks import parse_output
 from sdcli.errors import InputError, UsageError
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -19,10 +20,11 @@ def _scheduler_names() -> list[str]:
     return list(schedulers.names())
 
 
-def _model_refs() -> list[str]:
-    from sdcli import store  # deferred: only completion asks
+def model_refs() -> list[str]:
+    """The models that a shell offers: those that work without a network."""
+    from sdcli import listing  # deferred: only completion asks
 
-    return [row["model"] for row in store.listed()]
+    return [row["model"] for row in listing.listed()]
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON line a result on stdout; errors as JSON on stderr.")]
@@ -39,7 +41,7 @@ Model = Annotated[
         envvar="SDCLI_MODEL",
         metavar="REF",
         help="builtin, a model folder, a single file, or a Hub id owner/name[@rev].",
-        autocompletion=_model_refs,
+        autocompletion=model_refs,
     ),
 ]
 Prediction = Annotated[
@@ -177,7 +179,10 @@ Quality = Annotated[
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
 Inputs = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or folders of files.")]
-OutputPath = Annotated[Path, typer.Option("--output", "-o", metavar="PATH", help="A file (for one input) or a folder.")]
+OutputPath = Annotated[
+    Path,
+    typer.Option("--output", "-o", parser=parse_output, metavar="PATH", help="A file (for one input) or a folder."),
+]
 
 NO_SETTINGS = ("json", "quiet", "debug", "config")  # how a command speaks, and where its settings are: in no spec
 
@@ -240,7 +245,7 @@ TrainModel = Annotated[
         metavar="REF",
         callback=_start_from,
         help="Start from this model (default: builtin).",
-        autocompletion=_model_refs,
+        autocompletion=model_refs,
     ),
 ]
 Init = Annotated[

@@ -10,6 +10,7 @@ import typer
 
 from sdcli import output
 from sdcli.archive.specs import ReplaySpec
+from sdcli.checks import parse_output
 from sdcli.cli import options
 
 if TYPE_CHECKING:
@@ -19,7 +20,13 @@ Pictures = Annotated[list[Path], typer.Argument(metavar="FILE...", help="PNG, JP
 Check = Annotated[bool, typer.Option("--check", help="Write nothing; compare with the picture, name what has drifted.")]
 Out = Annotated[
     Path | None,
-    typer.Option("--output", "-o", metavar="PATH", help="A file (for one picture), a folder, or - for stdout."),
+    typer.Option(
+        "--output",
+        "-o",
+        parser=parse_output,
+        metavar="PATH",
+        help="A file (for one picture), a folder, or - for stdout.",
+    ),
 ]
 Format = Annotated[
     str | None, typer.Option("--format", metavar="NAME", help="png, webp or jpg. Default: that of the picture.")
@@ -29,8 +36,18 @@ Model = Annotated[
     str | None,
     typer.Option("--model", "-m", metavar="REF", help="As in generate; needed where the picture's own is not here."),
 ]
+Prediction = Annotated[
+    str | None,
+    typer.Option("--prediction", metavar="NAME", help="By the UNet: epsilon, v or x0. With --model: as that says."),
+]
 Prompt = Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="What to draw.")]
 Negative = Annotated[str | None, typer.Option("--negative", "-N", metavar="TEXT", help="What to keep away from.")]
+Replace = Annotated[
+    list[str], typer.Option("--replace", metavar="A=B", help="As in generate, in place of all named in it. Repeatable.")
+]
+Mix = Annotated[
+    list[str], typer.Option("--mix", metavar="A=W,B=V", help="As in generate, in place of all named in it. Repeatable.")
+]
 ClipSkip = Annotated[int | None, typer.Option("--clip-skip", help="Layers of the text encoder left out, 0 or more.")]
 ClassName = Annotated[str | None, typer.Option("--class", metavar="NAME|INDEX", help="What to draw, of classes.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="0 to 2^64-1.")]
@@ -86,8 +103,11 @@ def replay(
     quality: options.Quality = ReplaySpec.quality,
     if_exists: options.IfExists = ReplaySpec.if_exists,
     model: Model = ReplaySpec.model,
+    prediction: Prediction = ReplaySpec.prediction,
     prompt: Prompt = ReplaySpec.prompt,
     negative: Negative = ReplaySpec.negative,
+    replace: Replace = ReplaySpec.replace,  # type: ignore[assignment]
+    mix: Mix = ReplaySpec.mix,  # type: ignore[assignment]
     clip_skip: ClipSkip = ReplaySpec.clip_skip,
     class_name: ClassName = ReplaySpec.class_name,
     seed: Seed = ReplaySpec.seed,
@@ -118,7 +138,8 @@ def replay(
     """Draw pictures again from what they say about themselves; options take the place of what they say."""
     given: dict[str, Any] = locals()
     given["output"] = given.pop("out")
-    given |= {"inputs": tuple(inputs), "embedding": tuple(embedding), "lora": tuple(lora)}
+    given |= {"inputs": tuple(inputs), "replace": tuple(replace), "mix": tuple(mix)}
+    given |= {"embedding": tuple(embedding), "lora": tuple(lora)}
     spec = ReplaySpec(**{name: value for name, value in given.items() if name not in options.NO_SETTINGS})
     from sdcli import replay as story  # deferred: imports torch
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sdcli.cli import options
-from sdcli.cli.training import settings, show
+from sdcli.cli.training import fetch, settings, show
 from sdcli.train_specs import TrainEmbeddingSpec
 
 # Options of this trainer alone; those of several are in options.py.
@@ -76,6 +76,7 @@ def train_embedding(
     sdcli generate "a picture of <my-cat>" --embedding RUN/export/my-cat.safetensors
     """
     spec = TrainEmbeddingSpec(**settings(locals()))
+    fetch(spec.model, offline=spec.offline)
     from sdcli.training import embedding  # deferred: imports torch
 
     show(embedding.run(spec))

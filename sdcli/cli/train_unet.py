@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sdcli.cli import options
-from sdcli.cli.training import settings, show
+from sdcli.cli.training import fetch, settings, show
 from sdcli.train_specs import TrainUnetSpec
 
 # Options of this trainer alone; those of several are in options.py.
@@ -99,6 +99,7 @@ def train_unet(
     The same command again resumes. RUN/export is a whole model: sdcli generate "..." --model RUN/export
     """
     spec = TrainUnetSpec(**settings(locals()))
+    fetch(spec.model, spec.vae, offline=spec.offline)
     from sdcli.training import unet  # deferred: imports torch
 
     show(unet.run(spec))

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from sdcli.cli import options
-from sdcli.cli.training import settings, show
+from sdcli.cli.training import fetch, settings, show
 from sdcli.train_specs import TrainVaeSpec
 
 # Options of this trainer alone; those of several are in options.py.
@@ -130,6 +130,7 @@ def train_vae(
     Writes RUN/export/vae in the diffusers layout, with the scaling factor measured over the data.
     """
     spec = TrainVaeSpec(**settings(locals()))
+    fetch(spec.model, offline=spec.offline)
     from sdcli.training import vae  # deferred: imports torch
 
     show(vae.run(spec))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sdcli import output
@@ -18,6 +19,15 @@ def settings(given: dict[str, Any]) -> dict[str, Any]:
     """A command's arguments as its spec's fields: the names are the same, which a test holds."""
     kept = {name: value for name, value in given.items() if name not in options.NO_SETTINGS}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+
+
+def fetch(*refs: str | None, offline: bool) -> None:
+    """Bring models of the Hub into the cache while a signal still stops that: within a run it waits for a report."""
+    from sdcli import hub, store  # deferred: 0.03 s that --help does not need
+
+    for ref in refs:
+        if ref is not None and hub.parse(ref) is not None and not Path(ref).exists():
+            store.find(ref, offline=offline)
 
 
 def show(reports: Iterator[Report]) -> None:

@@ -52,22 +52,28 @@ class Steps:
 
 
 class Sheet:
-    """The contact sheet of `count` pictures."""
+    """The contact sheet of `count` pictures: over them what they all show, else under each what it alone does."""
 
-    def __init__(self, target: Path, heading: str, count: int) -> None:
-        self._target, self._heading, self._count = target, heading, count
+    def __init__(self, target: Path, count: int) -> None:
+        self._target, self._count = target, count
         self._tiles: list[Image.Image] = []
         self._seeds: list[int] = []
+        self._shown: list[str] = []
 
-    def add(self, image: Image.Image, seed: int) -> None:
-        """Keep a picture, at the size that it has on the sheet."""
+    def add(self, image: Image.Image, seed: int, shown: str) -> None:
+        """Keep a picture, at the size that it has on the sheet. shown: what it is of, in words."""
         self._tiles.append(sheets.tile(image, self._count))
         self._seeds.append(seed)
+        self._shown.append(shown)
 
     def write(self, spec: GenerateSpec) -> Written:
         """Put the sheet of the pictures so far in place, unless it is there and to be kept."""
         if spec.if_exists == "skip" and exists(self._target):
             return self._target, {"skipped": True}
-        sheet = sheets.contact_sheet(self._tiles, [f"seed {seed}" for seed in self._seeds], self._heading)
+        captions, heading = [f"seed {seed}" for seed in self._seeds], self._shown[0]
+        if len(set(self._shown)) > 1:
+            captions = [f"{seed}\n{shown}" for seed, shown in zip(captions, self._shown, strict=True)]
+            heading = ""
+        sheet = sheets.contact_sheet(self._tiles, captions, heading)
         data = picture_bytes(sheet, None, picture_format(self._target, None), spec.quality)
         return place(data, self._target, spec.if_exists), {"grid": list(self._seeds)}

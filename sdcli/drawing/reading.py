@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from sdcli.errors import SdcliWarning
-from sdcli.pipeline import prompt, text, vocabulary
+from sdcli.pipeline import known_words, prompt, text, vocabulary
 from sdcli.pipeline.adapters import Embedding
 from sdcli.pipeline.bundle import Conditioner, Encoders
 from sdcli.pipeline.classes import ClassEmbedder
@@ -33,6 +33,8 @@ class Reading:
     chunks: Chunks | None  # of the prompt; None for a model that reads no text
     away: Chunks | None  # of the negative prompt, None likewise
     count: int  # of chunks that prompt and negative prompt are filled to: those alike can be drawn together
+    unknown: tuple[str, ...] = ()  # words of the prompt that the model never saw
+    away_unknown: tuple[str, ...] = ()  # of the negative prompt, likewise
 
 
 class Reader:
@@ -86,7 +88,15 @@ class Reader:
         warn_of_networks(named)
         self._warn_of_unnamed(conditioner, prompts, plan)
         count = max(len(one.chunks) for one in (chunks, away) if one is not None)
-        return Reading(prompts.prompt, negative, chunks, away, count)
+        unknown = self._unknown(plan, prompts.prompt, "prompt")
+        away_unknown = self._unknown(plan, negative, "negative prompt") if negative is not None else ()
+        return Reading(prompts.prompt, negative, chunks, away, count, unknown, away_unknown)
+
+    def _unknown(self, plan: Plan, words: str, what: str) -> tuple[str, ...]:
+        """The words that the model never saw, with a warning."""
+        found = known_words.unknown(plan.known_words, words, [one.token for one in self._embeddings])
+        known_words.warn_of_unknown(found, what)
+        return found
 
     @torch.no_grad()
     def _context(self, words: Condition, count: int, *, is_negative: bool) -> Context:

@@ -30,7 +30,8 @@ def shared_facts(spec: GenerateSpec, plan: Plan, embeddings: Sequence[Embedding]
         **({"class": asdict(plan.label)} if plan.label is not None else {}),
         "model": plan.model.ref,
         "model_hash": store.model_hash(plan.model),
-        **({"prediction": spec.prediction} if spec.prediction is not None else {}),
+        **plan.model.pinned(),
+        "prediction": plan.prediction,
         "seed": 0,
         "width": plan.width,
         "height": plan.height,
@@ -66,6 +67,8 @@ def word_facts(prompts: Prompts, read: Reading) -> dict[str, Any]:
         facts["tokens"] = read.chunks.counts()
     if read.away is not None and read.away.cut:
         facts["negative_tokens"] = read.away.counts()
+    told = {"unknown_words": read.unknown, "negative_unknown_words": read.away_unknown}
+    facts |= {name: list(words) for name, words in told.items() if words}
     return facts
 
 

@@ -12,6 +12,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
@@ -34,7 +35,6 @@ from sdcli.plan.words import drawn_prompts, embedding_file, read_prompts, warn_o
 from sdcli.specs import BatchSpec, GenerateSpec
 
 MOST_SETTINGS = 256  # kept at a time: jobs that differ in more than prompt and seed ask for a plan of their own
-MOST_OF_A_JOB = 100_000  # images of one line
 MOST_NAMED = 5  # bad lines told of with what is wrong; the others by number
 MOST_RANGES = 50  # of the numbers of bad lines, in an error
 SLUG_LENGTH = 40
@@ -146,13 +146,14 @@ def share(spec: BatchSpec, environment: Mapping[str, str]) -> tuple[int, int]:
     return (index - 1) * world + rank + 1, count * world
 
 
-def good_jobs(spec: BatchSpec, share_of: tuple[int, int]) -> Iterator[Job]:
+def good_jobs(spec: BatchSpec, share_of: tuple[int, int], most: int | None = None) -> Iterator[Job]:
     """The images of this process's share, in the order of the file; bad lines were told of before.
 
+    most: lines that were looked at; what was written below them since is for the next call. None: all.
     Raises InputError for a bad line where there was none before.
     """
     resolver, names, index = Resolver(spec), Tally(), 0
-    for line in lines.read(spec.jobs):
+    for line in islice(lines.read(spec.jobs), most):
         try:
             for job in _named_apart(resolver, line, names, spec.jobs):
                 if index % share_of[1] == share_of[0] - 1:
@@ -201,8 +202,6 @@ class Resolver:
         try:
             values = self._of_pictures | line.values if "init_image" in line.values else line.values
             asked = GenerateSpec(**_merged(self._own, values))
-            if asked.count > MOST_OF_A_JOB:
-                raise UsageError(f"count {asked.count}: too many for one job", f"at most {MOST_OF_A_JOB} are")
             settings = self._settings_of(asked, line)
             templates = read_prompts(asked)
             asked_label(asked, settings.classes)

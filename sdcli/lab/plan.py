@@ -84,8 +84,8 @@ def plan_bench(spec: BenchSpec) -> BenchPlan:
         words.check_no_wildcards(text, option)
     model = store.resolve(spec.model, offline=spec.offline)
     shared: dict[str, Any] = {"model": spec.model, "guidance": spec.guidance, "size": spec.size, "seed": spec.seed}
-    shared |= {"negative": spec.negative, "lora": spec.lora, "embedding": spec.embedding}
-    shared |= {"offline": spec.offline, "output": Path("-")}
+    shared |= {"negative": spec.negative, "prediction": spec.prediction, "lora": spec.lora}
+    shared |= {"embedding": spec.embedding, "offline": spec.offline, "output": Path("-")}
     shared |= {"scheduler": "ddim", "steps": 1, "timestep_spacing": "trailing"}  # not the model's own: nobody asked
     asked = _asked(spec, layout.classes(model.folder))
     pictures = [plan.plan(GenerateSpec(**shared, **one)) for one in asked]

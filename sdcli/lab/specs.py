@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sdcli.checks import DTYPES, IF_EXISTS, MAX_SEED, MAX_STEPS, at_least, between, one_of, option, parse_size
+from sdcli.checks import (
+    DTYPES,
+    IF_EXISTS,
+    MAX_SEED,
+    MAX_STEPS,
+    PREDICTIONS,
+    at_least,
+    between,
+    one_of,
+    option,
+    parse_size,
+)
 from sdcli.errors import UsageError
 from sdcli.specs import word_swaps
 
@@ -145,6 +156,7 @@ class BenchSpec:
     prompt: tuple[str, ...] = ()  # none: some of the embedded model's vocabulary
     class_name: tuple[str, ...] = ()  # of a model of classes, in place of prompts; none: its first ones
     negative: str = ""
+    prediction: str | None = None  # as in GenerateSpec
     lora: tuple[str, ...] = ()  # as in GenerateSpec
     embedding: tuple[str, ...] = ()  # as in GenerateSpec
     guidance: float | None = None
@@ -170,6 +182,8 @@ class BenchSpec:
 
     def __post_init__(self) -> None:
         self.step_counts()
+        if self.prediction is not None:
+            one_of("prediction", self.prediction, tuple(PREDICTIONS))
         if self.guidance is not None:
             at_least("guidance", self.guidance, 1.0)
         between("seed", self.seed, 0, MAX_SEED)

@@ -7,7 +7,6 @@ a folder are, and checked against the tensors as those are.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import reprlib
 from collections.abc import Mapping
@@ -15,32 +14,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sdcli.errors import InputError
-from sdcli.files import exists, open_regular
-from sdcli.headers import Entry, Header, read_header
+from sdcli.files import exists, open_regular, stamp
+from sdcli.headers import Entry, Header, parse_said, read_header
 from sdcli.original import names
-from sdcli.original.names import CLIP, OPEN_CLIP, PREFIXES, VAE
+from sdcli.original.names import CLIP, CLIP_XL, OPEN_CLIP, OPEN_CLIPS, PREFIXES, REFINER, VAE
 from sdcli.original.parts import DROPPED_LAYER, Config, Part, Source
 from sdcli.original.prediction import Prediction, V, find_prediction
 
 CONFIGS = "sdcli.configs"  # metadata: the JSON files of a model folder, by part, and `scheduler` and `settings`
 SD1, SD2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
 INPAINTING = " inpainting"
+SDXL_REFINER = f"{SDXL} refiner"
+XL_SIZES = 6  # numbers that XL's UNet is told besides the words: sizes before and after, and where it was cut
+REFINER_WIDTH = 1280 + 5 * 256  # what the refiner's is told: one summary of the words, and five numbers
 NORM_GROUPS = 32
+SECOND = "text_encoder_2"  # of XL
 CLIP_PAD, OPEN_CLIP_PAD = "<|endoftext|>", "!"  # what fills a chunk of a prompt: piece 49407, and piece 0
 SIDES = {SD1: 512, SD2: 512, SDXL: 1024}  # px; 768 of those 2.x that predict v
 SCALES = {SD1: 0.18215, SD2: 0.18215, SDXL: 0.13025}  # of latents
 MIN_SIDE, MAX_SIDE = 64, 4096  # px, of the size that metadata name
-PART_NAMES = {"vae": "VAE", "unet": "UNet", "text_encoder": "text encoder"}
+PART_NAMES = {"vae": "VAE", "unet": "UNet", "text_encoder": "text encoder", SECOND: "second text encoder"}
 KEYS = {  # a tensor that a part has under its prefix, and nothing else
     "unet": ("input_blocks.0.0.weight",),
     "vae": ("decoder.mid.block_1.conv1.weight",),
     "text_encoder": ("embeddings.token_embedding.weight", "token_embedding.weight"),
+    SECOND: ("token_embedding.weight",),
 }
 # What no model of ours has in its names, who has it, and what to do with such a file.
 STRANGERS = (
-    ("joint_blocks.", "is a Stable Diffusion 3", "Stable Diffusion 1.x and 2.x are read"),
-    ("double_blocks.", "is a Flux model", "Stable Diffusion 1.x and 2.x are read"),
-    ("control_model.", "is a ControlNet", "Stable Diffusion 1.x and 2.x are read"),
+    ("joint_blocks.", "is a Stable Diffusion 3", "Stable Diffusion 1.x, 2.x and XL are read"),
+    ("double_blocks.", "is a Flux model", "Stable Diffusion 1.x, 2.x and XL are read"),
+    ("control_model.", "is a ControlNet", "Stable Diffusion 1.x, 2.x and XL are read"),
     ("lora_", "is a LoRA, no model", "a LoRA is added to a model"),
     (".lora", "is a LoRA, no model", "a LoRA is added to a model"),
     ("emb_params", "is a learned word, no model", "give it with --embedding"),
@@ -55,8 +59,9 @@ USELESS_NAMES = frozenset(
     | {"log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod"}
     | {"posterior_variance", "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"}
     | {"lvlb_weights", "logvar", "scale_factor", "global_step", "v_pred", "ztsnr", "denoiser.sigmas"}
-    | {f"{CLIP}{name}embeddings.position_ids" for name in ("", "text_model.")}
-    | {f"{at}{name}" for at in (OPEN_CLIP, "cond_stage_model.") for name in TEXT_LEFTOVERS}
+    | {f"{at}{name}embeddings.position_ids" for at in (CLIP, CLIP_XL) for name in ("", "text_model.")}
+    | {f"{at}{name}" for at in (*OPEN_CLIPS, CLIP_XL, "cond_stage_model.") for name in TEXT_LEFTOVERS}
+    | {f"{CLIP_XL}text_projection.weight"}
 )
 USELESS_PREFIXES = ("model_ema.", "loss.", f"{VAE}loss.", f"{OPEN_CLIP}transformer.resblocks.{DROPPED_LAYER}.")
 SCHEDULER: Config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -76,18 +81,26 @@ class Checkpoint:
     prediction: Prediction
     sources: Mapping[str, Mapping[str, Source]]  # part -> tensor in the diffusers layout -> where it is
     averages: Mapping[str, Source] = field(default_factory=dict)  # of the UNet's weights, likewise (EMA)
-    pad_token: str = CLIP_PAD
+    pad_tokens: Mapping[str, str] = field(default_factory=dict)  # text encoder -> what its chunks are filled with
+    index: Config = field(default_factory=dict)  # of what a folder's model_index.json says, that a drawing hangs on
     strangers: tuple[str, ...] = ()  # tensors that nothing reads
 
     @property
     def is_supported(self) -> bool:
         """Whether pictures can be drawn with it, if it is whole."""
-        return not self.family.startswith(SDXL)
+        return not self.family.startswith(SDXL_REFINER)
+
+    @property
+    def rest(self) -> list[str]:
+        """The tensors that no part of its model is made of; without buffers of code, in which Inf may be right."""
+        read = {source.name for part in self.sources.values() for source in part.values()}
+        return sorted(self.header.entries.keys() - read - USELESS_NAMES)
 
     @property
     def lacks(self) -> tuple[str, ...]:
         """The parts of a model that it does not hold."""
-        return tuple(part for part in PART_NAMES if part not in self.sources)
+        needed = PART_NAMES if self.family.startswith(SDXL) else PART_NAMES.keys() - {SECOND}
+        return tuple(part for part in PART_NAMES if part in needed and part not in self.sources)
 
 
 def read_checkpoint(path: Path, prediction: str | None = None) -> Checkpoint:
@@ -97,9 +110,9 @@ def read_checkpoint(path: Path, prediction: str | None = None) -> Checkpoint:
     Raises InputError for a file that is none, or of a kind that is not read.
     """
     with open_regular(path) as stream:
-        known = _stamp(os.fstat(stream.fileno()))
+        known = stamp(os.fstat(stream.fileno()))
     beside = path.with_suffix(".yaml")  # it may say what the UNet predicts
-    return _read(path.absolute(), path, (known, _stamp(beside.stat()) if exists(beside) else ()), prediction)
+    return _read(path.absolute(), path, (known, stamp(beside.stat()) if exists(beside) else ()), prediction)
 
 
 @functools.lru_cache(maxsize=8)
@@ -107,23 +120,20 @@ def _read(place: Path, path: Path, known: tuple[object, ...], prediction: str | 
     return recognise(path, read_header(path), prediction)
 
 
-def _stamp(status: os.stat_result) -> tuple[int, ...]:
-    """What is another as soon as a file is written anew."""
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
 def recognise(path: Path, header: Header, asked: str | None = None) -> Checkpoint:
     """What the tensors of a header make; errors as `read_checkpoint`."""
     tensors = header.entries
+    if any(name.startswith("edm_") for name in tensors):
+        what = f"{path}: is made for the noise levels of EDM, as Playground 2.5 and CosXL are"
+        raise InputError(what, "Stable Diffusion 1.x, 2.x and XL are read")
     prefixes = {part: found for part in PREFIXES if (found := _prefix(part, tensors)) is not None}
-    is_xl = any(name.startswith("conditioner.embedders.") for name in tensors)
-    if not prefixes and not is_xl:
+    if not prefixes and not _is_xl(tensors):
         raise _stranger(path, tensors)
     configs, sources = {}, {}
     for part, prefix in prefixes.items():
         inside = Part(path, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, prefix)
         configs[part], sources[part] = inside.read(part)
-    family = _family(prefixes, configs, is_xl)
+    family = _family(prefixes, configs, tensors)
     is_inpainting = configs.get("unet", {}).get("in_channels") == 2 * _latent_channels(configs) + 1
     prediction = find_prediction(path, header, is_sd2=family == SD2 and not is_inpainting)
     if asked is not None:
@@ -142,7 +152,8 @@ def recognise(path: Path, header: Header, asked: str | None = None) -> Checkpoin
         prediction=prediction,
         sources=sources,
         averages=_averages(prefixes.get("unet", ""), sources.get("unet", {}), tensors),
-        pad_token=_pad_token(path, said, family),
+        pad_tokens=_pad_tokens(path, said, family),
+        index=said.get("index", {}),
         strangers=_strangers(tensors, sources),
     )
 
@@ -153,14 +164,21 @@ def _prefix(part: str, tensors: Mapping[str, Entry]) -> str | None:
 
 def _is_at(prefix: str, key: str) -> bool:
     """Whether a text encoder's table is looked for where its naming has it; other parts have one naming."""
-    return not key.endswith("token_embedding.weight") or key.startswith("token") == (prefix == OPEN_CLIP)
+    return not key.endswith("token_embedding.weight") or key.startswith("token") == (prefix in OPEN_CLIPS)
 
 
-def _family(prefixes: Mapping[str, str], configs: Mapping[str, Config], is_xl: bool) -> str:
-    """1.x has convolutions before its transformers and OpenAI's CLIP, 2.x matrices and open_clip's, XL two of them."""
+def _is_xl(tensors: Mapping[str, Entry]) -> bool:
+    return any(name.startswith("conditioner.embedders.") for name in tensors)
+
+
+def _family(prefixes: Mapping[str, str], configs: Mapping[str, Config], tensors: Mapping[str, Entry]) -> str:
+    """1.x has convolutions before its transformers and OpenAI's CLIP, 2.x matrices and open_clip's, XL two encoders."""
     unet = configs.get("unet", {})
-    if is_xl or "addition_embed_type" in unet:
-        return SDXL
+    if any(name.startswith(REFINER) for name in tensors):
+        return SDXL_REFINER
+    if _is_xl(tensors) or "addition_embed_type" in unet:
+        is_refiner = SECOND not in configs and unet.get("projection_class_embeddings_input_dim") == REFINER_WIDTH
+        return SDXL_REFINER if is_refiner else SDXL
     is_sd2 = unet["use_linear_projection"] if unet else prefixes.get("text_encoder") == OPEN_CLIP
     return SD2 if is_sd2 else SD1
 
@@ -171,6 +189,7 @@ def _latent_channels(configs: Mapping[str, Config]) -> int:
 
 def _fill(configs: Mapping[str, Config], family: str, prediction: Prediction, header: Header) -> None:
     """Add what the family decides to the configs of its parts."""
+    family = SDXL if family == SDXL_REFINER else family
     side = 768 if family == SD2 and prediction.kind == V else SIDES[family]
     width, _, height = header.metadata.get("modelspec.resolution", "").partition("x")
     if (
@@ -188,16 +207,22 @@ def _fill(configs: Mapping[str, Config], family: str, prediction: Prediction, he
         configs["vae"] |= {"force_upcast": True} if family == SDXL else {}
     if "unet" in configs:
         configs["unet"] |= {"sample_size": side // factor}
+    if family == SDXL and "unet" in configs and SECOND in configs:
+        of_sizes = configs["unet"].get("projection_class_embeddings_input_dim", 0) - configs[SECOND]["projection_dim"]
+        if of_sizes > 0 and of_sizes % XL_SIZES == 0:
+            configs["unet"]["addition_time_embed_dim"] = of_sizes // XL_SIZES
 
 
 def _scheduler(family: str, prediction: Prediction) -> Config:
-    """The scheduler that the authors published with a family: PNDM for 1.x, DDIM for 2.x."""
+    """The scheduler that the authors published with a family: PNDM for 1.x, DDIM for 2.x, Euler's for XL."""
     config = SCHEDULER | {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
-    if family != SD1 or prediction.kind == V:
+    if family.startswith(SDXL):
+        config = SCHEDULER | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}
+    elif family != SD1 or prediction.kind == V or prediction.ends_in_noise:
         config = SCHEDULER | {"_class_name": "DDIMScheduler"}
     config["prediction_type"] = prediction.kind
     if prediction.ends_in_noise:  # and then the steps must begin at the last timestep
-        config |= {"_class_name": "DDIMScheduler", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     return config
 
 
@@ -212,7 +237,7 @@ def _said(path: Path, header: Header) -> dict[str, Config]:
     if text is None:
         return {}
     try:
-        said = json.loads(text)
+        said = parse_said(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: its metadata {CONFIGS} are no JSON ({error})", "get the file again") from error
     if not isinstance(said, dict) or not all(isinstance(config, dict) for config in said.values()):
@@ -220,12 +245,17 @@ def _said(path: Path, header: Header) -> dict[str, Config]:
     return said
 
 
-def _pad_token(path: Path, said: Mapping[str, Config], family: str) -> str:
-    token = said.get("tokenizer", {}).get("pad_token", CLIP_PAD if family == SD1 else OPEN_CLIP_PAD)
-    if token not in (CLIP_PAD, OPEN_CLIP_PAD):
-        what = f"{path}: its metadata name the padding {reprlib.repr(token)}"
-        raise InputError(what, f"expected is {CLIP_PAD} or {OPEN_CLIP_PAD}")
-    return str(token)
+def _pad_tokens(path: Path, said: Mapping[str, Config], family: str) -> dict[str, str]:
+    """What fills the chunks of each text encoder: of 2.x, and of the second of XL, what open_clip was trained with."""
+    usual = {"text_encoder": OPEN_CLIP_PAD if family == SD2 else CLIP_PAD, SECOND: OPEN_CLIP_PAD}
+    found = {}
+    for encoder, token in usual.items():
+        token = said.get(encoder.replace("text_encoder", "tokenizer"), {}).get("pad_token", token)
+        if token not in (CLIP_PAD, OPEN_CLIP_PAD):
+            what = f"{path}: its metadata name the padding {reprlib.repr(token)}"
+            raise InputError(what, f"expected is {CLIP_PAD} or {OPEN_CLIP_PAD}")
+        found[encoder] = str(token)
+    return found
 
 
 def _check_groups(path: Path, configs: Mapping[str, Config]) -> None:
@@ -263,4 +293,4 @@ def _stranger(path: Path, tensors: Mapping[str, Entry]) -> InputError:
         if any(mark in name for name in tensors):
             return InputError(f"{path}: {what}", hint)
     what = f"{path}: none of its {len(tensors):,} tensors is one of Stable Diffusion"
-    return InputError(what, "name a checkpoint of Stable Diffusion 1.x or 2.x")
+    return InputError(what, "name a checkpoint of Stable Diffusion 1.x, 2.x or XL")

@@ -15,12 +15,17 @@ Names = dict[str, str]  # module in the authors' naming -> module in diffusers'
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+CLIP_XL, OPEN_CLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
+OPEN_CLIPS = (OPEN_CLIP, OPEN_CLIP_XL)
+REFINER = "conditioner.embedders.0.model."  # the one text encoder of Stable Diffusion XL's refiner, open_clip's
 # Where the parts of a whole checkpoint lie, the usual place first, and how a file of that part alone names it.
 PREFIXES = {
     "unet": (UNET, "diffusion_model.", ""),
     "vae": (VAE, "vae.", ""),
-    "text_encoder": (f"{CLIP}text_model.", CLIP, OPEN_CLIP, "text_model."),
+    "text_encoder": (f"{CLIP}text_model.", CLIP, OPEN_CLIP, "text_model.", f"{CLIP_XL}text_model.", CLIP_XL),
+    "text_encoder_2": (OPEN_CLIP_XL,),
 }
+PROJECTION = "text_projection"  # of open_clip, the matrix that transformers' `text_projection.weight` is transposed
 RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",

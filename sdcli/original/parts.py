@@ -12,15 +12,16 @@ from typing import Any
 from sdcli.errors import InputError
 from sdcli.headers import Entry
 from sdcli.original import names as naming
-from sdcli.original.names import FUSED, OPEN_CLIP, UnetShape
+from sdcli.original.names import FUSED, OPEN_CLIP, OPEN_CLIP_XL, OPEN_CLIPS, PROJECTION, UnetShape
 
 Config = dict[str, Any]
 
-MAX_BLOCKS = 100  # of one kind in a row; Stable Diffusion's reach 24
+MAX_BLOCKS = 100  # of one kind in a row; Stable Diffusion's reach 32
 LONGEST_NAME, DEEPEST = 200, 6  # of modules that are counted, in characters and in dots
 DROPPED_LAYER = 23  # Stable Diffusion 2.x reads the last layer but one of 24, and diffusers keeps no other
 HEAD = 64  # numbers of a head in CLIP, and in the UNets of 2.x and XL
 SD1_HEADS = 8
+SIZE_WIDTH = 256  # of the embedding of each of the numbers about sizes that XL's UNet is told
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Source:
     entry: Entry
     shape: tuple[int, ...]
     third: int | None = None
+    is_transposed: bool = False
 
 
 class Part:
@@ -51,9 +53,8 @@ class Part:
             config = self.vae_config()
             levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
             return config, self.sources(naming.vae_names(levels, layers))
-        if self.prefix == OPEN_CLIP:
-            return self.text_config(), self.open_clip_sources()
-        return self.text_config(), self.clip_sources()
+        sources = self.open_clip_sources() if self.prefix in OPEN_CLIPS else self.clip_sources()
+        return self.text_config(), sources
 
     def unet_shape(self) -> UnetShape:
         """Which blocks the UNet has: the first that halves ends the first level, and all levels are alike."""
@@ -87,7 +88,7 @@ class Part:
         # The authors' configs: 8 heads in 1.x, heads of 64 numbers in 2.x and XL, as diffusers writes both.
         config |= {"attention_head_dim": [max(1, n // HEAD) for n in channels] if linear else SD1_HEADS}
         if "label_emb.0.0.weight" in self.tensors:
-            config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
+            config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": SIZE_WIDTH}
             config |= {"projection_class_embeddings_input_dim": self._shape("label_emb.0.0.weight", 2)[1]}
         return config
 
@@ -108,17 +109,19 @@ class Part:
 
     def text_config(self) -> Config:
         """The config of a text encoder."""
-        is_open = self.prefix == OPEN_CLIP
+        is_open, is_second = self.prefix in OPEN_CLIPS, self.prefix == OPEN_CLIP_XL
         layer, middle = ("transformer.resblocks.{}", "mlp.c_fc") if is_open else ("encoder.layers.{}", "mlp.fc1")
         table = "token_embedding.weight" if is_open else "embeddings.token_embedding.weight"
         positions = "positional_embedding" if is_open else "embeddings.position_embedding.weight"
         rows, width = self._shape(table, 2)
         layers = self._count(layer)
-        config: Config = {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model", "vocab_size": rows}
+        kind = "CLIPTextModelWithProjection" if is_second else "CLIPTextModel"
+        config: Config = {"architectures": [kind], "model_type": "clip_text_model", "vocab_size": rows}
         config |= {"hidden_size": width, "intermediate_size": self._shape(f"{layer.format(0)}.{middle}.weight", 2)[0]}
-        config |= {"num_hidden_layers": min(layers, DROPPED_LAYER) if is_open else layers}
+        config |= {"num_hidden_layers": min(layers, DROPPED_LAYER) if self.prefix == OPEN_CLIP else layers}
         config |= {"num_attention_heads": max(1, width // HEAD), "hidden_act": "gelu" if is_open else "quick_gelu"}
-        config |= {"max_position_embeddings": self._shape(positions, 2)[0], "projection_dim": width}
+        projected = self._shape(PROJECTION, 2)[1] if is_second else width
+        config |= {"max_position_embeddings": self._shape(positions, 2)[0], "projection_dim": projected}
         config |= {"bos_token_id": rows - 2, "eos_token_id": rows - 1, "pad_token_id": 0 if is_open else rows - 1}
         return config
 
@@ -146,8 +149,14 @@ class Part:
         }
 
     def open_clip_sources(self) -> dict[str, Source]:
-        """Where each tensor of the text encoder is found in open_clip's, whose queries, keys and values are one."""
-        names, numbers = naming.open_clip_names(DROPPED_LAYER), {str(number) for number in range(DROPPED_LAYER)}
+        """Where each tensor of the text encoder is found in open_clip's, whose queries, keys and values are one.
+
+        Beside a projection, transformers puts `text_model.` before the names of all else.
+        """
+        is_second = self.prefix == OPEN_CLIP_XL
+        layers = MAX_BLOCKS if is_second else DROPPED_LAYER
+        names, numbers = naming.open_clip_names(layers), {str(number) for number in range(layers)}
+        inside = "text_model." if is_second else ""
         found: dict[str, Source] = {}
         for name, entry in self.tensors.items():
             block, is_fused, kind = name.partition(".attn.in_proj_")
@@ -155,12 +164,15 @@ class Part:
             if is_fused and number in numbers and entry.shape and not entry.shape[0] % 3:
                 shape = (entry.shape[0] // 3, *entry.shape[1:])
                 for third, module in enumerate(FUSED):
-                    target = f"encoder.layers.{number}.self_attn.{module}.{kind}"
+                    target = f"{inside}encoder.layers.{number}.self_attn.{module}.{kind}"
                     found[target] = Source(self.prefix + name, entry, shape, third)
             elif name == "positional_embedding":
-                found["embeddings.position_embedding.weight"] = Source(self.prefix + name, entry, entry.shape)
+                found[f"{inside}embeddings.position_embedding.weight"] = Source(self.prefix + name, entry, entry.shape)
+            elif name == PROJECTION and is_second:
+                turned = Source(self.prefix + name, entry, entry.shape[::-1], is_transposed=True)
+                found[f"{PROJECTION}.weight"] = turned
             elif (renamed := naming.renamed(name, names)) is not None:
-                found[renamed] = Source(self.prefix + name, entry, entry.shape)
+                found[inside + renamed] = Source(self.prefix + name, entry, entry.shape)
         return found
 
     def _count(self, pattern: str) -> int:

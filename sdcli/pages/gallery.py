@@ -35,7 +35,8 @@ FIRST = ("negative", "seed", "id", "size", "scheduler", "steps", "guidance", "mo
 NO_SETTINGS = frozenset(
     {"prompt", "path", "key", "job", "width", "height", "model_hash", "tokens", "negative_tokens", "sdcli"}
 )
-NO_SETTINGS |= {"evaluations", "seconds", "adopted", "skipped"}
+NO_SETTINGS |= {"unknown_words", "negative_unknown_words"}
+NO_SETTINGS |= {"model_revision", "evaluations", "seconds", "adopted", "skipped"}
 NO_CHOICE = frozenset({"Negative", "Seed", "ID"})
 
 Record = Mapping[str, Any]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from sdcli.errors import InputError
 from sdcli.files import open_regular
+from sdcli.headers import parse_said
 from sdcli.layout import safetensors_header
 from sdcli.pipeline.lora_keys import (
     MAX_BYTES,
@@ -149,7 +149,7 @@ def _alphas(path: Path) -> Counter[float]:
 def _said_alphas(metadata: Mapping[str, str]) -> Counter[float]:
     """The alphas that diffusers' metadata give parts of the model; none where they cannot be read."""
     try:
-        said = json.loads(metadata.get(METADATA_KEY, "{}"))
+        said = parse_said(metadata.get(METADATA_KEY, "{}"))
         return Counter(float(value) for key, value in said.items() if key.endswith("lora_alpha") and value is not None)
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return Counter()

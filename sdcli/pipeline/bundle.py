@@ -36,6 +36,7 @@ TOKENIZER_FILES = (
     *("vocab.json", "merges.txt", "tokenizer.json"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
 )
+TOKENIZER = "CLIPTokenizer"
 PADDING_FILES = ("tokenizer_config.json", "special_tokens_map.json")  # which say what a prompt is filled with
 # Counts of layers cost time and memory before a single weight is compared with them; Stable Diffusion's reach 24.
 LAYER_KEYS = {
@@ -152,7 +153,7 @@ def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Enco
 
 
 def _encoder(folder: Path, part: str, model: CLIPTextModel) -> TextEncoder:
-    tokenizer = load_tokenizer(layout.tokenizer(folder, part))
+    tokenizer = load_tokenizer(layout.tokenizer(folder, part), part)
     check_fit(folder, tokenizer, int(model.config.vocab_size), part)
     return TextEncoder(tokenizer, model)
 
@@ -211,33 +212,41 @@ def save_bundle(folder: Path, bundle: ModelBundle, tokenizer: Path | None, setti
     write_json(folder / "sdcli.json", settings)
 
 
-def write_index(folder: Path, vae: str, scheduler: str) -> None:
-    """Write the model_index.json of a model whose parts are there. vae, scheduler: their classes in diffusers."""
+def write_index(folder: Path, vae: str, scheduler: str, *, is_empty_zero: bool = True) -> None:
+    """Write the model_index.json of a model whose parts are there. vae, scheduler: their classes in diffusers.
+
+    is_empty_zero: of Stable Diffusion XL, as `layout.is_empty_zero` tells.
+    """
     index: Config = {"_class_name": "StableDiffusionPipeline", "feature_extractor": [None, None]}
-    index |= {"requires_safety_checker": False, "safety_checker": [None, None]}
+    if layout.encoders(folder) == ENCODERS:
+        index |= {"_class_name": "StableDiffusionXLPipeline", "image_encoder": [None, None]}
+        index |= {"force_zeros_for_empty_prompt": is_empty_zero}
+    else:
+        index |= {"requires_safety_checker": False, "safety_checker": [None, None]}
     index |= {"scheduler": ["diffusers", scheduler]}
     if conditioner(folder) == "class_embedder":
         index |= {"class_embedder": ["sdcli", "ClassEmbedder"]}
-    else:
-        index |= {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
+    for encoder in layout.encoders(folder):
+        index |= {encoder: ["transformers", *PARTS[encoder]], layout.TOKENIZERS[encoder]: ["transformers", TOKENIZER]}
     index |= {"unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", vae]}
     write_json(folder / "model_index.json", index)
 
 
-def copy_tokenizer(source: Path, target: Path) -> None:
+def copy_tokenizer(source: Path, target: Path, encoder: str = "text_encoder") -> None:
     """Copy what a CLIP tokenizer is made of, and nothing else that lies or is linked there.
 
-    source: as `layout.tokenizer` gives it; of a single file CLIP's own is written, padded as that model's is.
+    source: as `layout.tokenizer` gives it; of a single file CLIP's own is written, padded as that encoder's is.
     """
     target.mkdir()
     checkpoint = layout.single_file(source)
     folder = source if checkpoint is None else layout.TOKENIZER_FOLDER
     for name in TOKENIZER_FILES:
         if (folder / name).exists():
-            (target / name).write_bytes(read_bytes(folder / name, max_bytes=MAX_JSON_BYTES, within=root(folder.parent)))
+            within = root(folder.parent, folder / name)
+            (target / name).write_bytes(read_bytes(folder / name, max_bytes=MAX_JSON_BYTES, within=within))
     if checkpoint is not None:
         for name in PADDING_FILES:
-            write_json(target / name, layout.read_json(target / name) | {"pad_token": checkpoint.pad_token})
+            write_json(target / name, layout.read_json(target / name) | {"pad_token": checkpoint.pad_tokens[encoder]})
 
 
 def save_part(folder: Path, module: nn.Module, dtype: torch.dtype) -> None:
@@ -256,12 +265,13 @@ def write_part(folder: Path, config: Config, state: Mapping[str, Tensor], dtype:
 
 def part_config(module: nn.Module) -> Config:
     """The config of a part as its config.json holds it, without paths of the machine it came from."""
-    if type(module).__name__ == "CLIPTextModel":
+    name = type(module).__name__
+    if name in (*PARTS["text_encoder"], *PARTS["text_encoder_2"]):
         config = cast("CLIPTextModel", module).config.to_dict()
-        config |= {"architectures": ["CLIPTextModel"], "model_type": "clip_text_model"}
+        config |= {"architectures": [name], "model_type": "clip_text_model"}
         config["dtype"] = "float32"  # else transformers takes the file's, and diffusers float32 for the rest
     else:
-        config = {"_class_name": type(module).__name__, **cast("UNet2DConditionModel", module).config}
+        config = {"_class_name": name, **cast("UNet2DConditionModel", module).config}
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}
 
 

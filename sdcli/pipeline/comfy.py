@@ -75,8 +75,12 @@ def _samplers(graph: Graph) -> list[str]:
 
 
 def _sampler(graph: Graph) -> str | None:
-    """The sampler nearest to a node that shows a picture, else the first there is."""
+    """The sampler nearest to a node that shows a picture, else the first there is.
+
+    One that adds no noise only if there is no other: it goes on, as a refiner's does, from what another began.
+    """
     samplers = _samplers(graph)
+    samplers = [name for name in samplers if _inputs(graph, name).get("add_noise") != "disable"] or samplers
     known = set(samplers)
     seen: set[str] = set()  # of all walks: above a node where one has been, there is no sampler
     for name in graph:

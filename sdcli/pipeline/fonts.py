@@ -1,17 +1,17 @@
-"""Letters of any script: in Pillow's own font, matplotlib's DejaVu Sans, or fonts that the system has."""
+"""Letters of any script: in Pillow's own font, matplotlib's DejaVu Sans or fonts of the system; emoji in colour."""
 
 from __future__ import annotations
 
 import os
 import sys
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from itertools import groupby, islice
 from pathlib import Path
 
-from PIL import ImageDraw, ImageFont, features
+from PIL import Image, ImageDraw, ImageFont, features
 
 Font = ImageFont.FreeTypeFont
 
@@ -29,17 +29,24 @@ KNOWN = (
     *("notosansdevanagari", "notosansthai", "notosans", "arialuni", "notoemoji", "symbola", "seguisym", "seguiemj"),
     *("freesans", "unifont"),
 )
+# Fonts of emoji in colour, and the sizes in px that such fonts have: Noto's, and Apple's.
+COLOURED, COLOURED_SIZES = ("notocoloremoji", "applecoloremoji"), (109, 160)
+SOME_EMOJI = "\U0001f600"
+FIRST_EMOJI = "\U0001f000"  # what lies before, hearts and stars, is drawn like the text around it
 NOT_PLAIN = ("bold", "italic", "oblique", "black", "light", "thin", "condensed")
 # Letters that take their form from their neighbours, or run from the right, which only the Raqm library sets.
 SHAPED = (range(0x0590, 0x0900), range(0x0900, 0x0E00), range(0x1000, 0x10A0), range(0x1780, 0x1800))
 
 
 class Lettering:
-    """What draws some texts: one font that has all their letters, else for each letter the first that has it."""
+    """What draws some texts: emoji in colour where the system has them so, all else in one font that has all its
+    letters, or each letter in the first font that has it."""
 
     def __init__(self, texts: Iterable[str], size: int) -> None:
         letters = {letter for text in texts for letter in _cleaned(text) if not _is_blank(letter)}
         self._size, self._fonts = size, list[Font]()
+        self._colours = _colours() if any(letter >= FIRST_EMOJI for letter in letters) else None
+        letters -= {letter for letter in letters if self._is_coloured(letter)}
         for font in _fonts(size):
             self._fonts.append(font)
             if all(_has(font, letter) for letter in letters):
@@ -52,7 +59,7 @@ class Lettering:
         """The text on one line; what no font has in its plain form if it has one (A of a wide A), else left out."""
         shown = []
         for letter in _cleaned(text):
-            if _is_blank(letter) or self._font_of(letter) is not None:
+            if _is_blank(letter) or self._is_coloured(letter) or self._font_of(letter) is not None:
                 shown.append(letter)
                 continue
             plain = "".join(c for c in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(c))
@@ -62,27 +69,50 @@ class Lettering:
 
     def length(self, text: str) -> float:
         """How wide a text is, in px."""
-        return sum(font.getlength(part) for font, part in self._runs(text))
+        return sum(self._length(font, part) for font, part in self._runs(text))
 
-    def write(
-        self, draw: ImageDraw.ImageDraw, place: tuple[float, float], text: str, fill: tuple[int, int, int]
-    ) -> None:
+    def write(self, image: Image.Image, place: tuple[float, float], text: str, fill: tuple[int, int, int]) -> None:
         """Draw a line of text; place: of its upper left corner, in px."""
         left, top = place
         base = top + _own(self._size).getmetrics()[0]
+        draw = ImageDraw.Draw(image)
         for font, part in self._runs(text):
-            draw.text((left, base), part, fill=fill, font=font, anchor="ls")
-            left += font.getlength(part)
+            if font is self._colours:
+                self._write_emoji(image, (left, base), part)
+            else:
+                draw.text((left, base), part, fill=fill, font=font, anchor="ls")
+            left += self._length(font, part)
+
+    def _write_emoji(self, image: Image.Image, place: tuple[float, float], text: str) -> None:
+        """Draw emoji in their font's one size and scale them. place: of the left end of the base line, in px."""
+        assert self._colours is not None
+        left, top, right, bottom = (round(side) for side in self._colours.getbbox(text, anchor="ls"))
+        large = Image.new("RGBA", (max(1, right - left), max(1, bottom - top)))
+        ImageDraw.Draw(large).text((-left, -top), text, font=self._colours, anchor="ls", embedded_color=True)
+        share = self._size / self._colours.size
+        size = (max(1, round(large.width * share)), max(1, round(large.height * share)))
+        small = large.resize(size, Image.Resampling.LANCZOS)
+        image.paste(small, (round(place[0] + left * share), round(place[1] + top * share)), small)
+
+    def _length(self, font: Font, text: str) -> float:
+        return font.getlength(text) * (self._size / font.size)
+
+    def _is_coloured(self, letter: str) -> bool:
+        return self._colours is not None and letter >= FIRST_EMOJI and _has(self._colours, letter)
 
     def _runs(self, text: str) -> Iterator[tuple[Font, str]]:
         """The text in parts of one font each."""
-        if len(self._fonts) == 1:
+        if len(self._fonts) == 1 and self._colours is None:
             yield self._fonts[0], text
             return
         font = self._fonts[0]
         chosen = []
         for letter in text:
-            if not _is_blank(letter):
+            if self._colours is not None and self._is_coloured(letter):
+                font = self._colours
+            elif letter.isspace():
+                font = self._fonts[0] if font is self._colours else font
+            elif not _is_blank(letter):
                 font = self._font_of(letter) or self._fonts[0]
             chosen.append((font, letter))
         for _, pairs in groupby(chosen, key=lambda pair: id(pair[0])):
@@ -128,6 +158,20 @@ def _own(size: int) -> Font:
     return font
 
 
+@lru_cache(maxsize=1)
+def _colours() -> Font | None:
+    """The system's font of emoji in colour, in the one size that it has; None where it has none, or Pillow cannot."""
+    for path in islice(_of_the_system(_folders(), COLOURED), MAX_FONTS):
+        for size in COLOURED_SIZES:
+            try:
+                font = Font(str(path), size)
+                if _has(font, SOME_EMOJI):
+                    return font
+            except OSError:  # no font, not of this size, or PNG within, which this FreeType does not read
+                continue
+    return None
+
+
 def _fonts(size: int) -> Iterator[Font]:
     """Pillow's own font and, opened one after another as they are asked for, others."""
     yield _own(size)
@@ -135,8 +179,8 @@ def _fonts(size: int) -> Iterator[Font]:
     shipped = Path(str(own.origin)).with_name("mpl-data") / "fonts" / "ttf" / "DejaVuSans.ttf" if own else None
     for path in ([shipped] if shipped is not None else []) + list(islice(_of_the_system(_folders()), MAX_FONTS)):
         try:
-            yield ImageFont.truetype(str(path), size)
-        except OSError:  # emoji in colour have one size alone
+            yield Font(str(path), size)  # not by ImageFont.truetype, which looks for another file of the name
+        except OSError:
             continue
 
 
@@ -151,13 +195,13 @@ def _folders() -> list[Path]:
     return [data / "fonts", home / ".fonts", Path("/usr/local/share/fonts"), Path("/usr/share/fonts")]
 
 
-def _of_the_system(folders: Iterable[Path]) -> Iterator[Path]:
-    """Fonts with many letters, the best known first."""
+def _of_the_system(folders: Iterable[Path], names: Sequence[str] = KNOWN) -> Iterator[Path]:
+    """Fonts of these names, the first ones first."""
     found: list[tuple[int, str, Path]] = []
     files = (Path(place) / name for folder in folders for place, _, names in os.walk(folder) for name in sorted(names))
     for path in islice(files, MAX_FILES):
         name = "".join(c for c in path.stem.lower() if c.isalnum())
-        rank = next((number for number, known in enumerate(KNOWN) if name.startswith(known)), None)
+        rank = next((number for number, known in enumerate(names) if name.startswith(known)), None)
         if rank is not None and path.suffix.lower() in SUFFIXES and not any(word in name for word in NOT_PLAIN):
             found.append((rank, name, path))
     return (path for _, _, path in sorted(found))

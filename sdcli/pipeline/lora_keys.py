@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,12 +9,12 @@ from typing import Any
 
 from sdcli.errors import InputError
 from sdcli.files import open_regular, reason
+from sdcli.headers import parse_said
 from sdcli.layout import ENCODERS, safetensors_metadata
 from sdcli.pipeline.lora_names import ADAPTED_PARTS, TEXT_PREFIX, Layers, Shape, header_shapes, is_xl, known_names
 from sdcli.pipeline.lora_shapes import Change, check_shapes
 
 MAX_BYTES = 4 << 30
-MAX_HEADER_BYTES = 32 << 20  # kohya's, with the tags of all pictures in it, has some megabytes
 MAX_KEYS = 20_000  # SDXL's largest have some 5,000
 KEYS_SHOWN = 3
 METADATA_KEY = "lora_adapter_metadata"  # where diffusers keeps what the keys do not say
@@ -116,10 +115,7 @@ def is_safetensors(path: Path) -> bool:
 
 def read_header(path: Path) -> tuple[dict[str, Shape], dict[str, str]]:
     """The shapes of a safetensors file by their keys, and its metadata. Raises InputError for a malformed one."""
-    with open_regular(path, max_bytes=MAX_BYTES) as stream:
-        length = int.from_bytes(stream.read(8), "little")
-    if length > MAX_HEADER_BYTES:
-        raise InputError(f"{path}: has a header of {length:,} bytes", f"at most {MAX_HEADER_BYTES:,} are read")
+    open_regular(path, max_bytes=MAX_BYTES).close()
     return header_shapes(path), safetensors_metadata(path)
 
 
@@ -227,7 +223,7 @@ def _read_alphas(where: str, found: Iterable[Change], metadata: Mapping[str, str
     if METADATA_KEY not in metadata:
         return
     try:
-        said = json.loads(metadata[METADATA_KEY])
+        said = parse_said(metadata[METADATA_KEY])
         has_parts = any(key.startswith(tuple(f"{part}." for part in ADAPTED_PARTS)) for key in said)
         for change in found:
             of_part = f"{change.part}." if has_parts else ""  # without: saved by the part alone

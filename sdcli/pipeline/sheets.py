@@ -7,7 +7,7 @@ import warnings
 from bisect import bisect_left
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from sdcli.errors import SdcliWarning
 from sdcli.pipeline.fonts import Lettering
@@ -18,7 +18,7 @@ MAX_SHEET_PIXELS = 64_000_000  # of all tiles: what keeps a sheet of ten thousan
 MARGIN = 8  # px
 FONT_SIZE = 13  # px
 LINE = 18  # px
-MAX_HEADING_LINES = 3
+MAX_LINES = 3  # of a heading, or of a line of a caption
 MAX_CAPTION = 1_000  # characters: far more than fit under a picture
 MAX_TOLD = 12  # letters that no font has
 PAPER, INK = (240, 240, 240), (40, 40, 40)  # a picture on white shows where it ends
@@ -38,7 +38,8 @@ def tile(image: Image.Image, count: int) -> Image.Image:
 def contact_sheet(tiles: Sequence[Image.Image], captions: Sequence[str], heading: str = "") -> Image.Image:
     """Pictures in rows, each over its caption, under a heading; what is too long for its place ends in an ellipsis.
 
-    tiles: at least one, as of `tile`; they may differ in size. captions: one each, a line or several.
+    tiles: at least one, as of `tile`; they may differ in size. captions: one each, of a line or several, which are
+    wrapped.
     """
     captions = [caption[:MAX_CAPTION] for caption in captions]
     lettering = Lettering([heading, *captions], FONT_SIZE)
@@ -48,24 +49,26 @@ def contact_sheet(tiles: Sequence[Image.Image], captions: Sequence[str], heading
         warnings.warn(what, SdcliWarning, stacklevel=2)
     heading = lettering.readable(heading)
     width, height = max(one.width for one in tiles), max(one.height for one in tiles)
-    below = LINE * max(caption.count("\n") + 1 for caption in captions)
+    lines_below = [
+        [part for line in caption.split("\n") for part in _wrapped(lettering.readable(line), lettering, width)]
+        for caption in captions
+    ]
+    below = LINE * max(map(len, lines_below))
     across = columns(len(tiles), width, height + below)
     total = MARGIN + across * (width + MARGIN)
     lines = _wrapped(heading, lettering, total - 2 * MARGIN)
     top = MARGIN + LINE * len(lines) + (MARGIN if lines else 0)
     rows = math.ceil(len(tiles) / across)
     sheet = Image.new("RGB", (total, top + rows * (height + below + MARGIN)), PAPER)
-    draw = ImageDraw.Draw(sheet)
     for number, line in enumerate(lines):
-        lettering.write(draw, (MARGIN, MARGIN + number * LINE), line, INK)
-    for number, (one, caption) in enumerate(zip(tiles, captions, strict=True)):
+        lettering.write(sheet, (MARGIN, MARGIN + number * LINE), line, INK)
+    for number, (one, caption) in enumerate(zip(tiles, lines_below, strict=True)):
         left = MARGIN + number % across * (width + MARGIN)
         upper = top + number // across * (height + below + MARGIN)
         sheet.paste(one, (left + (width - one.width) // 2, upper + (height - one.height) // 2))
-        for row, line in enumerate(caption.split("\n")):
-            shown = _shortened(lettering.readable(line), lettering, width)
-            place = (left + (width - lettering.length(shown)) / 2, upper + height + row * LINE + 3)
-            lettering.write(draw, place, shown, INK)
+        for row, line in enumerate(caption):
+            place = (left + (width - lettering.length(line)) / 2, upper + height + row * LINE + 3)
+            lettering.write(sheet, place, line, INK)
     return sheet
 
 
@@ -84,7 +87,7 @@ def _wrapped(text: str, lettering: Lettering, width: int) -> list[str]:
         taken = 1
         while taken < len(words) and lettering.length(" ".join(words[: taken + 1])) <= width:
             taken += 1
-        is_last = len(lines) + 1 == MAX_HEADING_LINES
+        is_last = len(lines) + 1 == MAX_LINES
         lines.append(_shortened(" ".join(words[:200] if is_last else words[:taken]), lettering, width))
         words = [] if is_last else words[taken:]
     return lines

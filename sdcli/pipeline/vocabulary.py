@@ -68,7 +68,7 @@ def load_vocabulary(folder: Path) -> Vocabulary:
 
 
 def _vocabulary(folder: Path, encoder: str) -> Vocabulary:
-    tokenizer, config = load_tokenizer(layout.tokenizer(folder, encoder)), layout.config(folder, encoder)
+    tokenizer, config = load_tokenizer(layout.tokenizer(folder, encoder), encoder), layout.config(folder, encoder)
     found = {}
     # The defaults are those of transformers, which does not write what equals them.
     for key, default, most in (("max_position_embeddings", 77, MAX_POSITIONS), ("vocab_size", 49408, 1 << 24)):
@@ -79,17 +79,17 @@ def _vocabulary(folder: Path, encoder: str) -> Vocabulary:
     return Vocabulary(tokenizer, found["max_position_embeddings"], found["vocab_size"])
 
 
-def load_tokenizer(folder: Path) -> CLIPTokenizer:
+def load_tokenizer(folder: Path, encoder: str = "text_encoder") -> CLIPTokenizer:
     """The CLIP tokenizer in a folder: vocab.json and merges.txt, or the tokenizer.json that transformers 5 writes.
 
-    folder: as `layout.tokenizer` gives it; of a single file it is CLIP's own, padded as that model was trained.
+    folder: as `layout.tokenizer` gives it; of a single file it is CLIP's own, padded as that encoder was trained.
     """
     from transformers import CLIPTokenizer  # deferred: only what reads text pays for it
 
     checkpoint = layout.single_file(folder)
     if checkpoint is not None:
         found = load_tokenizer(layout.TOKENIZER_FOLDER)
-        found.pad_token = checkpoint.pad_token
+        found.pad_token = checkpoint.pad_tokens[encoder]
         return found
     for name in ("tokenizer.json",) if (folder / "tokenizer.json").exists() else ("vocab.json", "merges.txt"):
         open_regular(folder / name, max_bytes=layout.MAX_JSON_BYTES).close()

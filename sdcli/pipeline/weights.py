@@ -6,7 +6,7 @@ They are mapped from disk, not read: what holds them costs no memory of its own 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -52,6 +52,16 @@ def read_state(place: Path, part: str, *, averaged: bool = False) -> State:
                 state[key] = tensor
         return _modern_keys(state, part)
     return _from_single_file(checkpoint, part, averaged)
+
+
+def read_tensors(path: Path, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors of a safetensors file by their names there. Raises InputError when it is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in names:
+                yield name, file.get_tensor(name)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise InputError(f"{path}: is no whole safetensors file ({error})", "get the file again") from error
 
 
 def check_shapes(
@@ -139,15 +149,17 @@ def _from_single_file(checkpoint: Checkpoint, part: str, averaged: bool) -> Stat
     if not sources:
         what = "no averaged weights (EMA)" if averaged and part == "unet" else f"no {PART_NAMES.get(part, part)}"
         raise InputError(f"{path}: holds {what}", "name a file that does")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: _tensor(file.get_tensor(source.name), source) for key, source in sources.items()}
-    except (SafetensorError, ValueError, OSError) as error:
-        raise InputError(f"{path}: is no whole safetensors file ({error})", "get the file again") from error
+    read = dict(read_tensors(path, {source.name for source in sources.values()}))
+    return {key: _tensor(read[source.name], source) for key, source in sources.items()}
 
 
 def _tensor(tensor: Tensor, source: Source) -> Tensor:
-    """The tensor of a source, without a copy: a third of the rows where three are one, a matrix for a 1 x 1 kernel."""
+    """The tensor of a source: a third of the rows where three are one, a matrix for a 1 x 1 kernel, rows for columns.
+
+    Only the last takes memory.
+    """
+    if source.is_transposed:
+        return tensor.T.contiguous()
     if source.third is not None:
         rows = source.shape[0]
         tensor = tensor[source.third * rows : (source.third + 1) * rows]
@@ -155,12 +167,7 @@ def _tensor(tensor: Tensor, source: Source) -> Tensor:
 
 
 def _read_file(path: Path) -> State:
-    entries = read_header(path).entries
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in entries}
-    except (SafetensorError, ValueError, OSError) as error:
-        raise InputError(f"{path}: is no whole safetensors file ({error})", "get the file again") from error
+    return dict(read_tensors(path, read_header(path).entries))
 
 
 def _modern_keys(state: State, part: str) -> State:

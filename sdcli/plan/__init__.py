@@ -11,6 +11,7 @@ from typing import Any
 from sdcli import layout, schedulers, store
 from sdcli.checks import MAX_SEED, PREDICTIONS, parse_interval, parse_size
 from sdcli.errors import InputError, UsageError
+from sdcli.pipeline import known_words
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan.beside import Beside, arrange
 from sdcli.plan.conditioning import Label, asked_label
@@ -24,7 +25,7 @@ from sdcli.plan.initial import (
 )
 from sdcli.plan.lora_files import LoraFile, check_fit, lora_file
 from sdcli.plan.naming import latent_targets, targets
-from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape
+from sdcli.plan.parts import check_clip_skip, check_multiple, parts_shape, prediction_word
 from sdcli.plan.words import (
     EmbeddingFile,
     check_embeddings,
@@ -34,7 +35,6 @@ from sdcli.plan.words import (
     embedding_file,
     read_prompts,
 )
-from sdcli.schedulers.config import prediction_type
 from sdcli.specs import GenerateSpec, WordSwap, word_swaps
 
 DEFAULT_STEPS = 25
@@ -70,10 +70,16 @@ class Plan:
     embeddings: tuple[EmbeddingFile, ...] = ()
     swaps: tuple[WordSwap, ...] = ()
     clip_skip: int = 0
+    known_words: frozenset[str] | None = None  # that the model saw; None where it, or what is added to it, does not say
     latents: Path | None = None  # a file with the initial noise, in place of that of the seed
     initial: InitialPicture | None = None
     latent_targets: tuple[Path, ...] = ()  # where the final latents of each image go; none unless asked for
     beside: Beside = field(default_factory=Beside)
+
+    @property
+    def prediction(self) -> str:
+        """What the UNet predicts, in the words of `--prediction`."""
+        return prediction_word(self.scheduler_config)
 
     @property
     def evaluations(self) -> int:
@@ -96,12 +102,13 @@ class Plan:
         """The decisions as plain values, for --dry-run."""
         rows: dict[str, Any] = {
             "model": self.model.ref,
+            **self.model.pinned(),
             "folder": str(self.model.folder),
             "scheduler": self.scheduler.name,
             "class": self.scheduler.class_name,
             "overrides": dict(self.scheduler.overrides),
             **({"step_arguments": dict(self.scheduler.step_arguments)} if self.scheduler.step_arguments else {}),
-            "prediction": {said: word for word, said in PREDICTIONS.items()}[prediction_type(self.scheduler_config)],
+            "prediction": self.prediction,
             "steps": self.steps,
             "evaluations": self.evaluations,
             "guidance": self.guidance,
@@ -163,9 +170,7 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     check_clip_skip(model.folder, spec.clip_skip)
     own = own_settings(model)
     scheduler = _chosen(_first(spec.scheduler, own.get("scheduler"), DEFAULT_SCHEDULER), spec)
-    config = layout.config(model.folder, "scheduler")
-    if spec.prediction is not None:
-        config["prediction_type"] = PREDICTIONS[spec.prediction]
+    config = scheduler_config(model, spec.prediction)
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
     guidance = _first(spec.guidance, own.get("guidance"), DEFAULT_GUIDANCE)
@@ -183,7 +188,8 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
     named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
     if spec.latents is not None:
-        warn_of_latents(spec.latents, {**named, "clip_skip": spec.clip_skip}, scheduler, config)
+        how = {**named, "clip_skip": spec.clip_skip, "prediction": prediction_word(config)}
+        warn_of_latents(spec.latents, how, scheduler, config)
         warn_of_other_loras(spec.latents, loras)
     named["model"] = Path(model.ref).name
     decided = Plan(
@@ -204,6 +210,7 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
         embeddings=embeddings,
         swaps=swaps,
         clip_skip=spec.clip_skip,
+        known_words=known_words.read(model.folder) if not loras else None,
         latents=spec.latents,
         initial=initial,
         latent_targets=latent_targets(spec, seeds, subjects),
@@ -222,6 +229,11 @@ def _chosen(name: str, spec: GenerateSpec) -> schedulers.Scheduler:
         timestep_spacing=spec.timestep_spacing,
         variance=spec.variance,
     )
+
+
+def scheduler_config(model: store.Model, prediction: str | None) -> dict[str, Any]:
+    """A model's noise schedule, and what its UNet predicts unless the user says. Raises InputError."""
+    return layout.config(model.folder, "scheduler", PREDICTIONS[prediction] if prediction is not None else None)
 
 
 def own_settings(model: store.Model) -> dict[str, Any]:

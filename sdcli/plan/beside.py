@@ -127,7 +127,9 @@ def _numbered_on(paths: Sequence[Path], there: set[str]) -> list[Path]:
 
 def _check_film(path: Path, count: int, settings: Mapping[str, object]) -> None:
     if path.suffix.lower() != ".webp":
-        raise UsageError(f"--save-steps {path}: a film is a .webp file", "name one, or a folder for a picture a step")
+        raise UsageError(
+            f"--save-steps {path}: a film is a .webp file", "name one, or for a picture a step a folder as NAME/"
+        )
     if count > 1:
         what = f"--count {count} with --save-steps {path}: a film shows one picture"
         raise UsageError(what, "name a folder")
@@ -136,7 +138,7 @@ def _check_film(path: Path, count: int, settings: Mapping[str, object]) -> None:
 
 def _check_extra(option: str, path: Path, if_exists: str, beside: Sequence[Path]) -> None:
     """Refuse a picture file that is written besides the images, if it is no name for one, or one of theirs."""
-    if path.suffix.lower() not in SUFFIXES or is_folder(path):
+    if path.suffix.lower() not in SUFFIXES or is_output_folder(path):
         raise UsageError(f"{option} {path}: is no name of a picture file", f"name a file of {', '.join(SUFFIXES)}")
     if os.path.realpath(path) in map(os.path.realpath, beside):
         raise UsageError(f"{option} {path}: would be the name of a picture, too", "choose another")

@@ -128,11 +128,13 @@ def warn_of_latents(path: Path, settings: dict[str, object], scheduler: Schedule
     """Warn of a latent file from which these settings will not draw what it was made for."""
     usual = {"eta": 0, "timestep_spacing": "leading"} | config  # diffusers' defaults for DDIM, which inverts
     chosen = {key: value for key, value in scheduler.choices.items() if value != usual.get(key)}
-    clip_skip = settings["clip_skip"]
+    clip_skip, prediction = settings["clip_skip"], settings["prediction"]
     settings = {key: settings[key] for key in ("scheduler", "steps", "guidance")} | chosen
     file = latent_files.look(path)
     if clip_skip or "clip_skip" in file.metadata:
         settings["clip_skip"] = clip_skip
+    if "prediction" in file.metadata:
+        settings["prediction"] = prediction
     note = latent_files.doubt(file, settings, train_timesteps(config) - 1)
     if note is not None:
         warnings.warn(note, SdcliWarning, stacklevel=3)

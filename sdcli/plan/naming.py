@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Formatter
 
 from sdcli import latent_files
+from sdcli.checks import FolderPath
 from sdcli.errors import OutputError, UsageError
 from sdcli.files import check_writable, exists, is_folder, open_regular, remove_dead_parts
 from sdcli.specs import GenerateSpec
@@ -33,6 +34,8 @@ def targets(
     """
     output = spec.output
     has_fields = is_template(output)
+    if has_fields and isinstance(output, FolderPath):
+        output = output / "{slug}-{seed}"
     many = not has_fields and is_output_folder(output)
     if has_fields:
         form = _template_format(str(_parted(output)[1]), spec.format)
@@ -69,7 +72,9 @@ def latent_targets(spec: GenerateSpec, seeds: Sequence[int], subjects: Sequence[
     check_names(place, "--save-latents")
     many = is_output_folder(place)
     if not many and place.suffix.lower() != ".safetensors":
-        raise UsageError(f"--save-latents {place}: latents are safetensors", "name a .safetensors file or a folder")
+        raise UsageError(
+            f"--save-latents {place}: latents are safetensors", "name a .safetensors file, or a folder as NAME/"
+        )
     check_writable(place if many else place.parent)
     if many:
         names = [f"{slug(words)}-{seed}{latent_files.SUFFIX}" for seed, words in zip(seeds, subjects, strict=True)]
@@ -91,7 +96,9 @@ def picture_format(output: Path, asked: str | None) -> str:
         return asked if asked is not None else "png"
     if suffix not in SUFFIXES:
         kinds = ", ".join(SUFFIXES)
-        raise UsageError(f"--output {output}: is of no kind of picture", f"name a file of {kinds}, or a folder")
+        raise UsageError(
+            f"--output {output}: is of no kind of picture", f"name a file of {kinds}, or a folder as NAME/"
+        )
     if asked not in (None, SUFFIXES[suffix]):
         raise UsageError(f"--output {output} with --format {asked}: contradict each other", "leave out --format")
     return SUFFIXES[suffix]
@@ -104,8 +111,8 @@ def check_quality(form: str, quality: int | None) -> None:
 
 
 def is_output_folder(output: Path) -> bool:
-    """Whether `--output` means a folder: one that is there, or a name without a suffix."""
-    return is_folder(output) or output.suffix == ""
+    """Whether `--output` means a folder: one that is there, a name without a suffix, or with a slash at its end."""
+    return isinstance(output, FolderPath) or is_folder(output) or output.suffix == ""
 
 
 def slug(subject: str) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import layout
+from sdcli.checks import PREDICTIONS
 from sdcli.errors import InputError, UsageError
-from sdcli.schedulers.config import has_learned_variance
+from sdcli.schedulers.config import has_learned_variance, prediction_type
 
 MAX_LEVELS = 8  # of a VAE: Stable Diffusion's have 4
 DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion 1.x, in latents
@@ -21,10 +22,12 @@ XL_SIZES = 6  # numbers: height, width, top, left, height, width; a refiner is t
 def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask: bool = False) -> tuple[int, int]:
     """The VAE factor and the native side in px.
 
+    scheduler: its config, which says what the UNet is taken to predict.
     may_read_mask: whether the UNet may be one for inpainting.
     Raises InputError unless the parts of the model fit together.
     """
-    configs = {part: layout.config(folder, part) for part in layout.parts(folder)}
+    said = prediction_type(scheduler)
+    configs = {part: layout.config(folder, part, said) for part in layout.parts(folder)}
     return configs_shape(folder, configs, scheduler, may_read_mask=may_read_mask)
 
 
@@ -50,6 +53,11 @@ def configs_shape(
     if type(side) is not int:
         raise InputError(f"{folder}/unet: sample_size is {side!r}", "mend its config.json")
     return factor, side * factor
+
+
+def prediction_word(scheduler: Mapping[str, object]) -> str:
+    """What the UNet predicts by the scheduler's config, in the words of `--prediction`."""
+    return {said: word for word, said in PREDICTIONS.items()}[prediction_type(scheduler)]
 
 
 def reads_mask(folder: Path) -> bool:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from sdcli import layout, store
 from sdcli.errors import InputError, UsageError
 from sdcli.layout import read_json
-from sdcli.pipeline import noise
+from sdcli.pipeline import known_words, noise
 from sdcli.pipeline.bundle import (
     Conditioner,
     Config,
@@ -56,6 +56,7 @@ class ModelParts:
     tokenizer: Path | None  # as `save_bundle` takes it; None without a text encoder
     settings: Config
     origin: str
+    words: frozenset[str] | None = None  # that it saw so far; None where it does not say
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _from_model(spec: TrainUnetSpec, device: torch.device) -> ModelParts:
         bundle = replace(bundle, vae=_named_vae(spec.vae, device, spec.offline))
         origin += weights_hash(bundle.vae)
     tokenizer = layout.tokenizer(found.folder) if own == "text" else None
-    return ModelParts(bundle, tokenizer, store.settings(found), origin)
+    return ModelParts(bundle, tokenizer, store.settings(found), origin, known_words.read(found.folder))
 
 
 def _from_scratch(spec: TrainUnetSpec, device: torch.device, dataset: data.Dataset) -> ModelParts:
@@ -245,7 +246,7 @@ def _from_scratch(spec: TrainUnetSpec, device: torch.device, dataset: data.Datas
     bundle = ModelBundle(vae, unet, conditioner, configs["scheduler"], device, torch.float32)
     tokenizer = layout.TOKENIZER_FOLDER if isinstance(conditioner, TextEncoder) else None
     origin = f"{_origin(spec.init, configs)} {weights_hash(vae)}"
-    return ModelParts(bundle, tokenizer, configs.get("settings", {}), origin)
+    return ModelParts(bundle, tokenizer, configs.get("settings", {}), origin, frozenset() if tokenizer else None)
 
 
 def _noising(config: Config) -> tuple[str, bool]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sdcli.pipeline import known_words
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import TextEncoder, save_bundle
 from sdcli.train_specs import TrainUnetSpec
@@ -31,7 +32,7 @@ def run(spec: TrainUnetSpec) -> Iterator[Report]:
         condition = yield from parts.condition(spec, model.bundle, dataset, cache, accelerator)
         encoder = _prepare(spec, model, condition)
         model.bundle.unet.register_to_config(sample_size=size[0] // factor)
-        return condition, lambda folder, _: _write(folder, spec, model, encoder, size)
+        return condition, lambda folder, _: _write(folder, spec, model, encoder, size, dataset)
 
     learned = model.bundle.unet
     yield from denoising.run(spec, "unet", dataset, model, accelerator, learned=learned, prepare=prepare)
@@ -51,7 +52,9 @@ def _prepare(spec: TrainUnetSpec, model: ModelParts, condition: Condition) -> nn
     return encoder
 
 
-def _write(folder: Path, spec: TrainUnetSpec, model: ModelParts, encoder: nn.Module | None, size: Size) -> None:
+def _write(
+    folder: Path, spec: TrainUnetSpec, model: ModelParts, encoder: nn.Module | None, size: Size, dataset: data.Dataset
+) -> None:
     """The whole model, trained parts beside those that stayed as they were; or the adapters alone."""
     dtype = getattr(torch, spec.export_dtype)
     if spec.lora_rank is not None:
@@ -59,3 +62,6 @@ def _write(folder: Path, spec: TrainUnetSpec, model: ModelParts, encoder: nn.Mod
     else:
         settings = model.settings | {"size": f"{size[0]}x{size[1]}"}
         save_bundle(folder, replace(model.bundle, dtype=dtype), model.tokenizer, settings)
+        if model.words is not None:
+            captions = (caption for sample in dataset.pictures for caption in sample.captions)
+            known_words.write(folder, model.words.union(*map(known_words.words, captions)))

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sdcli.checks import FolderPath, parse_output
+
 LENGTH = struct.Struct(">I")  # bytes
 MAX_MESSAGE = 16 << 20  # bytes of JSON: a prompt has at most 1 MiB, which escaped is six
 MAX_DATA = 1 << 30  # bytes of a picture: 16,384 x 16,384 px of noise are 0.8 GB as PNG
@@ -102,12 +104,12 @@ class Line:
 def plain(value: object) -> object:
     """A value of a spec as JSON has it: paths and tuples keep their kinds."""
     if isinstance(value, Path):
-        return {"path": str(value)}
+        return {"path": str(value).rstrip("/") + "/" if isinstance(value, FolderPath) else str(value)}
     return [plain(one) for one in value] if isinstance(value, tuple) else value
 
 
 def valued(value: Any) -> Any:
     """The value that `plain` was given."""
     if isinstance(value, dict):
-        return Path(value["path"])
+        return parse_output(value["path"])
     return tuple(valued(one) for one in value) if isinstance(value, list) else value

@@ -77,6 +77,15 @@ def test_the_same_command_twice_gives_the_same_bytes(shell: Shell) -> None:
     assert set(tree(Path("a"))) == {"one.latents.safetensors", "one.png"}
 
 
+@pytest.mark.parametrize("command", ["encode", "decode", "roundtrip"])
+def test_a_hyphen_is_no_folder(shell: Shell, command: str) -> None:
+    Image.new("RGB", (32, 32)).save("x.png")
+    file = Path(shell("encode", "x.png").lines[0] if command == "decode" else "x.png")
+    outcome = shell(command, file, "-o", "-")
+    assert (outcome.code, outcome.stdout) == (2, "") and not Path("-").exists()
+    assert outcome.stderr.startswith("sdcli: error: --output -: nothing of this goes to stdout; name a file")
+
+
 def test_what_is_there_is_skipped_when_asked(shell: Shell) -> None:
     shell("encode", "one.png")
     outcome = shell("encode", "one.png", "two.png", "--if-exists", "skip", "--json")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from sdcli import __version__
 from sdcli.errors import ExitCode
+from sdcli.pipeline import known_words
 from sdcli.pipeline.adapters import Embedding, write_embedding
 from sdcli.store import Model, model_hash
 from tests import models
@@ -30,6 +31,7 @@ FIELDS = [
     "negative",
     "model",
     "model_hash",
+    "prediction",
     "seed",
     "width",
     "height",
@@ -115,6 +117,7 @@ def test_json_is_one_line_an_image_with_the_fields_of_the_contract(shell: Shell,
             "negative": "blurry",
             "model": str(sd1),
             "model_hash": model_hash(Model("", sd1)),
+            "prediction": "epsilon",
             "seed": seed,
             "width": models.SIZE,
             "height": models.SIZE,
@@ -523,6 +526,16 @@ def test_a_dry_run_tells_what_of_the_negative_prompt_is_not_used(shell: Shell) -
     assert "warning: the negative prompt is not used: at guidance 1 nothing leads away from it" in unheard.stderr
 
 
+def test_a_dry_run_tells_words_that_the_model_never_saw(shell: Shell, sd1: Path) -> None:
+    folder = models.copy(sd1, Path("telling"))
+    known_words.write(folder, ["a", "dog", "red"])
+    told = shell("generate", "a {zyzzyva|quokka} dog", "-n", 9, "--seed", 1, "--model", folder, "--dry-run", "--json")
+    assert set(json.loads(told.stdout)["unknown_words"]) == {"zyzzyva", "quokka"}
+    assert "words that this model never saw while it learned: " in told.stderr
+    known = shell("generate", "a red dog", "--model", folder, "--dry-run", "--json")
+    assert "unknown_words" not in json.loads(known.stdout) and known.stderr == ""
+
+
 def test_what_wildcards_drew_is_in_the_names_the_record_and_the_dry_run(shell: Shell) -> None:
     arguments = ("a {red|blue} dog{ BREAK on a sofa|}", "--seed", 4, "-n", 3, "--json")
     dry = json.loads(shell("generate", *arguments, "--dry-run").stdout)
@@ -783,6 +796,18 @@ def test_a_dry_run_names_all_that_would_be_written(shell: Shell) -> None:
     assert row["save_steps"] == ["s/a-1-step-{0001..0003}.png", "s/a-2-step-{0001..0003}.png"]
     assert row["grid"] == "g.webp"
     assert tree(Path()) == {}
+
+
+def test_a_slash_at_the_end_of_any_output_makes_a_folder(shell: Shell) -> None:
+    beside = ("--save-steps", "s.d/", "--save-latents", "l.d/", "--seed", 7, "--dry-run", "--json")
+    row = json.loads(shell("generate", PROMPT, "-s", 2, "-o", "o.d/", *beside).stdout)
+    assert row["outputs"] == ["o.d/a-picture-of-a-puppy-7.png"]
+    assert row["save_latents"] == ["l.d/a-picture-of-a-puppy-7.latents.safetensors"]
+    assert row["save_steps"] == ["s.d/a-picture-of-a-puppy-7-step-{0001..0002}.png"]
+    Image.new("RGB", (32, 32)).save("x.png")
+    for command in ("encode x.png", "roundtrip x.png", "diffuse x.png --t 5 --space pixels", "schedulers --plot betas"):
+        ended = shell(*command.split(), "-o", f"{command[:3]}.d/")
+        assert ended.code == 0 and str(next(Path(f"{command[:3]}.d").iterdir())) in ended.stdout, ended.stderr
 
 
 def test_stdout_is_for_a_picture_or_for_json(shell: Shell) -> None:

@@ -56,6 +56,16 @@ def test_another_prediction_draws_what_the_model_draws_whose_config_says_so(shel
     assert (wrong.code, wrong.stderr) == (2, "sdcli: error: --prediction noise: unknown; use one of epsilon, v, x0\n")
 
 
+def test_another_prediction_has_its_own_native_size(shell: Shell) -> None:
+    """Of Stable Diffusion 2.x one file was trained at 768 px and one at 512; they differ in what they predict alone."""
+    originals.write(Path("sd2.safetensors"), originals.SD2)
+    sizes = {}
+    for word in ("v", "epsilon"):
+        dry = shell("generate", "a cat", "-m", "sd2.safetensors", "--prediction", word, "--dry-run", "--json")
+        sizes[word] = json.loads(dry.stdout)["size"]
+    assert sizes == {"v": "768x768", "epsilon": "512x512"}
+
+
 def test_batch_bench_tokens_and_the_codec_take_a_single_file(shell: Shell, original: Path) -> None:
     picture = shell("generate", "a cat", "-m", original, "--size", "64x64", "--steps", 1, "-o", "a.png").lines[0]
     common = ("-m", original, "--json")
@@ -97,13 +107,33 @@ def test_a_part_alone_is_shown_and_decodes_but_does_not_draw(shell: Shell, origi
     assert drawn.stderr.startswith("sdcli: error: vae.safetensors: holds the VAE alone, no UNet and no text encoder; ")
 
 
-def test_xl_is_named_and_refused(shell: Shell) -> None:
-    save_file({key: torch.zeros(shape) for key, shape in originals.XL_KEYS.items()}, "xl.safetensors")
+def test_a_single_file_of_xl_is_shown_verified_and_drawn_with(shell: Shell) -> None:
+    whole = originals.weights(originals.SDXL, dtype=torch.float16)
+    save_file(whole, "xl.safetensors")
     told = json.loads(shell("models", "show", "xl.safetensors", "--json").stdout)
-    assert told["family"] == "Stable Diffusion XL"
+    assert (told["family"], told["size"], told["scaling_factor"]) == ("Stable Diffusion XL", "1024x1024", 0.13025)
+    assert told["parts"] == ["unet", "vae", "text_encoder", "text_encoder_2"]
+    drawn = shell("generate", "a cat", "-m", "xl.safetensors", "--size", "64x64", "--steps", 1, "-o", "a.png")
+    assert drawn.code == 0, drawn.stderr
+    name = "conditioner.embedders.1.model.text_projection"
+    save_file(whole | {name: whole[name] * torch.nan}, "bad.safetensors")
+    verified = shell("models", "verify", "bad.safetensors")
+    assert (verified.code, "text_projection.weight holds NaN or Inf" in verified.stderr) == (ExitCode.NUMERICAL, True)
+    save_file({key: one for key, one in whole.items() if not key.startswith("conditioner")}, "part.safetensors")
+    told = shell("models", "verify", "part.safetensors").stdout
+    assert "model: sound (lacks text encoder, second text encoder)" in told
+
+
+def test_a_refiner_is_named_and_refused(shell: Shell) -> None:
+    whole = originals.weights(originals.SDXL)
+    save_file({key.replace("embedders.1", "embedders.0"): value for key, value in whole.items()}, "xl.safetensors")
+    told = json.loads(shell("models", "show", "xl.safetensors", "--json").stdout)
+    assert told["family"] == "Stable Diffusion XL refiner"
     drawn = shell("generate", "a cat", "-m", "xl.safetensors")
-    assert drawn.code == ExitCode.INPUT
-    assert "xl.safetensors: is a Stable Diffusion XL; only Stable Diffusion 1.x and 2.x are supported" in drawn.stderr
+    assert (drawn.code, drawn.stdout) == (ExitCode.INPUT, "")
+    assert "xl.safetensors: is a Stable Diffusion XL refiner; only whole models are supported" in drawn.stderr
+    verified = shell("models", "verify", "xl.safetensors")
+    assert (verified.code, "is a Stable Diffusion XL refiner" in verified.stderr) == (ExitCode.INPUT, True)
 
 
 def test_tensors_that_are_not_used_are_told(shell: Shell, original: Path) -> None:
@@ -149,22 +179,44 @@ def no_schedule(model: Path) -> None:
     models.edit_json(model / "scheduler" / "scheduler_config.json", beta_start=-1)
 
 
+def two_faults(model: Path) -> None:
+    without_a_tensor(model)
+    not_a_number(model)
+
+
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "code", "said"),
     [
-        (without_a_tensor, "1 tensors are missing and 0 unexpected (conv_in.bias, for one)"),
-        (not_a_number, "quant_conv.bias holds NaN or Inf"),
-        (another_width, "reads context of width 24, the text encoder gives 16"),
-        (no_schedule, "beta_start"),
+        (without_a_tensor, ExitCode.INPUT, "1 tensors are missing and 0 unexpected (conv_in.bias, for one)"),
+        (not_a_number, ExitCode.NUMERICAL, "quant_conv.bias holds NaN or Inf"),
+        (two_faults, ExitCode.INPUT, "quant_conv.bias holds NaN or Inf"),
+        (another_width, ExitCode.INPUT, "reads context of width 24, the text encoder gives 16"),
+        (no_schedule, ExitCode.INPUT, "beta_start"),
     ],
 )
-def test_verify_names_what_is_wrong_and_looks_on(shell: Shell, model: Path, damage: Damage, said: str) -> None:
+def test_verify_names_what_is_wrong_and_looks_on(
+    shell: Shell, model: Path, damage: Damage, code: ExitCode, said: str
+) -> None:
     damage(model)
     outcome = shell("models", "verify", model, "--json")
     rows = [json.loads(line) for line in outcome.lines]
-    assert outcome.code == ExitCode.INPUT
+    assert outcome.code == code
     assert any(said in fault for row in rows for fault in row["faults"])
     assert len(rows) == 7  # three parts, the whole, three files
+
+
+def test_verify_looks_at_tensors_that_nothing_reads(shell: Shell, original: Path) -> None:
+    whole = load_file(original)
+    average = {"model_ema.diffusion_modelout2bias": torch.full((4,), torch.nan)}
+    others = {"odd.weight": torch.full((2,), torch.inf), "odd.count": torch.ones(1, dtype=torch.int64)}
+    mask = {"cond_stage_model.model.attn_mask": torch.full((3, 3), -torch.inf).triu(1)}  # as open_clip has it
+    save_file(whole | average | others | mask, "odd.safetensors")
+    outcome = shell("models", "verify", "odd.safetensors", "--json")
+    (rest,) = [row for row in map(json.loads, outcome.lines) if row["what"] == "the rest"]
+    names = ["model_ema.diffusion_modelout2bias", "odd.weight"]
+    assert rest["faults"] == [f"{name} holds NaN or Inf" for name in names]
+    assert sorted(rest["unused"]) == ["odd.count", "odd.weight"]
+    assert outcome.code == ExitCode.NUMERICAL
 
 
 def test_verify_compares_a_downloaded_file_with_the_name_the_hub_gave_it(
@@ -178,6 +230,7 @@ def test_verify_compares_a_downloaded_file_with_the_name_the_hub_gave_it(
     outcome = shell("models", "verify", snapshot)
     assert outcome.code == ExitCode.INPUT
     assert "is damaged: its SHA-256 is not the one it was fetched by" in outcome.stderr
+    assert "sdcli models remove and pull get it again" in shell("models", "verify", "owner/tiny").stderr
 
 
 # Removing.
@@ -193,6 +246,44 @@ def test_a_downloaded_model_is_removed_after_saying_what_would_go(shell: Shell, 
     done = shell("models", "remove", "owner/tiny", "--yes", "--json")
     assert (done.code, json.loads(done.stdout)["model"]) == (0, "owner/tiny")
     assert [path.name for path in (tmp_path / "hub").iterdir()] == ["models--owner--other"]
+
+
+def test_the_files_of_a_repository_may_go_one_by_one(shell: Shell, original: Path, tmp_path: Path) -> None:
+    snapshot = models.hub_cache(original.parent, tmp_path / "hub", "owner/files")
+    (snapshot / "again.safetensors").symlink_to((snapshot / original.name).readlink())
+    blob = (snapshot / original.name).resolve()
+    assert "is not in the cache" in shell("models", "remove", "owner/files/none.ckpt", "-y").stderr
+    assert shell("models", "remove", f"owner/files/{original.name}", "-y").code == 0
+    assert (blob.exists(), [path.name for path in snapshot.iterdir()]) == (True, ["again.safetensors"])
+    assert shell("models", "remove", "owner/files/again.safetensors@main", "-y").code == 0
+    assert list((tmp_path / "hub").iterdir()) == []
+
+
+def test_what_repositories_share_stays_until_the_last_of_them_goes(shell: Shell, sd1: Path, tmp_path: Path) -> None:
+    snapshots = [models.hub_cache(sd1, tmp_path / "hub", f"owner/{name}") for name in ("one", "two")]
+    shared, _ = [models.share(models.weight_file(snapshot / "vae")) for snapshot in snapshots]
+    size = shared.stat().st_size
+    assert shell("models", "remove", "owner/one@main", "-y").code == 0
+    assert shell("models", "verify", "owner/two").code == 0
+    removed = json.loads(shell("models", "remove", "owner/two", "-y", "--json").stdout)
+    assert removed["bytes"] > size
+    assert [path.name for path in shared.parent.iterdir()] == []
+
+
+def test_a_commit_goes_with_the_names_and_the_remains_of_downloads_that_are_its(
+    shell: Shell, sd1: Path, tmp_path: Path
+) -> None:
+    old = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny", revision="v1")
+    new = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny")
+    folder = old.parents[1]
+    for name in ("refs/also", f"trees/{old.name}.json", f".no_exist/{old.name}/x.json", "blobs/abc.incomplete"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(old.name, encoding="utf-8")
+    done = shell("models", "remove", f"owner/tiny@{old.name}", "-y", "--json")
+    assert done.code == 0, done.stderr
+    assert [path.name for path in (folder / "refs").iterdir()] == ["main"]
+    assert list(folder.rglob(f"*{old.name}*")) == list(folder.rglob("*.incomplete")) == []
+    assert shell("models", "verify", new).code == 0
 
 
 def test_a_revision_goes_without_the_files_that_another_uses(shell: Shell, sd1: Path, tmp_path: Path) -> None:
@@ -214,7 +305,7 @@ def test_a_revision_goes_without_the_files_that_another_uses(shell: Shell, sd1: 
         (".", ExitCode.USAGE, "is yours, and in no cache"),
         ("owner/none", ExitCode.INPUT, "is not in the cache"),
         ("../..", ExitCode.USAGE, "is yours"),
-        ("a/..", ExitCode.INPUT, "is not in the cache"),
+        ("a/..", ExitCode.INPUT, "no such model"),
         ("owner/tiny@none", ExitCode.INPUT, "is not in the cache"),
         ("owner/tiny@../../secret", ExitCode.INPUT, ""),
         ("no such thing", ExitCode.INPUT, "no such model"),
@@ -257,6 +348,36 @@ def test_the_copy_of_a_pickled_checkpoint_is_listed_and_removed_and_the_file_sta
     assert shell("models", "remove", "sd.ckpt", "-y").code == 0
     assert (list(copies.iterdir()), Path("sd.ckpt").exists()) == ([], True)
     assert "has no copy in the cache" in shell("models", "remove", "sd.ckpt", "-y").stderr
+
+
+# Models of the Hub in records.
+
+
+def test_a_picture_tells_the_commit_that_drew_it_and_replay_draws_with_that(
+    shell: Shell, sd1: Path, tmp_path: Path
+) -> None:
+    old = models.hub_cache(sd1, tmp_path / "hub", "owner/tiny")
+    common = ("a cat", "-m", "owner/tiny", "--steps", 1, "--seed", 3, "--json")
+    record = json.loads(shell("generate", *common, "-o", "a.png").stdout)
+    assert (record["model"], record["model_revision"]) == ("owner/tiny", old.name)
+    planned = json.loads(shell("generate", *common, "--dry-run").stdout)
+    shown = json.loads(shell("models", "show", "owner/tiny", "--json").stdout)
+    assert planned["model_revision"] == shown["model_revision"] == old.name
+    assert "model_revision" not in json.loads(shell("generate", *common, "-m", sd1, "--dry-run").stdout)
+    # What is meant by the name from now on is another model.
+    other = models.write_sd1(tmp_path / "other", seed=1)
+    new = models.hub_cache(other, tmp_path / "hub", "owner/tiny", revision="v2")
+    (new.parents[1] / "refs" / "main").write_text(new.name, encoding="utf-8")
+    again = json.loads(shell("replay", "a.png", "--check", "--json").stdout)
+    assert (again["equal"], again["drift"]) == ("bytes", [])
+    assert shell("models", "remove", f"owner/tiny@{old.name}", "--yes").code == 0
+    warned = shell("replay", "a.png", "-o", "b.png", "--json")
+    assert "model owner/tiny: is another, of hash" in warned.stderr
+    assert json.loads(warned.stdout)["model_revision"] == new.name
+    assert shell("models", "remove", "owner/tiny", "--yes").code == 0
+    lacking = shell("replay", "a.png")
+    assert lacking.code == ExitCode.INPUT
+    assert f"name one with --model, or sdcli models pull owner/tiny@{old.name}" in lacking.stderr
 
 
 # Untrusted files.

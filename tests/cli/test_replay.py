@@ -138,6 +138,7 @@ def test_the_model_of_the_environment_takes_no_pictures_own_place(
         (["--init-image", "none.png"], ExitCode.INPUT, "none.png: no such file"),
         (["--latents", "none.st"], ExitCode.INPUT, "none.st: no such file"),
         (["--embedding", "none.st"], ExitCode.INPUT, "none.st: no such file"),
+        (["--prediction", "noise"], ExitCode.USAGE, "--prediction noise: unknown"),
         (["--model", "nowhere"], ExitCode.INPUT, "nowhere: no such model"),
         (["--device", "warp"], ExitCode.USAGE, "--device warp: unknown"),
         (["--dtype", "half"], ExitCode.USAGE, "--dtype half: unknown"),

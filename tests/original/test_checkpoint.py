@@ -37,6 +37,31 @@ SD21_UNET = SD15_UNET | {
     "sample_size": 96,
     "use_linear_projection": True,
 }
+SDXL_UNET = {
+    "block_out_channels": [320, 640, 1280],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "sample_size": 128,
+    "in_channels": 4,
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "layers_per_block": 2,
+    "transformer_layers_per_block": [1, 2, 10],
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+SDXL_TEXT_2 = {
+    "architectures": ["CLIPTextModelWithProjection"],
+    "hidden_size": 1280,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 20,
+    "hidden_act": "gelu",
+    "projection_dim": 1280,
+    "pad_token_id": 0,
+}
 SD_VAE = {
     "block_out_channels": [128, 256, 512, 512],
     "latent_channels": 4,
@@ -97,7 +122,36 @@ def test_the_published_configs_come_from_names_and_shapes(
     assert found.scheduler["prediction_type"] == ("v_prediction" if kind.version == 2 else "epsilon")
 
 
-@pytest.mark.parametrize("kind", [originals.REAL_SD1, originals.REAL_SD2])
+def test_the_published_configs_of_xl_come_from_names_and_shapes() -> None:
+    found = recognised(originals.shapes(originals.REAL_SDXL) | dict.fromkeys(originals.leftovers(originals.SDXL), (1,)))
+    assert (found.family, found.lacks, found.strangers) == ("Stable Diffusion XL", (), ())
+    vae = SD_VAE | {"scaling_factor": 0.13025, "sample_size": 1024, "force_upcast": True}
+    parts = {"unet": SDXL_UNET, "vae": vae, "text_encoder": SD15_TEXT, "text_encoder_2": SDXL_TEXT_2}
+    for part, expected in parts.items():
+        assert {key: found.configs[part][key] for key in expected} == expected
+    assert found.scheduler["_class_name"] == "EulerDiscreteScheduler"
+    assert (found.scheduler["timestep_spacing"], found.scheduler["prediction_type"]) == ("leading", "epsilon")
+    assert found.pad_tokens == {"text_encoder": "<|endoftext|>", "text_encoder_2": "!"}
+
+
+def test_marks_of_v_and_of_zero_terminal_snr_are_those_of_xl_too() -> None:
+    found = recognised(originals.shapes(originals.REAL_SDXL) | {"v_pred": (0,), "ztsnr": (0,)})
+    assert (found.prediction.kind, found.configs["unet"]["sample_size"]) == ("v_prediction", 128)
+    assert (found.scheduler["rescale_betas_zero_snr"], found.scheduler["timestep_spacing"]) == (True, "trailing")
+
+
+def test_parts_of_xl_alone_are_known_as_such() -> None:
+    whole = originals.shapes(originals.SDXL)
+    for prefix, lacks in (
+        ("model.diffusion_model.", ("vae", "text_encoder", "text_encoder_2")),
+        ("conditioner.", ("vae", "unet")),
+        (originals.OPEN_CLIP_XL, ("vae", "unet", "text_encoder")),
+    ):
+        found = recognised({key: shape for key, shape in whole.items() if key.startswith(prefix)})
+        assert (found.family, set(found.lacks), found.strangers) == ("Stable Diffusion XL", set(lacks), ())
+
+
+@pytest.mark.parametrize("kind", [originals.REAL_SD1, originals.REAL_SD2, originals.REAL_SDXL])
 def test_every_tensor_has_the_name_and_the_shape_that_diffusers_gives_it(kind: originals.Kind) -> None:
     found = recognised(originals.shapes(kind), V)
     whole = {key: torch.empty(shape, device="meta") for key, shape in originals.shapes(kind).items()}
@@ -105,7 +159,11 @@ def test_every_tensor_has_the_name_and_the_shape_that_diffusers_gives_it(kind: o
     assert shapes_of(found.sources["unet"]) == {key: tuple(value.shape) for key, value in expected.items()}
     expected = oracle.convert_ldm_vae_checkpoint(dict(whole), dict(found.configs["vae"]))
     assert shapes_of(found.sources["vae"]) == {key: tuple(value.shape) for key, value in expected.items()}
-    if kind.version == 1:
+    if kind.version == 3:
+        prefix, second = originals.OPEN_CLIP_XL, found.sources["text_encoder_2"]
+        expected = oracle.convert_open_clip_checkpoint(None, dict(whole), prefix=prefix)
+        assert shapes_of(second) == {key: tuple(value.shape) for key, value in expected.items()}
+    if kind.version != 2:
         expected = oracle.convert_ldm_clip_checkpoint(dict(whole))
     else:
         whole["cond_stage_model.model.text_projection"] = torch.empty(1024, 1024, device="meta")
@@ -143,20 +201,24 @@ def test_a_part_alone_is_known_as_that_part(prefixes: dict[str, str], lacks: tup
     assert found.strangers == ()
 
 
-@pytest.mark.parametrize(
-    ("shapes", "family"),
-    [
-        (originals.XL_KEYS, "Stable Diffusion XL"),
-        (
-            originals.shapes(replace(originals.SD2, context=2048))
-            | {"model.diffusion_model.label_emb.0.0.weight": (1280, 2816)},
-            "Stable Diffusion XL",
-        ),
-    ],
-)
-def test_xl_is_known_and_not_supported(shapes: originals.Shapes, family: str) -> None:
-    found = recognised(shapes)
-    assert (found.family, found.is_supported) == (family, False)
+def refiner(shapes: originals.Shapes) -> originals.Shapes:
+    """The keys of Stable Diffusion XL with one text encoder, open_clip's, where it has OpenAI's."""
+    return {
+        key.replace("embedders.1.", "embedders.0."): shape
+        for key, shape in shapes.items()
+        if not key.startswith(originals.CLIP_XL)
+    }
+
+
+def test_a_refiner_is_known_and_not_supported() -> None:
+    whole = originals.shapes(originals.SDXL)
+    unet = {key: shape for key, shape in originals.shapes(originals.REAL_SDXL).items() if "diffusion_model." in key}
+    unet["model.diffusion_model.label_emb.0.0.weight"] = (1280, 2560)
+    for shapes in (refiner(whole), unet):
+        found = recognised(shapes)
+        assert (found.family, found.is_supported) == ("Stable Diffusion XL refiner", False)
+    assert (recognised(whole).family, recognised(whole).is_supported) == ("Stable Diffusion XL", True)
+    assert not recognised(refiner(originals.shapes(replace(originals.SDXL, in_channels=9)))).is_supported
 
 
 @pytest.mark.parametrize(
@@ -170,6 +232,7 @@ def test_xl_is_known_and_not_supported(shapes: originals.Shapes, family: str) ->
         ("emb_params", "is a learned word"),
         ("down_blocks.0.resnets.0.conv1.weight", "is a part of a model in diffusers' naming"),
         ("latents", "is a file of latents"),
+        ("edm_mean", "is made for the noise levels of EDM"),
         ("weight", "none of its 1 tensors is one of Stable Diffusion"),
     ],
 )
@@ -311,8 +374,15 @@ def test_configs_in_the_metadata_that_are_none_are_refused(text: str) -> None:
         recognised(originals.shapes(originals.SD1), {"sdcli.configs": text})
 
 
-def test_facts_of_a_header_cost_no_reading_of_tensors(tmp_path: Path) -> None:
-    shapes = originals.shapes(originals.REAL_SD1)
+def test_configs_in_the_metadata_without_end_are_refused_unread() -> None:
+    text = f'{{"unet": [{"[]," * 400_000}1]}}'  # would take 72 bytes for each 3
+    with pytest.raises(InputError, match=r"sdcli\.configs are no JSON \(it has 1,200,013 characters\)"):
+        recognised(originals.shapes(originals.SD1), {"sdcli.configs": text})
+
+
+@pytest.mark.parametrize(("kind", "least"), [(originals.REAL_SD1, 4.2e9), (originals.REAL_SDXL, 13.8e9)])
+def test_facts_of_a_header_cost_no_reading_of_tensors(tmp_path: Path, kind: originals.Kind, least: float) -> None:
+    shapes = originals.shapes(kind)
     text, end = {}, 0
     for key, shape in shapes.items():
         size = 4 * torch.Size(shape).numel()
@@ -321,8 +391,8 @@ def test_facts_of_a_header_cost_no_reading_of_tensors(tmp_path: Path) -> None:
     data = json.dumps(text).encode()
     with (tmp_path / "big.safetensors").open("wb") as stream:
         stream.write(struct.pack("<Q", len(data)) + data)
-        stream.truncate(8 + len(data) + end)  # 4.3 GB, of which the disk holds the header
-    assert end > 4e9
+        stream.truncate(8 + len(data) + end)  # of which the disk holds the header
+    assert end > least
     found = read_checkpoint(tmp_path / "big.safetensors")
     assert found.lacks == ()
     assert found is read_checkpoint(tmp_path / "big.safetensors")  # and is not read twice

@@ -130,6 +130,17 @@ def test_of_two_samplers_the_one_that_is_shown_counts() -> None:
     assert read_graph(graph) == FACTS | {"seed": 7}
 
 
+def test_of_a_refiner_and_what_it_goes_on_from_the_latter_counts() -> None:
+    inputs = USUAL["3"]["inputs"] | {"seed": 0, "latent_image": ["3", 0], "model": ["31", 0], "add_noise": "disable"}
+    graph = USUAL | {
+        "30": {"class_type": "KSamplerAdvanced", "inputs": inputs},
+        "31": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "refiner.safetensors"}},
+        "8": {"class_type": "VAEDecode", "inputs": {"samples": ["30", 0], "vae": ["31", 2]}},
+    }
+    assert read_graph(graph) == FACTS
+    assert read_graph(changed(add_noise="disable")) == FACTS
+
+
 def test_a_custom_sampler_with_a_guider_is_read() -> None:
     graph = {
         "1": {

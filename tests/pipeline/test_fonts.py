@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from fontTools.ttLib.tables.DefaultTable import DefaultTable
 from PIL import Image, ImageDraw, ImageFont, features
 
 from sdcli.errors import SdcliWarning
@@ -22,6 +26,7 @@ SIZE = 13
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The one folder in which fonts of the system are looked for."""
     monkeypatch.setattr(fonts, "_folders", lambda: [tmp_path / "none", tmp_path])
+    fonts._colours.cache_clear()
     return tmp_path
 
 
@@ -49,10 +54,51 @@ def write_font(path: Path, letters: str) -> None:
     builder.save(path)
 
 
+def write_colours(path: Path, colours: dict[str, tuple[int, int, int]]) -> None:
+    """A font of one size, 109 px, in which each of these letters is a picture: a square of its colour, 136 x 128 px.
+
+    As Noto Color Emoji is made: Google's CBDT and CBLC tables, small metrics and PNG (glyph format 17).
+    """
+    names = [".notdef", *(f"u{ord(letter):X}" for letter in colours)]
+    builder = FontBuilder(2048, isTTF=True)
+    builder.setupGlyphOrder(names)
+    builder.setupCharacterMap({ord(letter): name for letter, name in zip(colours, names[1:], strict=True)})
+    builder.setupHorizontalMetrics(dict.fromkeys(names, (2550, 0)))
+    builder.setupHorizontalHeader(ascent=1900, descent=-500)
+    builder.setupNameTable({"familyName": "Test", "styleName": "Regular"})
+    builder.setupOS2(sTypoAscender=1900, usWinAscent=1900, usWinDescent=500)
+    builder.setupPost()
+    pictures, places = b"\0\3\0\0", [4]
+    for colour in colours.values():
+        png = io.BytesIO()
+        Image.new("RGBA", (136, 128), (*colour, 255)).save(png, format="PNG")
+        pictures += struct.pack(">BBbbBI", 128, 136, 0, 101, 136, len(png.getvalue())) + png.getvalue()
+        places.append(len(pictures))
+    line = struct.pack(">12b", 101, -27, -128, 0, 0, 0, 0, 0, 101, -27, 0, 0)
+    index = struct.pack(">HHI", 1, len(names) - 1, 8) + struct.pack(">HHI", 1, 17, 0)
+    index += b"".join(struct.pack(">I", place) for place in places)
+    size = struct.pack(">IIII", 56, len(index), 1, 0) + line * 2
+    size += struct.pack(">HHBBBb", 1, len(names) - 1, 109, 109, 32, 1)
+    for tag, data in (("CBDT", pictures), ("CBLC", struct.pack(">HHI", 3, 0, 1) + size + index)):
+        table = builder.font[tag] = DefaultTable(tag)
+        table.data = data
+    builder.save(path)
+
+
 def drawn(text: str, lettering: Lettering | None = None) -> np.ndarray:
     image = Image.new("RGB", (300, 24), "white")
-    (lettering or Lettering([text], SIZE)).write(ImageDraw.Draw(image), (4, 2), text, (0, 0, 0))
+    (lettering or Lettering([text], SIZE)).write(image, (4, 2), text, (0, 0, 0))
     return np.asarray(image)
+
+
+def has_letters_in_colour() -> bool:
+    """Whether the FreeType of this Pillow reads pictures in fonts, which are PNG files."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_colours(Path(folder) / "x.ttf", {"\U0001f436": (255, 0, 0)})
+        try:
+            return ImageFont.truetype(f"{folder}/x.ttf", 109).getmask("\U0001f436").size[1] == 128
+        except OSError:
+            return False
 
 
 def test_plain_words_are_drawn_as_pillow_draws_them() -> None:
@@ -108,6 +154,27 @@ def test_a_font_that_has_all_letters_draws_them_all(folder: Path) -> None:
     write_font(folder / "unifont.otf", "小狗abc")
     assert Lettering(["abc 小狗"], SIZE).length("abc") == 3 * SIZE
     assert Lettering(["abc"], SIZE).length("abc") < 3 * SIZE
+
+
+@pytest.mark.skipif(not has_letters_in_colour(), reason="this Pillow reads no letters in colour")
+def test_emoji_are_drawn_in_colour_at_the_size_of_the_letters_where_there_is_a_font_of_them(folder: Path) -> None:
+    text = "a 🐶 and 😀"
+    assert Lettering([text], SIZE).lost == ["🐶"]
+    fonts._colours.cache_clear()  # there was none
+    write_colours(folder / "NotoColorEmoji.ttf", {"🐶": (255, 0, 0), "😀": (0, 0, 255)})
+    lettering = Lettering([text], SIZE)
+    assert lettering.lost == [] and lettering.readable(text) == text
+    assert lettering.length("🐶") == pytest.approx(136 * SIZE / 109, abs=0.5)
+    rows, columns = np.nonzero((drawn("🐶", lettering) == (255, 0, 0)).all(-1))
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (pytest.approx(15, abs=1), pytest.approx(16, abs=1))
+    whole = drawn(text, lettering)
+    assert (whole == (0, 0, 255)).all(-1).sum() > 150  # in colour, too, though other fonts have it
+    assert np.array_equal(whole[:, :10], drawn("a", Lettering(["a"], SIZE))[:, :10])
+
+
+def test_an_emoji_font_that_cannot_be_read_is_none(folder: Path) -> None:
+    (folder / "NotoColorEmoji.ttf").write_bytes(b"no font")
+    assert Lettering(["🐶"], SIZE).lost == ["🐶"]
 
 
 def test_known_fonts_come_first_and_bold_ones_never(folder: Path) -> None:

@@ -116,19 +116,24 @@ def test_what_is_no_checkpoint_is_refused(value: Any, said: str) -> None:
 def test_a_copy_is_made_once_and_made_again_for_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one test that starts the child: the whole way of a .ckpt to a model."""
     monkeypatch.setenv("SDCLI_CACHE", str(tmp_path / "cache"))
-    weights = originals.weights(originals.SD1)
+    copies, weights = store.checkpoints_folder(), originals.weights(originals.SD1)
+    copies.mkdir(parents=True)
+    (tmp_path / "sd.ckpt").write_bytes(b"what it was before")
+    old, other = jail.copy_of(tmp_path / "sd.ckpt", copies), jail.copy_of(tmp_path / "other" / "sd.ckpt", copies)
+    for path in (old, old.with_suffix(".yaml"), other):
+        path.touch()
     torch.save({"state_dict": weights, "global_step": 5}, tmp_path / "sd.ckpt")
     found = store.resolve(str(tmp_path / "sd.ckpt"))
     assert found.source == tmp_path / "sd.ckpt"
+    assert set(copies.iterdir()) == {found.folder, other}  # the old one's place is taken
     state = read_state(found.folder, "vae")
     assert torch.equal(state["encoder.conv_in.weight"], weights["first_stage_model.encoder.conv_in.weight"])
     assert store.model_hash(found) == next(store.hashes([tmp_path / "sd.ckpt"]))[1]
-    before = tree(tmp_path / "cache" / "checkpoints")
+    before = tree(copies)
     assert store.resolve(str(tmp_path / "sd.ckpt")) == found
-    assert tree(tmp_path / "cache" / "checkpoints") == before
-    assert len(before) == 1
+    assert tree(copies) == before
     os.utime(tmp_path / "sd.ckpt", (1, 1))
-    assert jail.copy_of(tmp_path / "sd.ckpt", store.checkpoints_folder()) != found.folder
+    assert jail.copy_of(tmp_path / "sd.ckpt", copies) != found.folder
 
 
 def test_a_refused_file_leaves_no_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_whatever_the_words_the_sheet_keeps_its_width(text: str) -> None:
     tiles = [Image.new("RGB", (160, 160))] * 2
     sheet = contact_sheet(tiles, [text.replace("\n", " "), "b"], text)
     assert sheet.width == MARGIN + 2 * (160 + MARGIN)
-    assert sheet.height <= 2 * MARGIN + 3 * LINE + 160 + LINE + MARGIN
+    assert sheet.height <= 2 * MARGIN + 3 * LINE + 160 + 3 * LINE + MARGIN
     assert (np.asarray(sheet)[:, -MARGIN:] == PAPER).all()  # nothing runs over the edge
 
 
@@ -70,3 +70,5 @@ def test_lines_of_a_caption_stand_below_each_other() -> None:
     tiles = [Image.new("RGB", (160, 160))]
     one, two = (contact_sheet(tiles, [caption]).height for caption in ("seed 7", "seed 7\na red apple"))
     assert two == one + LINE
+    many = contact_sheet(tiles, ["seed 7\n" + "a green turtle on a pink background " * 10]).height
+    assert many == one + 3 * LINE  # of words as many lines as a heading may have

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError
 from sdcli.original.checkpoint import read_checkpoint
-from sdcli.pipeline.bundle import load_bundle, load_unet
+from sdcli.pipeline.bundle import load_bundle, load_text, load_unet
 from sdcli.pipeline.weights import is_finite, read_state, write_tensors
 from tests import originals
 
@@ -30,6 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sd1": originals.write(folder / "sd1.safetensors", originals.SD1),
         "half": originals.write(folder / "half.safetensors", originals.SD1, dtype=torch.float16),
         "sd2": originals.write(folder / "sd2.safetensors", originals.SD2, metadata=v, dtype=torch.bfloat16),
+        "sdxl": originals.write(folder / "sdxl.safetensors", originals.SDXL, dtype=torch.float16),
         "inpainting": originals.write(folder / "inpainting.safetensors", originals.INPAINTING),
     }
 
@@ -53,13 +54,25 @@ def expected_text(whole: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("kind", ["sd1", "half", "sd2", "inpainting"])
+@pytest.mark.parametrize("kind", ["sd1", "half", "sd2", "sdxl", "inpainting"])
 def test_every_tensor_is_the_one_that_diffusers_own_converter_gives(files: dict[str, Path], kind: str) -> None:
     path, whole = files[kind], load_file(files[kind])
     configs = read_checkpoint(path).configs
     assert_equal(read_state(path, "unet"), oracle.convert_ldm_unet_checkpoint(dict(whole), dict(configs["unet"])))
     assert_equal(read_state(path, "vae"), oracle.convert_ldm_vae_checkpoint(dict(whole), dict(configs["vae"])))
     assert_equal(read_state(path, "text_encoder"), expected_text(dict(whole), kind))
+    if kind == "sdxl":
+        expected = oracle.convert_open_clip_checkpoint(None, dict(whole), prefix=originals.OPEN_CLIP_XL)
+        assert_equal(read_state(path, "text_encoder_2"), expected)
+
+
+@pytest.mark.parametrize("kind", ["sd2", "sdxl"])
+def test_a_text_encoder_without_one_of_its_layers_is_refused(files: dict[str, Path], tmp_path: Path, kind: str) -> None:
+    """Those behind it are not taken for tensors that nothing reads."""
+    whole = load_file(files[kind])
+    save_file({key: value for key, value in whole.items() if ".resblocks.1." not in key}, tmp_path / "bad.safetensors")
+    with pytest.raises(InputError, match=r"0 tensors of its .*text encoder are missing and [1-9]"):
+        load_text(tmp_path / "bad.safetensors", device=CPU, dtype=torch.float32)
 
 
 def test_averages_are_taken_when_asked_for_and_refused_where_there_are_none(

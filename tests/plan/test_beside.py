@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sdcli.checks import parse_output
 from sdcli.errors import OutputError, UsageError
 from sdcli.plan.beside import Beside, arrange, frame
 from sdcli.specs import GenerateSpec
@@ -50,6 +51,15 @@ def test_frames_are_named_by_their_picture_and_those_of_different_folders_stay_a
 def test_a_folder_is_a_folder_whatever_its_suffix() -> None:
     Path("steps.d").mkdir()
     assert arranged(["a.png", "b.png"], save_steps=Path("steps.d"))[1].frames == (Path("steps.d/a"), Path("steps.d/b"))
+
+
+def test_a_slash_at_its_end_makes_a_folder_of_a_name_that_is_not_there() -> None:
+    beside = arranged(["a.png", "b.png"], save_steps=parse_output("steps.d/"))[1]
+    assert beside.frames == (Path("steps.d/a"), Path("steps.d/b"))
+    with pytest.raises(UsageError, match=r"--save-steps steps\.d: a film is a \.webp file"):
+        arranged(["a.png"], save_steps=parse_output("steps.d"))
+    with pytest.raises(UsageError, match=r"--grid g\.png: is no name of a picture file"):
+        arranged(["a.png"], grid=parse_output("g.png/"))
 
 
 def test_the_frames_of_a_picture_that_is_numbered_bear_its_number() -> None:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sdcli.checks import parse_output
 from sdcli.errors import OutputError, UsageError
-from sdcli.plan.naming import fill, slug, targets
+from sdcli.plan.naming import fill, is_output_folder, slug, targets
 from sdcli.specs import GenerateSpec
 
 
@@ -43,6 +44,15 @@ def test_every_prompt_becomes_a_name_that_fits_and_stays_in_its_folder(prompt: s
     assert not name.startswith(("-", "."))
 
 
+def test_a_slash_at_the_end_means_a_folder_whatever_its_suffix_and_fields() -> None:
+    assert named("out-v1.5/") == ["out-v1.5/a-red-apple-7.png", "out-v1.5/a-red-apple-8.png"]
+    assert named("{scheduler}.d/", (7,)) == ["dpm-sde.d/a-red-apple-7.png"]
+    with pytest.raises(UsageError, match=r"--output out-v1\.5: is of no kind of picture"):
+        named("out-v1.5")
+    child = parse_output("out-v1.5/") / "x.png"
+    assert (child, is_output_folder(child), parse_output("out")) == (Path("out-v1.5/x.png"), False, Path("out"))
+
+
 # Templates.
 
 SETTINGS: dict[str, object] = {
@@ -56,12 +66,12 @@ SETTINGS: dict[str, object] = {
 VALUES = {"index": 3, "seed": 2**64 - 1, "slug": "a-red-apple", **SETTINGS}
 
 
-def named(output: Path, seeds: tuple[int, ...] = (7, 8), subject: str = "A red apple!", **values: Any) -> list[str]:
+def named(
+    output: Path | str, seeds: tuple[int, ...] = (7, 8), subject: str = "A red apple!", **values: Any
+) -> list[str]:
     """The targets of two images."""
-    return [
-        str(path)
-        for path in targets(GenerateSpec(output=Path(output), **values), seeds, [subject] * len(seeds), SETTINGS)
-    ]
+    spec = GenerateSpec(output=parse_output(output), **values)
+    return [str(path) for path in targets(spec, seeds, [subject] * len(seeds), SETTINGS)]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sdcli.pipeline import text
+from sdcli.pipeline import known_words, text
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import load_bundle, load_text
 from sdcli.train_specs import TrainUnetSpec
@@ -298,6 +298,30 @@ def test_all_but_what_is_trained_stays_bit_equal(pictures: Path, unet_run: Path,
         assert is_equal(weights_of(run / "export", "text_encoder"), weights_of(model, "text_encoder")) is is_text_kept
         for same in ("model_index.json", "vae/config.json", "unet/config.json", "scheduler/scheduler_config.json"):
             assert (run / "export" / same).read_bytes() == (model / same).read_bytes()
+
+
+def test_the_export_says_which_words_were_in_the_captions(
+    pictures: Path, unet_run: Path, forks: Forks, tmp_path: Path
+) -> None:
+    captions = [caption for sample in data.find(pictures).samples for caption in sample.captions]
+    seen = known_words.read(unet_run / "export")
+    assert seen == {word for caption in captions for word in known_words.words(caption)}
+    (tmp_path / "more").mkdir()
+    shutil.copy(next(pictures.rglob("*.png")), tmp_path / "more" / "a.png")
+    common = ("train-unet", "--data", tmp_path / "more", "--model", unet_run / "export", "--device", "cpu")
+    run = tmp_path / "run"
+    assert forks.sdcli(*common, "--caption", "a zyzzyva", "--steps", 1, "--resolution", 16, "--run", run).code == 0
+    assert known_words.read(run / "export") == seen | {"a", "zyzzyva"}
+
+
+def test_of_a_model_that_does_not_say_what_it_saw_the_export_does_not_either(
+    pictures: Path, unet_run: Path, forks: Forks, tmp_path: Path
+) -> None:
+    model = shutil.copytree(unet_run / "export", tmp_path / "model")
+    (model / "words.txt").unlink()
+    common = ("train-unet", "--data", pictures, "--model", model, "--resolution", 16, "--steps", 1, "--device", "cpu")
+    assert forks.sdcli(*common, "--run", tmp_path / "run").code == 0
+    assert not (tmp_path / "run" / "export" / "words.txt").exists()
 
 
 def test_the_export_is_the_moving_average(unet_run: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from sdcli.checks import parse_output
 from sdcli.warm import messages
 from sdcli.warm.messages import Line, LineEnded, plain, valued
 
@@ -87,6 +89,10 @@ def test_the_other_end_is_known_by_its_user(ends: tuple[Line, socket.socket], mo
     assert not ends[0].is_of_this_user()
 
 
-@pytest.mark.parametrize("value", [None, "a", 7, 2**64 - 1, 0.1, True, Path("a/b"), Path("\udcff"), (), ("a", "b")])
+@pytest.mark.parametrize(
+    "value",
+    [None, "a", 7, 2**64 - 1, 0.1, True, Path("a/b"), Path("\udcff"), parse_output("a.d/"), (), ("a", "b")],
+)
 def test_values_of_specs_come_back_as_they_were(value: object) -> None:
-    assert valued(plain(value)) == value
+    again = valued(json.loads(json.dumps(plain(value))))
+    assert again == value and type(again) is type(value)
