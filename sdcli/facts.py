@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import layout
-from sdcli.errors import InputError, ResourceError
+from sdcli.errors import InputError
 from sdcli.files import exists, reason
 from sdcli.jail import is_pickled
 from sdcli.layout import XL_EMBEDDING, classes, parts, safetensors_header, weight_files
@@ -30,14 +30,14 @@ def facts_of_adapter(path: Path) -> dict[str, Any] | None:
 
 def facts_of_pickle(path: Path) -> dict[str, Any] | None:
     """The same of a pickled one, which has no header and is read whole; None for a file larger than those are, or one
-    that is named as only checkpoints are."""
+    that is named as only checkpoints are. Raises ResourceError where there is no room to read it."""
     try:
         if path.suffix == ".ckpt" or not exists(path) or not is_pickled(path):
             return None
         from sdcli.pipeline.adapters import describe_pickle  # deferred: imports torch
 
         told = describe_pickle(path, max_bytes=MAX_PICKLED_BYTES)
-    except (InputError, ResourceError):
+    except InputError:
         return None  # what is wrong with it is told by whoever takes it for a model
     return {"file": str(path), **told} if told is not None else None
 

@@ -439,7 +439,9 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(shell: Shell, original: Pa
 
 def test_a_pickled_pair_is_shown_as_what_it_is_and_no_copy_of_it_is_made(shell: Shell, tmp_path: Path) -> None:
     torch.save({"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)}, "pair.pt")
-    told = json.loads(shell("models", "show", "pair.pt", "--json").stdout)
+    shown = shell("models", "show", "pair.pt", "--json")
+    assert (shown.code, shown.stderr) == (0, "")
+    told = json.loads(shown.stdout)
     assert (told["file"], told["family"], told["width"]) == ("pair.pt", "Stable Diffusion XL", [768, 1280])
     assert not (tmp_path / "cache").exists()
 
