@@ -19,8 +19,9 @@ from sdcli.lab.row import Laboratory, is_compared, measured, row_of, warmed
 from sdcli.lab.row import Progress as Progress  # one of the events
 from sdcli.lab.specs import BenchSpec
 from sdcli.lab.table import COLUMNS, DONE, csv_bytes, figure
-from sdcli.pipeline import frechet, solution, vae
+from sdcli.pipeline import frechet, offload, solution, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
+from sdcli.pipeline.compiling import compiled
 from sdcli.pipeline.contexts import contexts, lengths
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.lora import merged
@@ -163,7 +164,9 @@ def _laboratory(
             yield Progress("looking at the data", done, len(data))
     folder = plan.base.model.folder
     adapters = drawing.read_adapters(plan.base.loras, folder)
-    bundle = merged(load_bundle(folder, device=device, dtype=dtype), adapters)
+    loaded = load_bundle(folder, device=offload.home(device, spec.offload), dtype=dtype, is_lean=not spec.compile)
+    bundle = offload.placed(merged(loaded, adapters), device, spec.offload)
+    bundle = compiled(bundle) if spec.compile else bundle
     batches = _batches(spec, plan, bundle)
     reference = None
     if any(not cell.scheduler.is_stochastic for cell in todo):
@@ -264,6 +267,8 @@ def _identity(
         "features": features if data_hash is not None else None,
         "device": str(device) if device.type != "cuda" else torch.cuda.get_device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
+        **({"offload": spec.offload} if spec.offload != BenchSpec.offload else {}),
+        **({"compile": True} if spec.compile else {}),
         "threads": torch.get_num_threads(),
     }
 

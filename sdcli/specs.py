@@ -20,6 +20,7 @@ from sdcli.checks import (
     PREDICTIONS,
     at_least,
     between,
+    check_offload,
     check_picture_options,
     one_of,
     option,
@@ -78,6 +79,9 @@ class GenerateSpec:
     no_metadata: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    offload: str = "auto"
+    tiling: bool = False  # of the VAE
+    compile: bool = False  # of the UNet
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -119,6 +123,7 @@ class GenerateSpec:
         check_picture_options(self.format, self.quality)
         one_of("if_exists", self.if_exists, IF_EXISTS)
         one_of("dtype", self.dtype, DTYPES)
+        check_offload(self.offload, is_compiled=self.compile)
 
     def _check_initial(self) -> None:
         if self.strength is not None:
@@ -151,7 +156,7 @@ class BatchSpec:
     # Of GenerateSpec's fields those that are of the whole run; every other is a job's to choose.
     OF_THE_RUN: ClassVar[frozenset[str]] = frozenset(
         {"output", "format", "quality", "grid", "save_steps", "save_latents", "if_exists", "no_metadata"}
-        | {"batch_size", "deterministic", "device", "dtype", "offline"}
+        | {"batch_size", "deterministic", "device", "dtype", "offload", "tiling", "compile", "offline"}
     )
 
     def __post_init__(self) -> None:
@@ -208,6 +213,7 @@ class CodecSpec:
     if_exists: str = "number"
     device: str = "auto"
     dtype: str = "auto"
+    tiling: bool = False
     offline: bool = False
 
     def __post_init__(self) -> None:

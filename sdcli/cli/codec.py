@@ -51,6 +51,7 @@ def encode(
     if_exists: options.IfExists = CodecSpec.if_exists,
     device: options.Device = CodecSpec.device,
     dtype: options.Dtype = CodecSpec.dtype,
+    tiling: options.Tiling = CodecSpec.tiling,
     offline: options.Offline = CodecSpec.offline,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -73,6 +74,7 @@ def encode(
         if_exists=if_exists,
         device=device,
         dtype=dtype,
+        tiling=tiling,
         offline=offline,
     )
     from sdcli import codec  # deferred: imports torch
@@ -89,6 +91,7 @@ def decode(
     if_exists: options.IfExists = CodecSpec.if_exists,
     device: options.Device = CodecSpec.device,
     dtype: options.Dtype = CodecSpec.dtype,
+    tiling: options.Tiling = CodecSpec.tiling,
     offline: options.Offline = CodecSpec.offline,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -104,6 +107,7 @@ def decode(
         if_exists=if_exists,
         device=device,
         dtype=dtype,
+        tiling=tiling,
         offline=offline,
     )
     from sdcli import codec  # deferred: imports torch

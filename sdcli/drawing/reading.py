@@ -45,6 +45,10 @@ class Reader:
         self._readings: dict[object, Reading] = {}
         self._contexts: dict[object, Context] = {}
 
+    def ask(self, conditioner: Conditioner) -> None:
+        """Read with the same model from now on, wherever it lies."""
+        self._conditioner = conditioner
+
     def forget(self) -> None:
         """Let go of all prompts."""
         self._readings.clear()

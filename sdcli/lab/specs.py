@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from sdcli.checks import DTYPES, IF_EXISTS, MAX_SEED, MAX_STEPS, at_least, between, one_of, option, parse_size
+from sdcli.checks import (
+    DTYPES,
+    IF_EXISTS,
+    MAX_SEED,
+    MAX_STEPS,
+    at_least,
+    between,
+    check_offload,
+    one_of,
+    option,
+    parse_size,
+)
 from sdcli.errors import UsageError
 from sdcli.specs import word_swaps
 
@@ -162,6 +173,8 @@ class BenchSpec:
     if_exists: str = "number"
     device: str = "auto"
     dtype: str = "auto"
+    offload: str = "auto"
+    compile: bool = False
     offline: bool = False
 
     ALL: ClassVar[str] = "all"
@@ -193,6 +206,7 @@ class BenchSpec:
                 raise UsageError(f"{option(name)} without --{needed}", f"give --{needed}, too, or leave it out")
         one_of("if_exists", self.if_exists, IF_EXISTS)
         one_of("dtype", self.dtype, DTYPES)
+        check_offload(self.offload, is_compiled=self.compile)
 
     def step_counts(self) -> tuple[int, ...]:
         """The numbers of steps, rising, each once. Raises UsageError."""

@@ -19,6 +19,7 @@ from sdcli.pipeline import vocabulary
 from sdcli.pipeline.adapters import Embedding
 from sdcli.pipeline.bundle import Encoders, TextEncoder, TextPair
 from sdcli.pipeline.context import Context
+from sdcli.pipeline.device import computing_device
 from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Swap
 
@@ -92,7 +93,7 @@ def encode_pair(pair: TextPair, prompts: Sequence[Chunks]) -> Context:
     sides = []
     for text in (pair.first, pair.second):
         ids = torch.tensor([vocabulary.chunk_rows(text.vocabulary, chunk) for chunk in chunks])
-        output = text.model(input_ids=ids.to(text.model.device), output_hidden_states=True)
+        output = text.model(input_ids=ids.to(computing_device(text.model)), output_hidden_states=True)
         hidden = output.hidden_states[-2 - pair.skip]  # (B k, 77, D) after a layer; the first is what goes in
         sides.append(_weighted(text, hidden, chunks).reshape(len(prompts), -1, hidden.shape[-1]))
     first = range(0, len(chunks), len(chunks) // len(prompts))  # chunks of the prompts
@@ -253,7 +254,7 @@ def _weighted(text: TextEncoder, hidden: Tensor, chunks: Sequence[Sequence[Piece
 
 
 def _encoded(text: TextEncoder, rows: Iterable[Sequence[int]]) -> Tensor:
-    ids = torch.tensor(list(rows), device=text.model.device)  # (N, 77)
+    ids = torch.tensor(list(rows), device=computing_device(text.model))  # (N, 77)
     hidden: Tensor = text.model(input_ids=ids).last_hidden_state
     return hidden
 
