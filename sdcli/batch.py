@@ -139,7 +139,7 @@ class _Work:
                     self._claimed.add(one.key)
                     todo.append(one)
             if todo:
-                studio = studio or Studio(self._defaults, self._device, self._spec.defaults.dtype)
+                studio = studio or Studio(self._defaults, self._device, self._spec.defaults, finisher.settle)
                 yield from self._made(studio, todo, finisher)
             if repeats or self._is_stream:  # who waits for a record before writing the next line is not kept waiting
                 yield from self._counted(finisher.drained())

@@ -20,9 +20,10 @@ from sdcli.lab.row import Laboratory, is_compared, measured, row_of, warmed
 from sdcli.lab.row import Progress as Progress  # one of the events
 from sdcli.lab.specs import BenchSpec
 from sdcli.lab.table import COLUMNS, DONE, csv_bytes, figure
-from sdcli.pipeline import frechet, prompt, solution, text, vae
+from sdcli.pipeline import frechet, offload, prompt, solution, text, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.compiling import compiled
 from sdcli.pipeline.contexts import contexts, lengths
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.measures import RunningGaussian
@@ -165,7 +166,9 @@ def _laboratory(
             yield Progress("looking at the data", done, len(data))
     folder = plan.base.model.folder
     words, adapters = drawing.read_words(plan.base), drawing.read_adapters(plan.base.loras, folder)
-    bundle = drawing.equipped(load_bundle(folder, device=device, dtype=dtype), words, adapters)
+    loaded = load_bundle(folder, device=offload.home(device, spec.offload), dtype=dtype, is_lean=not spec.compile)
+    bundle = offload.placed(drawing.equipped(loaded, words, adapters), device, spec.offload)
+    bundle = compiled(bundle) if spec.compile else bundle
     _warn_of_unnamed(spec, plan, words, bundle)
     batches = _batches(spec, plan, bundle)
     reference = None
@@ -281,6 +284,8 @@ def _identity(
         "features": features if data_hash is not None else None,
         "device": str(device) if device.type != "cuda" else torch.cuda.get_device_name(device),
         "dtype": str(dtype).removeprefix("torch."),
+        **({"offload": spec.offload} if spec.offload != BenchSpec.offload else {}),
+        **({"compile": True} if spec.compile else {}),
         "threads": torch.get_num_threads(),
     }
 

@@ -24,6 +24,7 @@ PICTURE_FORMATS = ("png", "webp", "jpg")
 IDLE_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}  # seconds
 MAX_IDLE_SECONDS = 720 * 3600.0
 PREDICTIONS = {"epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}  # our words, and diffusers'
+OFFLOADS = ("auto", "model", "sequential")
 DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
@@ -84,6 +85,14 @@ def parse_interval(text: str) -> tuple[float, float]:
     if not 0 <= first < last <= 1:
         raise UsageError(f"--guidance-interval {text}: out of range", "expected is A:B with 0 <= A < B <= 1")
     return first, last
+
+
+def check_offload(offload: str, *, is_compiled: bool) -> None:
+    """Raise UsageError for an unknown `--offload`, or one of a UNet that is compiled."""
+    one_of("offload", offload, OFFLOADS)
+    if is_compiled and offload != "auto":
+        what = f"--compile with --offload {offload}: what is compiled has its weights at hand"
+        raise UsageError(what, "give one of them")
 
 
 def check_picture_options(form: str | None, quality: int | None) -> None:

@@ -24,7 +24,7 @@ from sdcli.pipeline.bundle import load_conditioner, load_unet, load_vae
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.context import Context
 from sdcli.pipeline.contexts import Condition, contexts
-from sdcli.pipeline.device import pick_device, pick_dtype
+from sdcli.pipeline.device import computing_device, computing_dtype, pick_device, pick_dtype
 from sdcli.pipeline.inversion import invert
 from sdcli.pipeline.lora import merged_conditioner, with_adapters
 from sdcli.pipeline.metadata import picture_bytes
@@ -300,7 +300,7 @@ def _encoded(coder: Vae, pixels: Tensor, source: Path, spec: CodecSpec | Roundtr
     """Latents (1, C, h, w) in float32 of a picture (1, 3, H, W): the posterior's mean, or with `sample` a draw."""
     chance = sampling.generators([spec.seed]) if spec.sample else None
     with torch.no_grad():
-        latents = vae.encode(coder, pixels.to(coder.device, coder.dtype), chance).float().cpu()
+        latents = vae.encode(coder, pixels.to(computing_device(coder), computing_dtype(coder)), chance).float().cpu()
     if not latents.isfinite().all():
         raise NumericalError(f"{source}: gives values that are not finite", "try --dtype float32")
     return latents
@@ -312,7 +312,8 @@ def _skipped(source: Path, target: Path) -> CodecRecord:
 
 def _load(spec: CodecSpec | RoundtripSpec, model: store.Model) -> Vae:
     device = pick_device(spec.device)
-    return load_vae(model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
+    coder = load_vae(model.folder, device=device, dtype=pick_dtype(spec.dtype, device), is_lean=True)
+    return vae.tiled(coder) if isinstance(spec, CodecSpec) and spec.tiling else coder
 
 
 def _sized(image: Image.Image, source: Path, spec: CodecSpec | RoundtripSpec, factor: int) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,13 +15,15 @@ from torch import Tensor
 
 from sdcli import drawing, latent_files
 from sdcli.drawing import extras, records
+from sdcli.drawing.ladder import HINT, Ladder, measures
 from sdcli.drawing.reading import Reader, Reading
+from sdcli.errors import ResourceError, is_out_of_memory
 from sdcli.events import ImageRecord as ImageRecord
 from sdcli.events import Progress as Progress
 from sdcli.files import exists, place, remove_dead_parts
-from sdcli.pipeline import init, vae
+from sdcli.pipeline import init, offload
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
-from sdcli.pipeline.device import pick_device, pick_dtype
+from sdcli.pipeline.device import let_go, pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import picture_bytes
 from sdcli.plan import Plan, naming
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 class Loader(Protocol):
     """What gives the model in a folder: `load_bundle`, or who keeps the last one."""
 
-    def __call__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> ModelBundle: ...
+    def __call__(self, folder: Path, *, device: torch.device, dtype: torch.dtype, is_lean: bool) -> ModelBundle: ...
 
 
 def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[Progress | ImageRecord]:
@@ -41,7 +44,7 @@ def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[
 
     load: gives the model, which stays as it is.
     Raises InputError for a malformed model, NumericalError where the model gives NaN (no file is then written),
-    OutputError when a picture cannot be written.
+    OutputError when a picture cannot be written, ResourceError where memory runs out whatever is done.
     """
     todo = []
     for i, path in enumerate(plan.targets):
@@ -53,55 +56,118 @@ def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[
         return
     for folder in {path.parent for path in (*plan.targets, *plan.latent_targets)} | plan.beside.folders:
         remove_dead_parts(folder)
-    device = pick_device(spec.device)
     words, adapters = drawing.read_words(plan), drawing.read_adapters(plan.loras, plan.model.folder)
     picture = drawing.read_picture(plan)
     # No name keeps the model as it was loaded: with adapters in its weights another takes its place.
-    bundle = load(plan.model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
-    bundle = drawing.equipped(bundle, words, adapters)
+    bundle = drawing.prepared(drawing.equipped(_loaded(spec, plan, load), words, adapters), spec)
     del adapters
+    rungs = measures(bundle, is_exact=spec.deterministic)
+    ladder = Ladder(bundle, drawing.micro_batch_size(spec, plan), rungs=rungs)
     reader = Reader(bundle.conditioner, words.embeddings)
     shared = records.shared_facts(spec, plan, words.embeddings) | records.picture_facts(plan, picture)
     shared |= records.precision_facts(bundle)
-    steps = extras.Steps(plan, bundle.vae, spec.if_exists) if spec.save_steps is not None else None
+    del bundle
+    steps = extras.Steps(plan, ladder, spec.if_exists) if spec.save_steps is not None else None
     sheet = extras.Sheet(plan.beside.grid, len(todo)) if plan.beside.grid is not None else None
-    done = 0
-    for ids, read in _micro_batches(todo, plan, reader, drawing.micro_batch_size(spec, plan)):
-        began = time.perf_counter()
-        evaluations = 0
-        latents = torch.empty(0)
-        seeds = [plan.seeds[i] for i in ids]
-        context, away = reader.contexts(read)
-        for step in drawing.draw_from(bundle, plan, context, away, seeds=seeds, picture=picture):
-            latents, evaluations = step.latents, step.index
-            if steps is not None:
-                yield from map(_record, steps.after(step, ids))
-            yield Progress(done * step.total + step.index * len(ids), len(todo) * step.total)
-        done += len(ids)
-        images = to_images(vae.decode_finite(bundle.vae, latents))
-        if picture is not None:
-            images = [init.paste_kept(image, picture) for image in images]
-        seconds = (time.perf_counter() - began) / len(ids)
-        for row, (i, image) in enumerate(zip(ids, images, strict=True)):
-            facts = shared | records.word_facts(plan.prompts[i], read[row])
-            facts |= {"seed": plan.seeds[i], "evaluations": evaluations, "seconds": round(seconds, 3)}
-            if plan.latent_targets:  # before the picture: where that is, they are
-                path = save_latents(latents[row : row + 1], bundle.vae, facts, plan.latent_targets[i], spec)
-                facts["saved_latents"] = str(path)
-            yield write(image, facts, plan.targets[i], spec)
-            if sheet is not None:
-                sheet.add(image, plan.seeds[i], plan.label.name if plan.label is not None else facts["prompt"])
+    work = _Work(spec, plan, ladder, reader, picture, shared, steps)
+    for ids, read in _micro_batches(todo, plan, reader, ladder):
+        for event in work.drawn(ids, read):
+            if isinstance(event, _Drawn):
+                yield event.record
+                if sheet is not None:
+                    sheet.add(event.image, event.seed, event.subject)
+            elif isinstance(event, Progress):
+                yield Progress(event.done, len(todo) * event.total)
+            else:
+                yield event
     if sheet is not None:
         yield _record(sheet.write(spec))
 
 
+def _loaded(spec: GenerateSpec, plan: Plan, load: Loader) -> ModelBundle:
+    device = pick_device(spec.device)
+    dtype, home = pick_dtype(spec.dtype, device), offload.home(device, spec.offload)
+    return replace(load(plan.model.folder, device=home, dtype=dtype, is_lean=not spec.compile), device=device)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A picture that is in place."""
+
+    image: Image.Image
+    seed: int
+    subject: str  # its prompt, or the name of its class
+    record: ImageRecord
+
+
+class _Work:
+    """The drawing of all micro-batches, and how many images are done."""
+
+    def __init__(
+        self,
+        spec: GenerateSpec,
+        plan: Plan,
+        ladder: Ladder,
+        reader: Reader,
+        picture: init.Picture | None,
+        shared: Mapping[str, Any],
+        steps: extras.Steps | None,
+    ) -> None:
+        self._spec, self._plan, self._ladder, self._reader = spec, plan, ladder, reader
+        self._picture, self._shared, self._steps = picture, shared, steps
+        self._done = 0  # images
+
+    def drawn(self, ids: Sequence[int], read: Sequence[Reading]) -> Iterator[Progress | ImageRecord | _Drawn]:
+        """Draw a micro-batch; where memory runs out, again in smaller ones, or after what saves some.
+
+        The total of the progress is of one image. Raises ResourceError where nothing is left to save memory by.
+        """
+        waiting: list[Sequence[int]] = [range(len(ids))]
+        while waiting:
+            places = waiting.pop(0)
+            try:
+                yield from self._portion([ids[i] for i in places], [read[i] for i in places])
+                continue
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if not self._ladder.relieve(len(places)):  # the error, and what it keeps of the memory, is gone
+                raise ResourceError("out of memory", HINT)
+            self._reader.ask(self._ladder.bundle.conditioner)
+            waiting = [*self._ladder.portions(places), *waiting]
+
+    def _portion(self, ids: Sequence[int], read: Sequence[Reading]) -> Iterator[Progress | ImageRecord | _Drawn]:
+        began, evaluations, latents = time.perf_counter(), 0, torch.empty(0)
+        plan, bundle, seeds = self._plan, self._ladder.bundle, [self._plan.seeds[i] for i in ids]
+        context, away = self._reader.contexts(read)
+        for step in drawing.draw_from(bundle, plan, context, away, seeds=seeds, picture=self._picture):
+            latents, evaluations = step.latents, step.index
+            if self._steps is not None:
+                yield from map(_record, self._steps.after(step, ids))
+            yield Progress(self._done * step.total + step.index * len(ids), step.total)
+        let_go(bundle.unet)  # before the VAE asks for its memory
+        images = to_images(self._ladder.decoded(latents))
+        if self._picture is not None:
+            images = [init.paste_kept(image, self._picture) for image in images]
+        seconds = (time.perf_counter() - began) / len(ids)
+        self._done += len(ids)
+        for row, (i, image) in enumerate(zip(ids, images, strict=True)):
+            facts = {**self._shared} | records.word_facts(plan.prompts[i], read[row]) | self._ladder.facts()
+            facts |= {"seed": plan.seeds[i], "evaluations": evaluations, "seconds": round(seconds, 3)}
+            if plan.latent_targets:  # before the picture: where that is, they are
+                path = save_latents(latents[row : row + 1], bundle.vae, facts, plan.latent_targets[i], self._spec)
+                facts["saved_latents"] = str(path)
+            subject = plan.label.name if plan.label is not None else facts["prompt"]
+            yield _Drawn(image, plan.seeds[i], subject, write(image, facts, plan.targets[i], self._spec))
+
+
 def _micro_batches(
-    todo: Sequence[int], plan: Plan, reader: Reader, size: int
+    todo: Sequence[int], plan: Plan, reader: Reader, ladder: Ladder
 ) -> Iterator[tuple[list[int], list[Reading]]]:
     """Images that follow each other in portions that can be drawn together, and what their words are."""
     each = ((i, reader.read(plan.prompts[i], plan)) for i in todo)
     for _, alike in groupby(each, key=lambda one: one[1].count):
-        while some := list(islice(alike, size)):
+        while some := list(islice(alike, ladder.size)):
             yield [i for i, _ in some], [reading for _, reading in some]
 
 

@@ -32,6 +32,7 @@ from sdcli.inputs import check_apart, files_of
 from sdcli.pipeline import images
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.metadata import read_record
+from sdcli.pipeline.offload import is_at_hand
 from sdcli.pipeline.provenance import Provenance
 from sdcli.plan import Plan, plan
 from sdcli.plan.naming import SUFFIXES, check_targets, is_output_folder, picture_format
@@ -175,12 +176,12 @@ class _Models:
         self._name: object = None
         self._bundle: ModelBundle | None = None
 
-    def load(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> ModelBundle:
+    def load(self, folder: Path, *, device: torch.device, dtype: torch.dtype, is_lean: bool) -> ModelBundle:
         """The weights in a folder, read unless they are those at hand."""
-        name = (folder, device, dtype)
-        if self._bundle is None or self._name != name:
+        name = (folder, device, dtype, is_lean)
+        if self._bundle is None or self._name != name or not is_at_hand(self._bundle):
             self._bundle = None  # before the next is there: memory is for one
-            self._bundle = load_bundle(folder, device=device, dtype=dtype)
+            self._bundle = load_bundle(folder, device=device, dtype=dtype, is_lean=is_lean)
             self._name = name
         return self._bundle
 

@@ -24,6 +24,7 @@ from sdcli.events import ImageRecord, Progress
 from sdcli.files import output_error
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.device import give_back, pick_device, pick_dtype
+from sdcli.pipeline.offload import is_at_hand
 from sdcli.plan import plan
 from sdcli.specs import GenerateSpec, ServeSpec
 from sdcli.warm.messages import Line, LineEnded, valued
@@ -61,7 +62,7 @@ def run(spec: ServeSpec, path: Path, who: Mapping[str, str]) -> Iterator[Ready |
     """
     model = store.resolve(spec.model, offline=spec.offline)
     device, kept = pick_device(spec.device), Kept()
-    kept.load(model.folder, device=device, dtype=pick_dtype(spec.dtype, device))
+    kept.load(model.folder, device=device, dtype=pick_dtype(spec.dtype, device), is_lean=True)
     seed = torch.initial_seed()  # of the global generators in a process that has drawn nothing
     # Listening last: an exception that a signal raises while the collector calls back is lost.
     with _outside_all_folders(), _loaded_once(), _listening(path) as listener:
@@ -87,12 +88,12 @@ class Kept:
         self._bundle: ModelBundle | None = None
         self._state: object = None
 
-    def load(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> ModelBundle:
+    def load(self, folder: Path, *, device: torch.device, dtype: torch.dtype, is_lean: bool) -> ModelBundle:
         """The model in a folder, read again when a file of it has changed; errors as `load_bundle`."""
-        state = (folder.resolve(), device, dtype, _files(folder))
-        if self._bundle is None or self._state != state:
+        state = (folder.resolve(), device, dtype, is_lean, _files(folder))
+        if self._bundle is None or self._state != state or not is_at_hand(self._bundle):
             self._bundle = None  # before the next is there: memory is for one
-            self._bundle = load_bundle(folder, device=device, dtype=dtype)
+            self._bundle = load_bundle(folder, device=device, dtype=dtype, is_lean=is_lean)
             self._state = state
         return self._bundle
 
@@ -189,7 +190,8 @@ def _drawn(line: Line, request: Mapping[str, Any], kept: Kept, caught: list[warn
     for event in generate.run(spec, decided, kept.load):
         _tell_warnings(line, caught)
         if isinstance(event, Progress):
-            first = first or event.done  # one step of each image that is drawn, and then written, with the first
+            # One step of each image that is drawn, and then written, with the first.
+            first = min(first or event.done, event.done)
             is_unwritten = spec.save_steps is None and event.done * todo < first * event.total
             line.send({"progress": [event.done, event.total], "is_unwritten": is_unwritten})
             yield 0

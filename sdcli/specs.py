@@ -21,6 +21,7 @@ from sdcli.checks import (
     PREDICTIONS,
     at_least,
     between,
+    check_offload,
     check_picture_options,
     one_of,
     option,
@@ -79,6 +80,9 @@ class GenerateSpec:
     no_metadata: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    offload: str = "auto"
+    tiling: bool = False  # of the VAE
+    compile: bool = False  # of the UNet
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -120,6 +124,7 @@ class GenerateSpec:
         check_picture_options(self.format, self.quality)
         one_of("if_exists", self.if_exists, IF_EXISTS)
         one_of("dtype", self.dtype, DTYPES)
+        check_offload(self.offload, is_compiled=self.compile)
 
     def _check_initial(self) -> None:
         if self.strength is not None:
@@ -152,7 +157,7 @@ class BatchSpec:
     # Of GenerateSpec's fields those that are of the whole run; every other is a job's to choose.
     OF_THE_RUN: ClassVar[frozenset[str]] = frozenset(
         {"output", "format", "quality", "grid", "save_steps", "save_latents", "if_exists", "no_metadata"}
-        | {"batch_size", "deterministic", "device", "dtype", "offline"}
+        | {"batch_size", "deterministic", "device", "dtype", "offload", "tiling", "compile", "offline"}
     )
 
     def __post_init__(self) -> None:
@@ -210,6 +215,7 @@ class CodecSpec:
     if_exists: str = "number"
     device: str = "auto"
     dtype: str = "auto"
+    tiling: bool = False
     offline: bool = False
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ NO_TEXT = "a \udcff cat"
 Bad = str | tuple[str, ...]  # the value, and what else is given
 
 FROM_PHOTO = ("--init-image", "photo.png")
+OFFLOAD = {"--offload": "disk"}
 ONE_MODEL = {"--model": "nowhere", "--device": "warp", "--dtype": "float8"}
 SAMPLING = {
     "--steps": "0",
@@ -34,6 +35,7 @@ WORDS = {
 }
 DRAWING = {
     **ONE_MODEL,
+    **OFFLOAD,
     **SAMPLING,
     **WORDS,
     "--negative": NO_TEXT,
@@ -169,6 +171,7 @@ BAD: dict[str, dict[str, Bad]] = {
     "roundtrip": {**CODEC, "inputs": "none.png", "--seed": ("-1", "--sample"), "--size": "big"},
     "replay": {
         **ONE_MODEL,
+        **OFFLOAD,
         **SAMPLING,
         "--prediction": "noise",
         "inputs": "none.png",
@@ -204,6 +207,7 @@ BAD: dict[str, dict[str, Bad]] = {
     },
     "bench": {
         **ONE_MODEL,
+        **OFFLOAD,
         "--prediction": "noise",
         "--schedulers": "dmp",
         "--steps": "5,x",

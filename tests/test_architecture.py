@@ -80,9 +80,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     # The two halves of the story of batch, which stand on generate's parts as it does.
     "drawing.reading": GROUND | {"plan", "pipeline"},
     "drawing.records": GROUND | {"specs", "plan", "sdcli.drawing.reading", "store", "latent_files", "pipeline"},
-    "drawing.extras": GROUND | {"specs", "plan", "pipeline"},
+    "drawing.ladder": GROUND | {"pipeline"},
+    "drawing.extras": GROUND | {"specs", "plan", "sdcli.drawing.ladder", "pipeline"},
     "drawing": GROUND | {"specs", "plan", "schedulers", "latent_files", "pipeline"},
-    "jobs.finish": GROUND | {"generate", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
+    "jobs.finish": GROUND | {"generate", "sdcli.drawing.ladder", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
     "jobs.studio": GROUND | {"drawing", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
     "events": set(),
     "warm": GROUND,
@@ -121,11 +122,13 @@ PIPELINE_LEAVES = {
     "fonts",
     "heatmaps",
     "images",
+    "narrow",
     "noise",
     "parameters",
     "pickles",
     "prompt",
     "start",
+    "tiles",
     "wildcards",
 }
 LIGHT = (

@@ -33,6 +33,7 @@ from sdcli.jobs.finish import Finished
 from sdcli.jobs.lines import MAX_LINE_BYTES
 from sdcli.jobs.plan import plan_batch
 from sdcli.jobs.stdin import BLOCK_BYTES
+from sdcli.pipeline import vae
 from sdcli.pipeline.bundle import load_bundle
 from sdcli.pipeline.contexts import contexts
 from sdcli.pipeline.metadata import read_record
@@ -544,14 +545,15 @@ def test_a_lora_that_is_replaced_while_the_batch_runs_is_not_drawn_with_under_th
 def test_memory_that_runs_out_while_decoding_costs_only_the_image_that_is_too_large(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def small(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    def small(coder: Any, latents: torch.Tensor) -> torch.Tensor:
         if len(latents) > 1 or latents.shape[-1] > 16:
             raise MemoryError
-        return decoded(vae, latents)
+        return decoded(coder, latents)
 
-    decoded = finish.vae.decode_finite
-    monkeypatch.setattr(finish.vae, "decode_finite", small)
-    told = folder.run([*[{"prompt": "a cat", "seed": i} for i in range(3)], {"prompt": "a dog", "size": "64x64"}])
+    decoded = vae.decode_finite
+    monkeypatch.setattr(vae, "decode_finite", small)
+    with pytest.warns(SdcliWarning, match="out of memory: going on with the VAE in tiles"):
+        told = folder.run([*[{"prompt": "a cat", "seed": i} for i in range(3)], {"prompt": "a dog", "size": "64x64"}])
     assert Summary(3, 0, 0, 1) in told
     (failed,) = (event for event in told if isinstance(event, Failed))
     assert (failed.line, failed.error.exit_code) == (4, ExitCode.RESOURCES)

@@ -61,6 +61,8 @@ def ask(spec: ReplaySpec, said: Provenance, source: Path, target: Path | None) -
         quality=spec.quality,
         if_exists=spec.if_exists,
         device=spec.device,
+        offload=spec.offload,
+        tiling=spec.tiling,
         dtype=spec.dtype if spec.dtype is not None else dtype,
         offline=spec.offline or spec.model is None,  # what a picture names opens no socket
     )

@@ -15,6 +15,7 @@ from sdcli.checks import (
     PREDICTIONS,
     at_least,
     between,
+    check_offload,
     check_picture_options,
     one_of,
     parse_interval,
@@ -61,12 +62,14 @@ class ReplaySpec:
     lora: tuple[str, ...] = ()  # FILE or FILE:SCALE
     device: str = "auto"
     dtype: str | None = None
+    offload: str = "auto"
+    tiling: bool = False
     offline: bool = False
 
     # Of the fields those that are no settings of GenerateSpec's, or are looked up elsewhere.
     NO_SETTINGS: ClassVar[frozenset[str]] = frozenset(
         {"inputs", "check", "output", "format", "quality", "if_exists", "model", "device", "dtype", "offline"}
-        | {"init_image", "mask", "latents", "embedding", "lora"}
+        | {"offload", "tiling", "init_image", "mask", "latents", "embedding", "lora"}
     )
 
     def __post_init__(self) -> None:
@@ -99,6 +102,7 @@ class ReplaySpec:
                 between(name, getattr(self, name), 0.0, 1.0)
         if self.dtype is not None:
             one_of("dtype", self.dtype, DTYPES)
+        check_offload(self.offload, is_compiled=False)
 
     @property
     def says_something(self) -> bool:

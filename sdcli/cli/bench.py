@@ -103,6 +103,8 @@ def bench(
     if_exists: options.IfExists = BenchSpec.if_exists,
     device: options.Device = BenchSpec.device,
     dtype: options.Dtype = BenchSpec.dtype,
+    offload: options.Offload = BenchSpec.offload,
+    compile: options.Compile = BenchSpec.compile,
     offline: options.Offline = BenchSpec.offline,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -53,6 +53,7 @@ def encode(
     if_exists: options.IfExists = CodecSpec.if_exists,
     device: options.Device = CodecSpec.device,
     dtype: options.Dtype = CodecSpec.dtype,
+    tiling: options.Tiling = CodecSpec.tiling,
     offline: options.Offline = CodecSpec.offline,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -76,6 +77,7 @@ def encode(
         if_exists=if_exists,
         device=device,
         dtype=dtype,
+        tiling=tiling,
         offline=offline,
     )
     from sdcli import codec  # deferred: imports torch
@@ -92,6 +94,7 @@ def decode(
     if_exists: options.IfExists = CodecSpec.if_exists,
     device: options.Device = CodecSpec.device,
     dtype: options.Dtype = CodecSpec.dtype,
+    tiling: options.Tiling = CodecSpec.tiling,
     offline: options.Offline = CodecSpec.offline,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -107,6 +110,7 @@ def decode(
         if_exists=if_exists,
         device=device,
         dtype=dtype,
+        tiling=tiling,
         offline=offline,
     )
     from sdcli import codec  # deferred: imports torch

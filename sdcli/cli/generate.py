@@ -151,6 +151,9 @@ def generate(
     dry_run: DryRun = False,
     device: options.Device = GenerateSpec.device,
     dtype: options.Dtype = GenerateSpec.dtype,
+    offload: options.Offload = GenerateSpec.offload,
+    tiling: options.Tiling = GenerateSpec.tiling,
+    compile: options.Compile = GenerateSpec.compile,
     offline: options.Offline = GenerateSpec.offline,
     no_serve: NoServe = False,
     json: options.Json = False,
@@ -179,7 +182,7 @@ def generate(
     screen = _screen() if preview else None
     events = _here(spec, decided)
     with output.progress() as bar:
-        for event in events if no_serve or debug else drawn(spec, decided, events):
+        for event in events if no_serve or debug or compile else drawn(spec, decided, events):
             if isinstance(event, Progress):
                 bar.update("denoising", event.done, event.total)
                 continue

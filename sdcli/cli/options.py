@@ -178,6 +178,21 @@ Quality = Annotated[
     typer.Option("--quality", help="Of webp and jpg, 1 to 100; webp at 100 loses nothing. Default: 90."),
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, float16 or bfloat16.")]
+Offload = Annotated[
+    str,
+    typer.Option(
+        "--offload",
+        metavar="NAME",
+        help="auto: all of the model on the device; model: the part that works; sequential: the layer that works.",
+    ),
+]
+Tiling = Annotated[
+    bool,
+    typer.Option("--tiling", help="Encode and decode pictures above 64 latents a side (512 px) in tiles."),
+]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Compile the UNet first, by torch: minutes that many steps pay back.")
+]
 Inputs = Annotated[list[Path], typer.Argument(metavar="FILE...", help="Files, or folders of files.")]
 OutputPath = Annotated[
     Path,

@@ -130,6 +130,8 @@ def replay(
     lora: Lora = ReplaySpec.lora,  # type: ignore[assignment]
     device: options.Device = ReplaySpec.device,
     dtype: Dtype = ReplaySpec.dtype,
+    offload: options.Offload = ReplaySpec.offload,
+    tiling: options.Tiling = ReplaySpec.tiling,
     offline: options.Offline = ReplaySpec.offline,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from sdcli import latent_files, schedulers
 from sdcli.errors import SdcliWarning
-from sdcli.pipeline import init, sampling, text, vae, vocabulary
+from sdcli.pipeline import init, offload, sampling, text, vae, vocabulary
 from sdcli.pipeline.adapters import Embedding, read_embedding
 from sdcli.pipeline.bundle import ModelBundle
 from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.compiling import compiled
 from sdcli.pipeline.context import Context
 from sdcli.pipeline.contexts import Condition, contexts
 from sdcli.pipeline.lora import Adapter, merged, read_adapter
@@ -75,6 +76,14 @@ def equipped(bundle: ModelBundle, words: Words, adapters: Sequence[Adapter] = ()
     return replace(bundle, conditioner=text.without_last_layers(conditioner, words.clip_skip))
 
 
+def prepared(bundle: ModelBundle, spec: GenerateSpec) -> ModelBundle:
+    """An equipped model as it is drawn with: offloaded, in tiles, compiled, as the options ask; the one given stays."""
+    bundle = offload.placed(bundle, bundle.device, spec.offload)
+    if spec.tiling:
+        bundle = replace(bundle, vae=vae.tiled(bundle.vae))
+    return compiled(bundle) if spec.compile else bundle
+
+
 def draw(
     bundle: ModelBundle,
     plan: Plan,
@@ -111,7 +120,7 @@ def draw_from(
         yield sampling.Step(0, 0, 0.0, begin.picture)
         return
     yield from sampling.denoise(
-        bundle.unet,
+        sampling.by_rows(bundle.unet) if bundle.is_sliced else bundle.unet,
         scheduler,
         noise,
         context.of_size(plan.width, plan.height),

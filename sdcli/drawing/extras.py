@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from PIL import Image
 
+from sdcli.drawing.ladder import Ladder
 from sdcli.files import exists, place
 from sdcli.pipeline import film, sheets
 from sdcli.pipeline.metadata import picture_bytes, png_bytes
@@ -17,25 +18,26 @@ from sdcli.plan.beside import frame
 from sdcli.plan.naming import picture_format
 from sdcli.specs import GenerateSpec
 
-if TYPE_CHECKING:
-    from sdcli.pipeline.bundle import Vae
-
 Written = tuple[Path, dict[str, Any]]  # a file, and what its record says
 
 
 class Steps:
     """The denoising: frames that are written as they come, or kept for the film that follows the last."""
 
-    def __init__(self, plan: Plan, coder: Vae, if_exists: str) -> None:
-        self._plan, self._vae, self._if_exists = plan, coder, if_exists
+    def __init__(self, plan: Plan, ladder: Ladder, if_exists: str) -> None:
+        self._plan, self._ladder, self._if_exists = plan, ladder, if_exists
         self._shown: list[Image.Image] = []
+        self._told: dict[int, int] = {}  # of an image the last step that was shown
 
     def after(self, step: Step, ids: Sequence[int]) -> Iterator[Written]:
         """What is to be written after a step of the images of these numbers."""
         beside, is_last = self._plan.beside, step.index == step.total
         if beside.film is not None and not film.is_kept(step.index, step.total):
             return
-        images = film.frames(self._vae, step.latents, is_last=is_last)
+        if all(self._told.get(i, -1) >= step.index for i in ids):  # drawn again, as memory ran out
+            return
+        images = film.frames(self._ladder.bundle.vae, step.latents, is_last=is_last)
+        self._told |= dict.fromkeys(ids, step.index)
         if beside.film is not None:
             self._shown += images
             if is_last:

@@ -46,6 +46,10 @@ class Reader:
         self._contexts: dict[object, Context] = {}
         self._networks: set[str] = set()  # those in prompts that were warned of
 
+    def ask(self, conditioner: Conditioner) -> None:
+        """Read with the same model from now on, wherever it lies."""
+        self._conditioner = conditioner
+
     def forget(self) -> None:
         """Let go of all prompts."""
         self._readings.clear()

@@ -12,6 +12,7 @@ from sdcli.drawing.reading import Reading
 from sdcli.files import sha256
 from sdcli.pipeline import init
 from sdcli.pipeline.adapters import MAX_BYTES, Embedding
+from sdcli.pipeline.device import computing_dtype
 from sdcli.pipeline.prompt import Chunks
 from sdcli.pipeline.wildcards import Prompts
 from sdcli.plan import Plan
@@ -83,7 +84,7 @@ def picture_facts(plan: Plan, picture: init.Picture | None) -> dict[str, Any]:
 
 def precision_facts(bundle: ModelBundle) -> dict[str, str]:
     """The type of the weights, where it is not float32: a rounding that no other device or batch repeats."""
-    name = str(bundle.unet.dtype).removeprefix("torch.")
+    name = str(computing_dtype(bundle.unet)).removeprefix("torch.")
     return {"dtype": name} if name != "float32" else {}
 
 

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from sdcli import generate
+from sdcli.drawing.ladder import TILED, Ladder
 from sdcli.errors import NumericalError, OutputError, ResourceError, SdcliError, is_out_of_memory
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.plan import Job
-from sdcli.pipeline import init, vae
+from sdcli.pipeline import init
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import read_record
+from sdcli.pipeline.offload import is_offloaded
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from sdcli.pipeline.bundle import Vae
 
 DEPTH = 2  # micro-batches that wait: enough that neither side does, few enough to keep memory flat
 
@@ -57,7 +57,7 @@ class Denoised:
     facts: Sequence[Mapping[str, Any]]
     latents: Tensor  # (B, C, h, w)
     seconds: float  # that it took up to here
-    vae: Vae
+    ladder: Ladder
     picture: init.Picture | None  # that all of them start from
 
 
@@ -77,8 +77,15 @@ class Finisher:
         self._thread.start()
 
     def put(self, denoised: Denoised) -> None:
-        """Hand over a micro-batch, waiting while there are too many."""
+        """Hand over a micro-batch, waiting while there are too many, or, where one thread alone may draw with its
+        model, until it is finished."""
         self._todo.put(denoised)
+        if is_offloaded(denoised.ladder.bundle):
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait until nothing is on its way."""
+        self._todo.join()
 
     def ready(self) -> Iterator[Outcome]:
         """What has come to its end, without waiting. Raises OutputError when the disk refused."""
@@ -92,7 +99,7 @@ class Finisher:
 
     def drained(self) -> Iterator[Outcome]:
         """What comes to its end, until nothing is on its way."""
-        self._todo.join()
+        self.settle()
         yield from self.ready()
 
     def close(self, *, is_abort: bool) -> None:
@@ -131,8 +138,8 @@ def _finish(denoised: Denoised, ledger: Ledger) -> Iterator[Outcome]:
     began = time.perf_counter()
     images: list[Image] = []
     try:
-        images = to_images(vae.decode_finite(denoised.vae, denoised.latents))
-    except (NumericalError, MemoryError, RuntimeError) as error:
+        images = to_images(denoised.ladder.decoded(denoised.latents, of=(TILED,)))
+    except (NumericalError, ResourceError, MemoryError, RuntimeError) as error:
         failed = failure_of(denoised.jobs[0], error)
         if len(denoised.jobs) == 1:
             yield failed

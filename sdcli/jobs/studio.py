@@ -2,33 +2,42 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from sdcli import drawing
 from sdcli.drawing import Words, records
+from sdcli.drawing.ladder import Ladder, measures
 from sdcli.drawing.reading import Reader, Reading
-from sdcli.errors import InputError, SdcliError
+from sdcli.errors import InputError, SdcliError, is_out_of_memory
 from sdcli.jobs.finish import Denoised, Failed, failure_of
 from sdcli.jobs.plan import Job
+from sdcli.pipeline import offload
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.device import pick_dtype
 from sdcli.plan import Plan
+from sdcli.specs import GenerateSpec
 
 
 class Studio:
     """One model at a time, as the jobs at hand need it, and the contexts of their prompts, each computed once."""
 
-    def __init__(self, defaults: Plan, device: torch.device, dtype: str) -> None:
+    def __init__(
+        self, defaults: Plan, device: torch.device, spec: GenerateSpec, settle: Callable[[], object] = lambda: None
+    ) -> None:
+        """spec: the options of the whole run. settle: waits until what was drawn is decoded."""
         self._default = _variant(defaults)
-        self._device, self._dtype = device, pick_dtype(dtype, device)
+        self._device, self._dtype, self._spec = device, pick_dtype(spec.dtype, device), spec
+        self._settle = settle
         self._folder: object = None
         self._variant: object = None
         self._plain: ModelBundle | None = None
-        self._bundle: ModelBundle | None = None
+        self._ladder: Ladder | None = None
         self._words = Words((), ())
         self._reader: Reader | None = None
         self._facts: dict[str, dict[str, Any]] = {}
@@ -57,27 +66,33 @@ class Studio:
                 groups.setdefault((job.settings.digest, self._reading(job).count), []).append(job)
             for group in groups.values():
                 plan = group[0].settings.plan
-                size = 1 if plan.latents is not None else drawing.micro_batch_size(group[0].spec, plan)
-                yield from (group[first : first + size] for first in range(0, len(group), size))
+                most = 1 if plan.latents is not None else drawing.micro_batch_size(group[0].spec, plan)
+                while group:
+                    size = min(most, self._ladder.size if self._ladder is not None else most)
+                    yield group[:size]
+                    group = group[size:]
 
     def draw(self, jobs: Sequence[Job]) -> Iterator[Denoised | Failed | None]:
-        """Denoise a micro-batch; where memory, a number or a file fails, its halves. None: a step is done."""
+        """Denoise a micro-batch; where a number or a file fails, its halves, where memory runs out, these, and then
+        again after what saves some. None: a step is done."""
         try:
             yield from self._denoised(jobs)
             return
         except (SdcliError, MemoryError, RuntimeError) as error:
-            failed = failure_of(jobs[0], error)
-            if len(jobs) == 1:
-                yield failed
-                return
-            del failed  # what it keeps of the memory is needed
-        half = len(jobs) // 2
-        for part in (jobs[:half], jobs[half:]):
+            failed, lacks_memory = failure_of(jobs[0], error), is_out_of_memory(error)
+        is_relieved = lacks_memory and self._relieved(len(jobs))
+        if len(jobs) == 1 and not is_relieved:
+            yield failed
+            return
+        del failed  # what it keeps of the memory is needed
+        half = (len(jobs) + 1) // 2
+        for part in filter(None, (jobs[:half], jobs[half:])):
             yield from self.draw(part)
 
     def _denoised(self, jobs: Sequence[Job]) -> Iterator[Denoised | None]:
         began = time.perf_counter()
-        plan, (bundle, reader) = jobs[0].settings.plan, self._ready(jobs[0])
+        plan, (ladder, reader) = jobs[0].settings.plan, self._ready(jobs[0])
+        bundle = ladder.bundle
         context, away = reader.contexts([self._reading(job) for job in jobs])
         latents, evaluations = torch.empty(0), 0
         picture, seeds = drawing.read_picture(plan), [job.seed for job in jobs]
@@ -87,24 +102,41 @@ class Studio:
         started = records.picture_facts(plan, picture) | records.precision_facts(bundle)
         facts = [self._facts_of(job, evaluations) | started for job in jobs]
         _check_unchanged(jobs[0], facts[0])
-        yield Denoised(jobs, facts, latents, time.perf_counter() - began, bundle.vae, picture)
+        yield Denoised(jobs, facts, latents, time.perf_counter() - began, ladder, picture)
 
-    def _ready(self, job: Job) -> tuple[ModelBundle, Reader]:
+    def _relieved(self, count: int) -> bool:
+        """Whether something was done to save memory, after it ran out for so many images at once."""
+        if self._ladder is None or self._reader is None or not self._ladder.relieve(count):
+            return False
+        self._reader.ask(self._ladder.bundle.conditioner)
+        return True
+
+    def _ready(self, job: Job) -> tuple[Ladder, Reader]:
         """The model of a job, loaded unless it is the one at hand, and what reads its words."""
         plan = job.settings.plan
         variant = _variant(plan), job.settings.additions
-        if self._bundle is None or self._reader is None or self._variant != variant:
+        if self._ladder is None or self._reader is None or self._variant != variant:
             words = drawing.read_words(plan)
             adapters = drawing.read_adapters(plan.loras, plan.model.folder)
             if self._plain is None or self._folder != plan.model.folder:
-                self._bundle = self._plain = self._reader = None  # before the next is there: memory is for one
-                self._plain = load_bundle(plan.model.folder, device=self._device, dtype=self._dtype)
+                self._ladder = self._plain = self._reader = None  # before the next is there: memory is for one
+                self._plain = self._loaded(plan)
                 self._folder = plan.model.folder
-            self._words, self._bundle = words, drawing.equipped(self._plain, words, adapters)
-            self._reader = Reader(self._bundle.conditioner, words.embeddings)
-            self._variant = variant
+            bundle = drawing.prepared(drawing.equipped(self._plain, words, adapters), self._spec)
+            if self._ladder is None:
+                rungs = measures(bundle, is_exact=self._spec.deterministic)
+                self._ladder = Ladder(bundle, sys.maxsize, rungs=rungs, settle=self._settle)
+            else:
+                self._ladder.again(bundle)
+            self._words, self._variant = words, variant
+            self._reader = Reader(self._ladder.bundle.conditioner, words.embeddings)
             self._facts.clear()
-        return self._bundle, self._reader
+        return self._ladder, self._reader
+
+    def _loaded(self, plan: Plan) -> ModelBundle:
+        home = offload.home(self._device, self._spec.offload)
+        loaded = load_bundle(plan.model.folder, device=home, dtype=self._dtype, is_lean=not self._spec.compile)
+        return replace(loaded, device=self._device)
 
     def _reading(self, job: Job) -> Reading:
         """What a job's words are; to be asked while its model is at hand."""
@@ -117,6 +149,7 @@ class Studio:
         if digest not in self._facts:
             self._facts[digest] = records.shared_facts(job.spec, job.settings.plan, self._words.embeddings)
         words = records.word_facts(job.prompts, self._reading(job))
+        words |= self._ladder.facts() if self._ladder is not None else {}
         return self._facts[digest] | words | {"seed": job.seed, "evaluations": evaluations} | job.names()
 
 

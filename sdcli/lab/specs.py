@@ -17,6 +17,7 @@ from sdcli.checks import (
     PREDICTIONS,
     at_least,
     between,
+    check_offload,
     one_of,
     option,
     parse_size,
@@ -175,6 +176,8 @@ class BenchSpec:
     if_exists: str = "number"
     device: str = "auto"
     dtype: str = "auto"
+    offload: str = "auto"
+    compile: bool = False
     offline: bool = False
 
     ALL: ClassVar[str] = "all"
@@ -208,6 +211,7 @@ class BenchSpec:
                 raise UsageError(f"{option(name)} without --{needed}", f"give --{needed}, too, or leave it out")
         one_of("if_exists", self.if_exists, IF_EXISTS)
         one_of("dtype", self.dtype, DTYPES)
+        check_offload(self.offload, is_compiled=self.compile)
 
     def step_counts(self) -> tuple[int, ...]:
         """The numbers of steps, rising, each once. Raises UsageError."""

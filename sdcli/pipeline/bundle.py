@@ -21,6 +21,7 @@ from sdcli.errors import InputError
 from sdcli.files import read_bytes, reason
 from sdcli.layout import ENCODERS, MAX_JSON_BYTES, PARTS, STEMS, class_names, conditioner, root, write_json
 from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.narrow import stay_narrow, widen_in_use
 from sdcli.pipeline.part_configs import check_kinds, checked
 from sdcli.pipeline.vocabulary import Swap, Vocabulary, check_alike, check_fit, load_tokenizer
 from sdcli.pipeline.weights import TEXT_PREFIX, check_numbers, check_shapes, read_state, shapes, write_tensors
@@ -99,49 +100,52 @@ class ModelBundle:
     scheduler_config: Config
     device: torch.device
     dtype: torch.dtype
+    is_sliced: bool = False  # the UNet works on one row of a batch after the other
 
 
-def load_bundle(folder: Path, *, device: torch.device, dtype: torch.dtype) -> ModelBundle:
+def load_bundle(folder: Path, *, device: torch.device, dtype: torch.dtype, is_lean: bool = False) -> ModelBundle:
     """Load every part of a model folder, ready for inference.
 
+    is_lean: on a CPU, weights that the file has in half precision may stay so and be widened as they compute; they can
+    be drawn with, but not trained.
     Raises InputError when a part is missing or malformed, NumericalError when weights are not finite.
     """
     return ModelBundle(
-        vae=load_vae(folder, device=device, dtype=dtype),
-        unet=load_unet(folder, device=device, dtype=dtype),
-        conditioner=load_conditioner(folder, device=device, dtype=dtype),
+        vae=load_vae(folder, device=device, dtype=dtype, is_lean=is_lean),
+        unet=load_unet(folder, device=device, dtype=dtype, is_lean=is_lean),
+        conditioner=load_conditioner(folder, device=device, dtype=dtype, is_lean=is_lean),
         scheduler_config=layout.config(folder, "scheduler"),
         device=device,
         dtype=dtype,
     )
 
 
-def load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Vae:
+def load_vae(folder: Path, *, device: torch.device, dtype: torch.dtype, is_lean: bool = False) -> Vae:
     """The VAE of a model folder, of Stable Diffusion XL in float32 where it overflows in float16 and its config says so
     (force_upcast); errors as in `load_bundle`."""
     if dtype == torch.float16 and layout.encoders(folder) == ENCODERS:
         dtype = torch.float32 if layout.config(folder, "vae").get("force_upcast", True) else dtype
-    return cast("Vae", _load(folder, "vae", device, dtype))
+    return cast("Vae", _load(folder, "vae", device, dtype, is_lean))
 
 
-def load_unet(folder: Path, *, device: torch.device, dtype: torch.dtype) -> UNet2DConditionModel:
+def load_unet(folder: Path, *, device: torch.device, dtype: torch.dtype, is_lean: bool = False) -> UNet2DConditionModel:
     """The UNet of a model folder; errors as in `load_bundle`."""
-    return cast("UNet2DConditionModel", _load(folder, "unet", device, dtype))
+    return cast("UNet2DConditionModel", _load(folder, "unet", device, dtype, is_lean))
 
 
-def load_conditioner(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Conditioner:
+def load_conditioner(folder: Path, *, device: torch.device, dtype: torch.dtype, is_lean: bool = False) -> Conditioner:
     """The text encoder, both of them, or the class embedder of a model folder; errors as in `load_bundle`."""
     if conditioner(folder) == "text_encoder":
-        return load_text(folder, device=device, dtype=dtype)
-    return cast("ClassEmbedder", _load(folder, "class_embedder", device, dtype))
+        return load_text(folder, device=device, dtype=dtype, is_lean=is_lean)
+    return cast("ClassEmbedder", _load(folder, "class_embedder", device, dtype, is_lean))
 
 
-def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Encoders:
+def load_text(folder: Path, *, device: torch.device, dtype: torch.dtype, is_lean: bool = False) -> Encoders:
     """What reads the prompts of a model folder; errors as in `load_bundle`."""
-    first = _encoder(folder, ENCODERS[0], cast("CLIPTextModel", _load(folder, ENCODERS[0], device, dtype)))
+    first = _encoder(folder, ENCODERS[0], cast("CLIPTextModel", _load(folder, ENCODERS[0], device, dtype, is_lean)))
     if layout.encoders(folder) != ENCODERS:
         return first
-    projected = cast("CLIPTextModelWithProjection", _load(folder, ENCODERS[1], device, dtype))
+    projected = cast("CLIPTextModelWithProjection", _load(folder, ENCODERS[1], device, dtype, is_lean))
     second = _encoder(folder, ENCODERS[1], projected.text_model)
     check_alike(folder, first.vocabulary, second.vocabulary)
     return TextPair(first, second, projected.text_projection, is_empty_zero=layout.is_empty_zero(folder))
@@ -268,12 +272,15 @@ def part_config(module: nn.Module) -> Config:
     return {key: value for key, value in config.items() if key not in ("_name_or_path", "_use_default_values")}
 
 
-def _load(folder: Path, name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def _load(folder: Path, name: str, device: torch.device, dtype: torch.dtype, is_lean: bool) -> nn.Module:
     module = build_part(folder, name)
     state = read_state(folder, name)
     check_shapes(folder, name, shapes(module.state_dict()), shapes(state))
     check_numbers(folder, name, state)
-    module.load_state_dict({key: value.to(device, dtype) for key, value in state.items()}, assign=True)
+    narrow = stay_narrow(module, state, dtype) if is_lean and device.type == "cpu" else frozenset()
+    loaded = {key: value if key in narrow else value.to(device, dtype) for key, value in state.items()}
+    module.load_state_dict(loaded, assign=True)
+    widen_in_use(module, narrow)
     for key in state:
         if name in ENCODERS and key.endswith(POSITIONS):  # beside them is the one buffer no checkpoint carries
             positions = torch.arange(len(state[key]), device=device).expand((1, -1))

@@ -10,6 +10,7 @@ from sdcli.pipeline import text
 from sdcli.pipeline.bundle import Conditioner, Encoders, TextPair
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.context import Context
+from sdcli.pipeline.device import computing_device
 
 Condition = str | int  # what says what to draw: a prompt, or the label of a class
 
@@ -56,4 +57,4 @@ def led_away(encoders: Encoders, negative: str, count: int) -> Context:
 
 def labelled(embedder: ClassEmbedder, labels: Sequence[Condition]) -> Context:
     """The contexts (B, 1, D) of classes."""
-    return Context(embedder(torch.tensor(labels, device=embedder.embedding.weight.device)))
+    return Context(embedder(torch.tensor(labels, device=computing_device(embedder))))

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import bisect
+import copy
 import ctypes
 import gc
+import mmap
 import os
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.hooks import remove_hook_from_module
+from torch import nn
 
 from sdcli.errors import ResourceError, UsageError
+
+Module = TypeVar("Module", bound=nn.Module)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # float16 halves time and memory on CUDA; on a CPU it is slower than float32, on MPS it has given black pictures.
@@ -60,6 +68,26 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def computing_device(module: nn.Module) -> torch.device:
+    """Where a module computes: where its weights are, or where hooks of accelerate bring them for that."""
+    for one in module.modules():
+        hook = getattr(one, "_hf_hook", None)
+        for each in getattr(hook, "hooks", [hook]):  # several are one
+            if getattr(each, "execution_device", None) is not None:
+                return torch.device(each.execution_device)
+    return next(module.parameters()).device
+
+
+def computing_dtype(module: nn.Module) -> torch.dtype:
+    """In which type a module computes: the widest of its weights, of which some may be widened as they compute."""
+    return max((weight.dtype for weight in module.parameters()), key=lambda dtype: dtype.itemsize)
+
+
+def unhooked(module: Module) -> Module:
+    """A copy of a module, weights and all, without hooks of accelerate."""
+    return remove_hook_from_module(copy.deepcopy(module), recurse=True)  # type: ignore[no-any-return]
 
 
 def give_back() -> bool:
@@ -113,3 +141,29 @@ def _resident() -> int | None:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):  # no Linux
         return None
+
+
+def let_go(module: nn.Module) -> None:
+    """Give back to the system what a module's weights take that are mapped from a file, until they are asked for again.
+
+    None of them may have been changed. Where the system does not tell what is mapped, nothing is given back.
+    """
+    mapped = _mapped()
+    starts = [first for first, _ in mapped]
+    for weight in module.parameters():
+        # Whole pages of it alone: what lies beside may be another's.
+        first = -(-weight.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (weight.data_ptr() + weight.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+        place = bisect.bisect_right(starts, first) - 1
+        if weight.device.type == "cpu" and first < last and place >= 0 and last <= mapped[place][1]:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), mmap.MADV_DONTNEED)
+
+
+def _mapped() -> list[tuple[int, int]]:
+    """Where in memory files are mapped, from the lowest address on; nothing where the system is no Linux."""
+    try:
+        rows = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+    spans = [row[0].split("-") for row in rows if row[4] != "0"]  # of an inode
+    return [(int(first, 16), int(last, 16)) for first, last in spans]

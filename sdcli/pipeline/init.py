@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate
 from sdcli.errors import NumericalError
 from sdcli.files import read_bytes
 from sdcli.pipeline import images, vae
+from sdcli.pipeline.device import computing_device, computing_dtype
 from sdcli.pipeline.sampling import initial_noise
 from sdcli.pipeline.start import Start
 
@@ -109,7 +110,7 @@ def start_of_inpainting(
 def _sample(coder: Vae, pixels: Tensor, sources: Sequence[torch.Generator]) -> Tensor:
     """A sample (B, C, h, w) float32 of one picture's posterior from each generator; of a VQ model its latents."""
     generators = None if vae.is_vq(coder) else sources
-    latents = vae.encode(coder, pixels.to(coder.device, coder.dtype), generators).float()
+    latents = vae.encode(coder, pixels.to(computing_device(coder), computing_dtype(coder)), generators).float()
     if not latents.isfinite().all():
         raise NumericalError("the picture gives latents that are not finite", "try --dtype float32")
     return latents.expand(len(sources), -1, -1, -1)

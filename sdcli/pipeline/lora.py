@@ -23,6 +23,7 @@ from sdcli.files import reason
 from sdcli.layout import ENCODERS
 from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder
 from sdcli.pipeline.classes import ClassEmbedder
+from sdcli.pipeline.device import computing_dtype
 from sdcli.pipeline.lora_keys import MAX_BYTES, changes, is_safetensors, read_header
 from sdcli.pipeline.lora_names import Layers
 from sdcli.pipeline.lora_shapes import MAGNITUDES, Change, magnitude_axis
@@ -105,20 +106,18 @@ def with_adapters(module: Module, part: str, adapters: Sequence[Adapter]) -> Mod
     if not todo:
         return module
     shared: dict[int, object] = {id(one): one for one in (*module.parameters(), *module.buffers())}
-    copied = copy.deepcopy(module, memo=shared)
+    copied, dtype = copy.deepcopy(module, memo=shared), computing_dtype(module)
     for layer, both in todo.items():
         weight = module.get_parameter(f"{layer}.weight")
         plain = total = weight.detach().float()
         for adapter, change in both:
             total = total + adapter.scale * delta(change, adapter.tensors, plain)
-        (low, high), most = total.aminmax(), torch.finfo(weight.dtype).max
+        (low, high), most = total.aminmax(), torch.finfo(dtype).max
         if not (-most <= low and high <= most):  # of NaN neither is true
             names = ", ".join(str(adapter.path) for adapter, _ in both)
-            what = f"{names}: {layer} is not finite in {weight.dtype} once it is merged"
+            what = f"{names}: {layer} is not finite in {dtype} once it is merged"
             raise NumericalError(what, "use a smaller scale, or --dtype float32")
-        copied.get_submodule(layer).register_parameter(
-            "weight", nn.Parameter(total.to(weight.dtype), requires_grad=False)
-        )
+        copied.get_submodule(layer).register_parameter("weight", nn.Parameter(total.to(dtype), requires_grad=False))
     return copied
 
 

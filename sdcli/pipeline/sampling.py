@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -137,6 +137,21 @@ def guided_prediction(
         same_spread = guided * (conditional.std(dim=dims, keepdim=True) / guided.std(dim=dims, keepdim=True))  # eq. 15
         guided = rescale * same_spread + (1 - rescale) * guided  # eq. 16
     return torch.cat([guided, variances], dim=1)
+
+
+def by_rows(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """What is called as a UNet is, and has it work on one row of the batch after the other, in the memory of one."""
+
+    def call(x: Tensor, t: Tensor, *, return_dict: bool = False, **told: Any) -> tuple[Tensor]:
+        rows = [unet(x[i : i + 1], t, return_dict=return_dict, **_row(told, i))[0] for i in range(len(x))]
+        return (torch.cat(rows),)
+
+    return cast("UNet2DConditionModel", call)
+
+
+def _row(told: Any, i: int) -> Any:
+    """The i-th row of tensors, in dictionaries, too."""
+    return {name: _row(one, i) for name, one in told.items()} if isinstance(told, dict) else told[i : i + 1]
 
 
 def _shares_begun(solver: Any, start: Start) -> list[float]:

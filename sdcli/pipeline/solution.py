@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import time
 import warnings
@@ -21,6 +20,7 @@ from sdcli.layout import with_sorted_header
 from sdcli.pipeline import sampling
 from sdcli.pipeline.bundle import ModelBundle
 from sdcli.pipeline.context import Context, joined
+from sdcli.pipeline.device import unhooked
 from sdcli.pipeline.noise import alpha_bars
 from sdcli.pipeline.reference import NoiseLevels, Predict, solve
 
@@ -80,7 +80,8 @@ def solved(
         return kept
     began = time.perf_counter()
     dtype = torch.float32 if bundle.device.type in NO_FLOAT64 else torch.float64
-    unet = torch.nn.Module.to(copy.deepcopy(bundle.unet), dtype)  # diffusers' own `to` warns of every other dtype
+    # diffusers' own `to` warns of every other dtype
+    unet = torch.nn.Module.to(unhooked(bundle.unet), bundle.device, dtype)
     levels = NoiseLevels.of(alpha_bars(bundle.scheduler_config))
     half = steps // 2
     total, before = (steps + half) * len(batches), 0

@@ -19,6 +19,7 @@ from sdcli.pipeline import vocabulary
 from sdcli.pipeline.adapters import Embedding
 from sdcli.pipeline.bundle import Encoders, TextEncoder, TextPair
 from sdcli.pipeline.context import Context
+from sdcli.pipeline.device import computing_device
 from sdcli.pipeline.prompt import Chunks, Piece
 from sdcli.pipeline.vocabulary import Swap
 
@@ -255,7 +256,8 @@ def _hidden(text: TextEncoder, prompts: Sequence[str], count: int, *, skip: int)
     """Weighted states (B, 77 k, D) before the last layers, and the last (B, D) at the end mark of each first chunk."""
     read_all = [read(text, prompt).padded(count) for prompt in prompts]
     chunks = [chunk for one in read_all for chunk in one.chunks]
-    ids = torch.tensor([vocabulary.chunk_rows(text.vocabulary, chunk) for chunk in chunks], device=text.model.device)
+    rows = [vocabulary.chunk_rows(text.vocabulary, chunk) for chunk in chunks]
+    ids = torch.tensor(rows, device=computing_device(text.model))
     output = text.model(input_ids=ids, output_hidden_states=True)
     hidden = output.hidden_states[-2 - skip]  # (B k, 77, D), each what goes into a layer but the last
     last = output.last_hidden_state.unflatten(0, (len(prompts), count))[:, 0]  # (B, 77, D)
@@ -271,7 +273,7 @@ def _weighted(text: TextEncoder, hidden: Tensor, chunks: Sequence[Sequence[Piece
 
 
 def _encoded(text: TextEncoder, rows: Iterable[Sequence[int]]) -> Tensor:
-    ids = torch.tensor(list(rows), device=text.model.device)  # (N, 77)
+    ids = torch.tensor(list(rows), device=computing_device(text.model))  # (N, 77)
     hidden: Tensor = text.model(input_ids=ids).last_hidden_state
     return hidden
 

@@ -5,19 +5,40 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError, SdcliWarning
+from sdcli.pipeline.device import computing_device, computing_dtype, unhooked
+from sdcli.pipeline.tiles import in_tiles
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.vq_model import VQModel
 
     from sdcli.pipeline.bundle import Vae
 
+TILE, OVERLAP = 64, 16  # latents along a side; what a tile shares with the next
 LOGVAR_RANGE = (-30.0, 20.0)  # Rombach et al. 2022, released code; what diffusers clamps to as well
+
+
+def tiled(vae: Vae) -> Vae:
+    """The same VAE, of the same weights, which encodes and decodes what is larger than a tile in tiles.
+
+    That takes the memory of one of them. Each is normalised by itself and sees nothing beyond its overlap, so that the
+    whole differs from what is made at once, without edges.
+    """
+    same: dict[int, object] = {id(one): one for one in (*vae.parameters(), *vae.buffers())}
+    tiling = copy.deepcopy(vae, memo=same)
+    tiling.use_tiling = True
+    return tiling
+
+
+def is_tiled(vae: Vae) -> bool:
+    """Whether a VAE works in tiles."""
+    return bool(getattr(vae, "use_tiling", False))  # of a VQ model ours, else diffusers' own
 
 
 def is_vq(vae: Vae) -> bool:
@@ -42,9 +63,13 @@ def moments(vae: Vae, pixels: Tensor) -> tuple[Tensor, Tensor]:
     height, width = pixels.shape[-2:]
     if height % f or width % f:
         raise InputError(f"image of {width} x {height} px", f"both must be multiples of {f} for this VAE")
-    h = vae.encoder(pixels)
-    if vae.quant_conv is not None:
-        h = vae.quant_conv(h)
+
+    def half(part: Tensor) -> Tensor:
+        h: Tensor = vae.encoder(part)
+        return vae.quant_conv(h) if vae.quant_conv is not None else h
+
+    whole = partial(in_tiles, half, side=TILE * f, overlap=OVERLAP * f, unit=f) if is_tiled(vae) else half
+    h = whole(pixels)
     if is_vq(vae):
         return h, torch.full_like(h, LOGVAR_RANGE[0])
     mean, logvar = h.chunk(2, dim=1)  # 2 x (B, C, H/f, W/f)
@@ -84,10 +109,12 @@ def quantized(vae: VQModel, z: Tensor) -> tuple[Tensor, Tensor]:
 
 def decode_quantized(vae: Vae, z: Tensor) -> Tensor:
     """Pixels of unscaled vectors as they are: (B, C, h, w) -> (B, 3, f h, f w), about [-1, 1], not clipped."""
-    if vae.post_quant_conv is not None:
-        z = vae.post_quant_conv(z)
-    pixels: Tensor = vae.decoder(z)
-    return pixels
+
+    def half(part: Tensor) -> Tensor:
+        pixels: Tensor = vae.decoder(vae.post_quant_conv(part) if vae.post_quant_conv is not None else part)
+        return pixels
+
+    return in_tiles(half, z, side=TILE, overlap=OVERLAP) if is_tiled(vae) else half(z)
 
 
 @torch.no_grad()
@@ -96,11 +123,12 @@ def decode_finite(vae: Vae, latents: Tensor) -> Tensor:
 
     Raises NumericalError when they are not finite then either.
     """
-    pixels = decode(vae, latents.to(vae.device, vae.dtype))
-    if not pixels.isfinite().all() and vae.dtype != torch.float32:
-        warnings.warn(f"the VAE overflows in {vae.dtype}: decoded again in float32", SdcliWarning, stacklevel=2)
-        exact = torch.nn.Module.to(copy.deepcopy(vae), torch.float32)
-        pixels = decode(exact, latents.to(vae.device, torch.float32))
+    dtype = computing_dtype(vae)
+    pixels = decode(vae, latents.to(computing_device(vae), dtype))
+    if not pixels.isfinite().all() and dtype != torch.float32:
+        warnings.warn(f"the VAE overflows in {dtype}: decoded again in float32", SdcliWarning, stacklevel=2)
+        exact = torch.nn.Module.to(unhooked(vae), computing_device(vae), torch.float32)
+        pixels = decode(exact, latents.to(exact.device, torch.float32))
     if not pixels.isfinite().all():
         raise NumericalError("the decoded picture is not finite", "check the latents and the VAE of this model")
     return pixels

@@ -93,10 +93,13 @@ def check_numbers(place: Path, part: str, state: Mapping[str, Tensor]) -> None:
 def is_finite(tensor: Tensor) -> bool:
     """Whether every number of a tensor is finite.
 
-    Least and greatest tell, NaN being both; that takes a tenth of the time of asking each number. Types of 8 bits have
-    no such question and are asked in a wider one.
+    A finite sum tells, as what is not finite leaves none, and takes a third of the time that least and greatest take.
+    Those tell where the sum is too large for its type; NaN is both. Types of 8 bits have no such questions and are
+    asked in a wider one.
     """
     if not tensor.numel():
+        return True
+    if tensor.itemsize > 1 and bool(tensor.sum().isfinite()):
         return True
     return bool(torch.stack(torch.aminmax(tensor if tensor.itemsize > 1 else tensor.float())).isfinite().all())
 
