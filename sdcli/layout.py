@@ -121,6 +121,8 @@ def config(place: Path, part: str, prediction: str | None = None) -> dict[str, A
     if checkpoint is None:
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
         found = read_own(place, f"{part}/{name}")
+        if part == "scheduler" and "_class_name" not in found:  # else diffusers' defaults would be taken for its own
+            raise InputError(f"{place}/{part}/{name}: has no _class_name", "get the file again")
     else:
         if prediction not in (None, checkpoint.scheduler.get("prediction_type")):
             checkpoint = read_checkpoint(place, prediction)

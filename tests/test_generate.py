@@ -333,6 +333,7 @@ def test_the_record_tells_how_the_picture_was_made(sd1: Path, tmp_path: Path) ->
         "prompt": PROMPT,
         "negative": NEGATIVE,
         "model": str(sd1),
+        "prediction": "epsilon",
         "seed": SEED,
         "width": models.SIZE,
         "height": models.SIZE,

@@ -63,6 +63,13 @@ def test_json_with_a_name_twice_or_with_nan_is_refused(tmp_path: Path) -> None:
     assert layout.read_json(tmp_path / "a.json", within=tmp_path) == {"lambda_min_clipped": -math.inf}
 
 
+def test_a_schedulers_config_without_its_class_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text('{"beta_start": 0.1}')
+    with pytest.raises(InputError, match=r"scheduler_config\.json: has no _class_name"):
+        layout.config(tmp_path, "scheduler")
+
+
 @pytest.mark.parametrize("key", ["auto_map", "quantization_config", "attn_implementation", "custom_pipelines"])
 def test_json_of_a_model_that_asks_for_code_is_refused(tmp_path: Path, key: str) -> None:
     (tmp_path / "a.json").write_text(json.dumps({key: "x"}))

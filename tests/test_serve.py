@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -341,21 +342,21 @@ def test_a_path_too_long_for_a_socket_is_told(
 
 
 def test_one_model_is_kept_and_read_again_only_when_a_file_has_changed(model: Path, classed: Path) -> None:
-    kept, cpu = serve.Kept(), torch.device("cpu")
-    first = kept.load(model, device=cpu, dtype=torch.float32)
-    assert kept.load(model, device=cpu, dtype=torch.float32) is first
-    assert kept.load(model, device=cpu, dtype=torch.bfloat16) is not first
-    second = kept.load(model, device=cpu, dtype=torch.float32)
+    load, cpu = partial(serve.Kept().load, is_lean=True), torch.device("cpu")
+    first = load(model, device=cpu, dtype=torch.float32)
+    assert load(model, device=cpu, dtype=torch.float32) is first
+    assert load(model, device=cpu, dtype=torch.bfloat16) is not first
+    second = load(model, device=cpu, dtype=torch.float32)
     assert second is not first
     path = model / "scheduler" / "scheduler_config.json"
     before = path.stat()
     path.write_bytes(path.read_bytes())
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert kept.load(model, device=cpu, dtype=torch.float32) is not second  # its time of change cannot be set back
+    assert load(model, device=cpu, dtype=torch.float32) is not second  # its time of change cannot be set back
     (model / "unet" / "config.json").unlink()
     with pytest.raises(InputError):
-        kept.load(model, device=cpu, dtype=torch.float32)
-    assert kept.load(classed, device=cpu, dtype=torch.float32) is not first
+        load(model, device=cpu, dtype=torch.float32)
+    assert load(classed, device=cpu, dtype=torch.float32) is not first
 
 
 def outcome(

@@ -17,10 +17,10 @@ Rule = tuple[Callable[[object], bool], str]  # whether a value is in range; the 
 
 
 def check_config(config: Mapping[str, object]) -> None:
-    """Raise InputError, naming the key, for a value out of range, and without a class; unknown keys are no error."""
+    """Raise InputError, naming the key, for a value out of range; unknown keys are no error."""
     for key, (is_valid, expected) in RULES.items():
-        if (key in config or key == "_class_name") and not is_valid(config.get(key)):
-            raise _refusal(key, config.get(key), expected)
+        if key in config and not is_valid(config[key]):
+            raise _refusal(key, config[key], expected)
     total, offset, betas = train_timesteps(config), steps_offset(config), config.get("trained_betas")
     if offset >= total:
         raise _refusal("steps_offset", offset, f"less than num_train_timesteps, {total}")

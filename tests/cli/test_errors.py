@@ -94,7 +94,7 @@ ARGUMENTS: list[tuple[list[str], ExitCode, str]] = [
     (["--lora", "file:"], ExitCode.USAGE, "--lora file:: an empty scale is no number; write it as FILE or FILE:0.8"),
     (["--lora", "file:nan"], ExitCode.USAGE, "--lora file:nan: the scale is out of range"),
     (["--lora", "file:101"], ExitCode.USAGE, "the scale is out of range; expected is -100..100"),
-    (["--lora", "file"], ExitCode.INPUT, "file: was not written by torch.save"),
+    (["--lora", "file"], ExitCode.INPUT, "file: is neither a safetensors file nor one of torch.save"),
     (["--lora", "cat.st"], ExitCode.INPUT, "cat.st: is no LoRA file: it holds <cat>; give a textual inversion to"),
     (["--model", "nowhere"], ExitCode.INPUT, "nowhere: no such model; use builtin, a folder"),
     (["--model", "./nowhere"], ExitCode.INPUT, "./nowhere: no such model"),
