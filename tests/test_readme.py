@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand but for the number of training steps."""
+"""The README's examples, run as they stand but for the numbers of steps."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ def commands() -> list[str]:
 
 
 def shortened(line: str) -> str:
-    """The same command, but in short: two training steps instead of thousands, two schedulers, an idle moment."""
+    """The same command, but in short: two steps of training, four of drawing, two schedulers, an idle moment."""
     if line.startswith("sdcli serve"):
         return re.sub(r"--idle \S+ &", "--idle 0.1s", line)
     if line.startswith("sdcli bench"):
         line = re.sub(r"--(schedulers|steps|seeds) \S+", "", line)
         return line + " --schedulers ddim,dpm --steps 1,2 --reference-steps 4 --prompt 'a penguin'"
+    if line.startswith("sdcli generate") and not re.search(r"--init-image|[|>]", line):
+        return re.sub(r"--steps \d+", "", line) + " --steps 4"
     if not line.startswith("sdcli train-"):
         return line
     return re.sub(r"--steps \d+", "--steps 2", line) if "--steps" in line else line + " --steps 2"
