@@ -104,12 +104,17 @@ def is_out_of_memory(problem: BaseException) -> bool:
     )
 
 
+def out_of_memory(where: str = "", hint: str = "use a smaller size or batch") -> ResourceError:
+    """What is said where memory ran out; where: in whose work, if that is told."""
+    return ResourceError(f"{where}: out of memory" if where else "out of memory", hint)
+
+
 def explained(problem: Exception) -> SdcliError:
     """What a failed command says of whatever stopped it: an error of ours as it is, memory that ran out, or a bug."""
     if isinstance(problem, SdcliError):
         return problem
     if is_out_of_memory(problem):
-        error: SdcliError = ResourceError("out of memory", "use a smaller size or batch")
+        error: SdcliError = out_of_memory()
     else:
         what = f"internal error: {type(problem).__name__}: {problem}"
         error = SdcliError(what, "run again with --debug and report it")

@@ -26,6 +26,7 @@ from sdcli.errors import (
     SdcliError,
     UsageError,
     is_out_of_memory,
+    out_of_memory,
 )
 from sdcli.files import exists, read_bytes
 from sdcli.inputs import check_apart, files_of
@@ -112,7 +113,7 @@ def run(spec: ReplaySpec) -> Iterator[Event]:
                     differ += not event.comparison.is_within
                 yield event
         except (InputError, UsageError, NumericalError, ResourceError, MemoryError, RuntimeError) as error:
-            known = error if isinstance(error, SdcliError) else ResourceError(f"{source}: out of memory", "use --size")
+            known = error if isinstance(error, SdcliError) else out_of_memory(str(source), "use --size")
             if len(sources) == 1 or not (known is error or is_out_of_memory(error)):
                 raise
             failed += 1

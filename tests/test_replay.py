@@ -20,6 +20,7 @@ from sdcli.errors import InputError, PartialError, SdcliWarning, UsageError
 from sdcli.jobs.plan import plan_batch
 from sdcli.pipeline import vae
 from sdcli.pipeline.adapters import Embedding, write_embedding
+from sdcli.pipeline.metadata import read_record
 from sdcli.plan import plan
 from sdcli.specs import BatchSpec, GenerateSpec
 from tests import models
@@ -394,6 +395,16 @@ def test_a_prompt_that_is_cut_is_told_again(sd1: Path, folder: Path) -> None:
         assert checked(path).comparison.equal == "bytes"  # type: ignore[union-attr]
 
 
+def test_a_picture_in_tiles_is_drawn_again_in_tiles(sd1: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vae, "TILE", 8)
+    monkeypatch.setattr(vae, "OVERLAP", 4)
+    tiled, plain = (drawn(sd1, f"{word}.png", prompt=PROMPT, tiling=word == "tiled") for word in ("tiled", "plain"))
+    assert (read_record(tiled) or {})["tiling"] is True and "tiling" not in (read_record(plain) or {})
+    for path in (tiled, plain):
+        (found,) = (event for event in events(path, check=True) if isinstance(event, replay.Replayed))
+        assert found.comparison is not None and found.comparison.equal == "bytes"
+
+
 def test_a_picture_for_which_memory_does_not_suffice_leaves_the_others_alone(
     sd1: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -408,10 +419,7 @@ def test_a_picture_for_which_memory_does_not_suffice_leaves_the_others_alone(
 
     monkeypatch.setattr(vae, "decode_finite", scarce)
     found: list[replay.Event] = []
-    with (
-        pytest.warns(SdcliWarning, match="out of memory: going on with the VAE in tiles"),
-        pytest.raises(PartialError, match="of 2 pictures 1 could not be drawn again"),
-    ):
+    with pytest.raises(PartialError, match="of 2 pictures 1 could not be drawn again"):
         found.extend(replay.run(ReplaySpec(inputs=(large, small), check=True)))
     (failed,) = [event for event in found if isinstance(event, replay.Failed)]
     assert failed.source == large and "out of memory" in failed.error.message

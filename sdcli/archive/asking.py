@@ -52,6 +52,7 @@ def ask(spec: ReplaySpec, said: Provenance, source: Path, target: Path | None) -
     if spec.prediction is None and "prediction" in settings and _names_another_model(spec, said):
         del settings["prediction"]  # that one predicts what it says itself
     dtype = settings.pop("dtype", "float32" if is_own(said) else GenerateSpec.dtype)
+    tiling = settings.pop("tiling", False)  # without which its VAE gives another picture
     drawn = GenerateSpec(
         **settings,
         **found,
@@ -62,7 +63,7 @@ def ask(spec: ReplaySpec, said: Provenance, source: Path, target: Path | None) -
         if_exists=spec.if_exists,
         device=spec.device,
         offload=spec.offload,
-        tiling=spec.tiling,
+        tiling=spec.tiling or tiling,
         dtype=spec.dtype if spec.dtype is not None else dtype,
         offline=spec.offline or spec.model is None,  # what a picture names opens no socket
     )

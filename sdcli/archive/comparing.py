@@ -16,7 +16,10 @@ from sdcli.pipeline.metadata import picture_bytes
 
 TOLERANCE = 2  # of 255: what a batch may move a pixel by
 # What a record tells that is no setting, or that may differ without moving a pixel.
-NOT_COMPARED = frozenset({"path", "seconds", "saved_latents", "source", "raw", "job", "id", "model", "sampler"})
+NOT_COMPARED = frozenset({
+    *("path", "seconds", "saved_latents", "source", "raw", "job", "id", "model", "sampler"),
+    "saved_memory",  # of which only tiles move a pixel, and these are told by themselves
+})  # fmt: skip
 
 
 @dataclass(frozen=True)

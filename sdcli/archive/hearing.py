@@ -18,7 +18,7 @@ from sdcli.specs import BatchSpec, GenerateSpec
 NO_SETTINGS = frozenset({
     *("model", "model_hash", "model_revision", "evaluations", "tokens", "sdcli", "job", "id", "seconds", "path"),
     *("saved_latents", "class", "source", "raw", "negative_tokens", "prompt_template", "negative_template"),
-    *("unknown_words", "negative_unknown_words"),
+    *("unknown_words", "negative_unknown_words", "saved_memory"),
 })  # fmt: skip
 # Where a record tells of files, by their field of GenerateSpec and what stands behind the name in its option.
 FILES = {
@@ -98,7 +98,7 @@ def _own(facts: Mapping[str, Any], path: Path) -> Heard:
 def _kinds() -> dict[str, str]:
     """The type of each of GenerateSpec's fields that a record may tell."""
     fields = {one.name: str(one.type).removesuffix(" | None") for one in dataclasses.fields(GenerateSpec)}
-    never = BatchSpec.OF_THE_RUN - {"dtype"}
+    never = BatchSpec.OF_THE_RUN - {"dtype", "tiling"}
     return {name: kind for name, kind in fields.items() if name not in never and "Path" not in kind}
 
 

@@ -36,7 +36,7 @@ class Steps:
             return
         if all(self._told.get(i, -1) >= step.index for i in ids):  # drawn again, as memory ran out
             return
-        images = film.frames(self._ladder.bundle.vae, step.latents, is_last=is_last)
+        images = film.frames(self._ladder.coder(step.latents), step.latents, is_last=is_last)
         self._told |= dict.fromkeys(ids, step.index)
         if beside.film is not None:
             self._shown += images

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdcli import generate
 from sdcli.drawing.ladder import TILED, Ladder
-from sdcli.errors import NumericalError, OutputError, ResourceError, SdcliError, is_out_of_memory
+from sdcli.errors import NumericalError, OutputError, ResourceError, SdcliError, is_out_of_memory, out_of_memory
 from sdcli.jobs.ledger import Ledger
 from sdcli.jobs.plan import Job
 from sdcli.pipeline import init
@@ -129,7 +129,7 @@ def failure_of(job: Job, error: Exception) -> Failed:
     """What is to be said of a job that failed; raises the error where it is a bug, and no fault of the job."""
     if not isinstance(error, SdcliError) and not is_out_of_memory(error):
         raise error
-    known = error if isinstance(error, SdcliError) else ResourceError("out of memory", "use a smaller size")
+    known = error if isinstance(error, SdcliError) else out_of_memory(hint="use a smaller size")
     return Failed(job.line, known, job)
 
 
@@ -152,7 +152,8 @@ def _finish(denoised: Denoised, ledger: Ledger) -> Iterator[Outcome]:
         images = [init.paste_kept(image, denoised.picture) for image in images]
     seconds = (denoised.seconds + time.perf_counter() - began) / len(images)
     for job, facts, image in zip(denoised.jobs, denoised.facts, images, strict=True):
-        yield _placed(job, {**facts, "seconds": round(seconds, 3)}, image, ledger)
+        saved = denoised.ladder.facts(image.size)
+        yield _placed(job, {**facts, **saved, "seconds": round(seconds, 3)}, image, ledger)
 
 
 def _placed(job: Job, facts: Mapping[str, Any], image: Image, ledger: Ledger) -> Outcome:

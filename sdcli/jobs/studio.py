@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,7 @@ import torch
 
 from sdcli import drawing
 from sdcli.drawing import Words, records
-from sdcli.drawing.ladder import Ladder, measures
+from sdcli.drawing.ladder import Ladder, measures, of_denoising
 from sdcli.drawing.reading import Reader, Reading
 from sdcli.errors import InputError, SdcliError, is_out_of_memory
 from sdcli.jobs.finish import Denoised, Failed, failure_of
@@ -68,7 +67,7 @@ class Studio:
                 plan = group[0].settings.plan
                 most = 1 if plan.latents is not None else drawing.micro_batch_size(group[0].spec, plan)
                 while group:
-                    size = min(most, self._ladder.size if self._ladder is not None else most)
+                    size = most if self._ladder is None else self._ladder.together(most, (plan.width, plan.height))
                     yield group[:size]
                     group = group[size:]
 
@@ -80,7 +79,7 @@ class Studio:
             return
         except (SdcliError, MemoryError, RuntimeError) as error:
             failed, lacks_memory = failure_of(jobs[0], error), is_out_of_memory(error)
-        is_relieved = lacks_memory and self._relieved(len(jobs))
+        is_relieved = lacks_memory and self._relieved(jobs)
         if len(jobs) == 1 and not is_relieved:
             yield failed
             return
@@ -92,7 +91,8 @@ class Studio:
     def _denoised(self, jobs: Sequence[Job]) -> Iterator[Denoised | None]:
         began = time.perf_counter()
         plan, (ladder, reader) = jobs[0].settings.plan, self._ready(jobs[0])
-        bundle = ladder.bundle
+        bundle = ladder.bundle_for((plan.width, plan.height))
+        reader.ask(bundle.conditioner)
         context, away = reader.contexts([self._reading(job) for job in jobs])
         latents, evaluations = torch.empty(0), 0
         picture, seeds = drawing.read_picture(plan), [job.seed for job in jobs]
@@ -104,12 +104,11 @@ class Studio:
         _check_unchanged(jobs[0], facts[0])
         yield Denoised(jobs, facts, latents, time.perf_counter() - began, ladder, picture)
 
-    def _relieved(self, count: int) -> bool:
-        """Whether something was done to save memory, after it ran out for so many images at once."""
-        if self._ladder is None or self._reader is None or not self._ladder.relieve(count):
-            return False
-        self._reader.ask(self._ladder.bundle.conditioner)
-        return True
+    def _relieved(self, jobs: Sequence[Job]) -> bool:
+        """Whether something was done to save memory, after it ran out for these images at once."""
+        plan = jobs[0].settings.plan
+        of = of_denoising(has_guidance=plan.guidance > 1, has_vae=plan.initial is not None)
+        return self._ladder is not None and self._ladder.relieve(len(jobs), (plan.width, plan.height), of=of)
 
     def _ready(self, job: Job) -> tuple[Ladder, Reader]:
         """The model of a job, loaded unless it is the one at hand, and what reads its words."""
@@ -125,7 +124,7 @@ class Studio:
             bundle = drawing.prepared(drawing.equipped(self._plain, words, adapters), self._spec)
             if self._ladder is None:
                 rungs = measures(bundle, is_exact=self._spec.deterministic)
-                self._ladder = Ladder(bundle, sys.maxsize, rungs=rungs, settle=self._settle)
+                self._ladder = Ladder(bundle, rungs, settle=self._settle)
             else:
                 self._ladder.again(bundle)
             self._words, self._variant = words, variant
@@ -144,12 +143,11 @@ class Studio:
         return reader.read(job.prompts, job.settings.plan)
 
     def _facts_of(self, job: Job, evaluations: int) -> dict[str, Any]:
-        """The record of a job's picture, but for the seconds."""
+        """The record of a job's picture, but for what the end of its drawing tells."""
         digest = job.settings.digest
         if digest not in self._facts:
             self._facts[digest] = records.shared_facts(job.spec, job.settings.plan, self._words.embeddings)
         words = records.word_facts(job.prompts, self._reading(job))
-        words |= self._ladder.facts() if self._ladder is not None else {}
         return self._facts[digest] | words | {"seed": job.seed, "evaluations": evaluations} | job.names()
 
 

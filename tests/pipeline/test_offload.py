@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def test_one_part_at_a_time_is_on_the_device(sd1: Path) -> None:
     assert computing_device(offloaded.unet) == computing_device(offloaded.vae) == META
 
 
+@torch.no_grad()
+def test_a_tiled_vae_has_the_device_to_itself_likewise(sd1: Path) -> None:
+    offloaded = placed(load(sd1), META, "model")
+    tiled = vae.tiled(offloaded.vae)
+    predicted(offloaded)
+    assert devices(offloaded.unet) == {"meta"}
+    vae.decode(tiled, torch.ones(1, *models.LATENTS))
+    assert devices(offloaded.unet) == devices(tiled.encoder) == {"cpu"} and devices(tiled.decoder) == {"meta"}
+    assert vae.is_tiled(tiled) and not vae.is_tiled(offloaded.vae)
+
+
 def test_of_a_sequence_of_layers_none_stays(sd1: Path) -> None:
     offloaded = placed(load(sd1), CPU, "sequential")
     predicted(offloaded)
@@ -143,6 +155,7 @@ def test_a_vae_that_overflows_is_decoded_with_in_float32_all_the_same(sd1: Path,
 def test_a_model_that_is_brought_home_is_told_from_one_at_hand(sd1: Path) -> None:
     bundle = load_bundle(sd1, device=CPU, dtype=torch.float32)
     assert is_at_hand(brought_home(bundle))
+    assert not is_at_hand(dataclasses.replace(bundle, device=META))
     assert home(META, "auto") == META and home(META, "model") == home(META, "sequential") == CPU
 
 
