@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -23,7 +23,7 @@ from sdcli.lab.table import COLUMNS, DONE, csv_bytes, figure
 from sdcli.pipeline import frechet, offload, prompt, solution, text, vae
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.classes import ClassEmbedder
-from sdcli.pipeline.compiling import compiled
+from sdcli.pipeline.compiling import check_compiler
 from sdcli.pipeline.contexts import contexts, lengths
 from sdcli.pipeline.device import pick_device, pick_dtype
 from sdcli.pipeline.measures import RunningGaussian
@@ -89,6 +89,8 @@ def run(spec: BenchSpec, plan: BenchPlan) -> Iterator[Event]:
     OutputError when something cannot be written, NumericalError where a scheduler that was named gives NaN.
     """
     device = pick_device(spec.device)
+    if spec.compile:
+        check_compiler(device)
     dtype = pick_dtype(spec.dtype, device)
     data = frechet.pictures(spec.data) if spec.data is not None else []
     _check(spec, plan)
@@ -167,8 +169,8 @@ def _laboratory(
     folder = plan.base.model.folder
     words, adapters = drawing.read_words(plan.base), drawing.read_adapters(plan.base.loras, folder)
     loaded = load_bundle(folder, device=offload.home(device, spec.offload), dtype=dtype, is_lean=not spec.compile)
-    bundle = offload.placed(drawing.equipped(loaded, words, adapters), device, spec.offload)
-    bundle = compiled(bundle) if spec.compile else bundle
+    bundle = drawing.equipped(replace(loaded, device=device), words, adapters)
+    bundle = drawing.prepared(bundle, how_offloaded=spec.offload, is_compiled=spec.compile)
     _warn_of_unnamed(spec, plan, words, bundle)
     batches = _batches(spec, plan, bundle)
     reference = None

@@ -23,6 +23,7 @@ from sdcli.events import Progress as Progress
 from sdcli.files import exists, place, remove_dead_parts
 from sdcli.pipeline import init, offload
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
+from sdcli.pipeline.compiling import check_compiler
 from sdcli.pipeline.device import let_go, pick_device, pick_dtype
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import picture_bytes
@@ -60,7 +61,8 @@ def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[
     words, adapters = drawing.read_words(plan), drawing.read_adapters(plan.loras, plan.model.folder)
     picture = drawing.read_picture(plan)
     # No name keeps the model as it was loaded: with adapters in its weights another takes its place.
-    bundle = drawing.prepared(drawing.equipped(_loaded(spec, plan, load), words, adapters), spec)
+    bundle = drawing.equipped(_loaded(spec, plan, load), words, adapters)
+    bundle = drawing.prepared(bundle, how_offloaded=spec.offload, is_compiled=spec.compile, is_tiled=spec.tiling)
     del adapters
     ladder = Ladder(bundle, measures(bundle, is_exact=spec.deterministic))
     reader = Reader(bundle.conditioner, words.embeddings)
@@ -86,6 +88,8 @@ def run(spec: GenerateSpec, plan: Plan, load: Loader = load_bundle) -> Iterator[
 
 def _loaded(spec: GenerateSpec, plan: Plan, load: Loader) -> ModelBundle:
     device = pick_device(spec.device)
+    if spec.compile:
+        check_compiler(device)
     dtype, home = pick_dtype(spec.dtype, device), offload.home(device, spec.offload)
     return replace(load(plan.model.folder, device=home, dtype=dtype, is_lean=not spec.compile), device=device)
 

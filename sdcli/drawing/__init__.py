@@ -76,12 +76,12 @@ def equipped(bundle: ModelBundle, words: Words, adapters: Sequence[Adapter] = ()
     return replace(bundle, conditioner=text.without_last_layers(conditioner, words.clip_skip))
 
 
-def prepared(bundle: ModelBundle, spec: GenerateSpec) -> ModelBundle:
+def prepared(bundle: ModelBundle, *, how_offloaded: str, is_compiled: bool, is_tiled: bool = False) -> ModelBundle:
     """An equipped model as it is drawn with: offloaded, in tiles, compiled, as the options ask; the one given stays."""
-    bundle = offload.placed(bundle, bundle.device, spec.offload)
-    if spec.tiling:
+    bundle = offload.placed(bundle, bundle.device, how_offloaded)
+    if is_tiled:
         bundle = replace(bundle, vae=vae.tiled(bundle.vae))
-    return compiled(bundle) if spec.compile else bundle
+    return compiled(bundle) if is_compiled else bundle
 
 
 def draw(

@@ -18,6 +18,7 @@ from sdcli.jobs.finish import Denoised, Failed, failure_of
 from sdcli.jobs.plan import Job
 from sdcli.pipeline import offload
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
+from sdcli.pipeline.compiling import check_compiler
 from sdcli.pipeline.device import pick_dtype
 from sdcli.plan import Plan
 from sdcli.specs import GenerateSpec
@@ -121,7 +122,12 @@ class Studio:
                 self._ladder = self._plain = self._reader = None  # before the next is there: memory is for one
                 self._plain = self._loaded(plan)
                 self._folder = plan.model.folder
-            bundle = drawing.prepared(drawing.equipped(self._plain, words, adapters), self._spec)
+            bundle = drawing.prepared(
+                drawing.equipped(self._plain, words, adapters),
+                how_offloaded=self._spec.offload,
+                is_compiled=self._spec.compile,
+                is_tiled=self._spec.tiling,
+            )
             if self._ladder is None:
                 rungs = measures(bundle, is_exact=self._spec.deterministic)
                 self._ladder = Ladder(bundle, rungs, settle=self._settle)
@@ -133,6 +139,8 @@ class Studio:
         return self._ladder, self._reader
 
     def _loaded(self, plan: Plan) -> ModelBundle:
+        if self._spec.compile:
+            check_compiler(self._device)
         home = offload.home(self._device, self._spec.offload)
         loaded = load_bundle(plan.model.folder, device=home, dtype=self._dtype, is_lean=not self._spec.compile)
         return replace(loaded, device=self._device)

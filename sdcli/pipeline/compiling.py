@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -25,10 +27,26 @@ def check_compiler(device: torch.device) -> None:
 def compiled(bundle: ModelBundle) -> ModelBundle:
     """A model whose UNet is compiled when it is called first, for the shapes that it is given then; weights are shared.
 
-    Raises ResourceError as `check_compiler`.
+    Calling it raises ResourceError where compiling fails.
     """
-    check_compiler(bundle.device)
     shared: dict[int, object] = {id(one): one for one in (*bundle.unet.parameters(), *bundle.unet.buffers())}
     unet = copy.deepcopy(bundle.unet, memo=shared)
     unet.compile()
+    assert unet._compiled_call_impl is not None
+    unet._compiled_call_impl = _explained(unet._compiled_call_impl)
     return replace(bundle, unet=unet)
+
+
+def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same call, of which a failure of the compiler is none of ours."""
+    from torch._dynamo.exc import TorchDynamoException  # takes over a second, for which only who compiles waits
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except TorchDynamoException as error:
+            first = str(error).partition("\n")[0]  # what follows is of torch's own logs
+            what = f"--compile: torch could not compile the UNet ({first})"
+            raise ResourceError(what, "see whether the compiler works, or leave the option out") from error
+
+    return told

@@ -86,16 +86,18 @@ def merged_conditioner(conditioner: Conditioner, adapters: Sequence[Adapter]) ->
     first, second = conditioner.first, conditioner.second
     first = replace(first, model=with_adapters(first.model, ENCODERS[0], adapters))
     second = replace(second, model=with_adapters(second.model, ENCODERS[1], adapters))
-    beside = with_adapters(nn.ModuleDict({PROJECTION: conditioner.projection}), ENCODERS[1], adapters)
+    dtype = computing_dtype(conditioner.second.model)  # the projection's one weight may be narrower than it computes
+    beside = with_adapters(nn.ModuleDict({PROJECTION: conditioner.projection}), ENCODERS[1], adapters, dtype)
     return replace(conditioner, first=first, second=second, projection=beside[PROJECTION])
 
 
 @torch.no_grad()
-def with_adapters(module: Module, part: str, adapters: Sequence[Adapter]) -> Module:
+def with_adapters(module: Module, part: str, adapters: Sequence[Adapter], dtype: torch.dtype | None = None) -> Module:
     """A part of a model with the adapters' changes: W + the sum of scale * delta, in float32 and then cast once.
 
     Every delta is that to the plain weight W, so that the order of the adapters does not matter. Of a part in two
     modules, as is the text encoder that has its projection beside it, each takes the changes of its own layers.
+    dtype: in which the module computes; None: that of its widest weight.
     """
     todo: dict[str, list[tuple[Adapter, Change]]] = {}
     there = {name for name, _ in module.named_parameters()}
@@ -106,7 +108,8 @@ def with_adapters(module: Module, part: str, adapters: Sequence[Adapter]) -> Mod
     if not todo:
         return module
     shared: dict[int, object] = {id(one): one for one in (*module.parameters(), *module.buffers())}
-    copied, dtype = copy.deepcopy(module, memo=shared), computing_dtype(module)
+    copied = copy.deepcopy(module, memo=shared)
+    dtype = dtype if dtype is not None else computing_dtype(module)
     for layer, both in todo.items():
         weight = module.get_parameter(f"{layer}.weight")
         plain = total = weight.detach().float()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torch._inductor import compile_fx
+from torch._inductor.exc import InvalidCxxCompiler
 
 from sdcli import generate
 from sdcli.errors import ResourceError
@@ -17,6 +22,11 @@ from sdcli.plan import plan
 from sdcli.specs import GenerateSpec
 
 CPU = torch.device("cpu")
+
+
+class Double(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
 
 
 def test_without_a_compiler_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +39,27 @@ def test_without_a_compiler_it_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "own").chmod(0o755)
     monkeypatch.setenv("CXX", "own -O2")
     check_compiler(CPU)
+
+
+def test_a_compiler_that_does_not_work_is_a_lack_too(sd1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise InvalidCxxCompiler
+
+    monkeypatch.setattr(compile_fx, "compile_fx", broken)
+    bundle = load_bundle(sd1, device=CPU, dtype=torch.float32)
+    double: Any = Double()  # in place of a UNet: quick to look through
+    with pytest.raises(ResourceError, match="--compile: torch could not compile the UNet"):
+        compiled(replace(bundle, unet=double)).unet(torch.ones(1, 2))
+
+
+def test_whether_there_is_a_compiler_is_looked_at_before_weights_are(
+    sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    spec = GenerateSpec(prompt="a cat", model=str(sd1), output=tmp_path / "x.png", device="cpu", compile=True)
+    with pytest.raises(ResourceError, match="no C"):
+        list(generate.run(spec, plan(spec), lambda *_, **__: pytest.fail("loads")))
 
 
 def test_the_model_that_was_given_stays_uncompiled_and_shares_its_weights(sd1: Path) -> None:

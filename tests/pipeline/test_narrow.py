@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sdcli.drawing import read_adapters
 from sdcli.pipeline import narrow, text, vae
-from sdcli.pipeline.bundle import ModelBundle, TextEncoder, load_bundle
+from sdcli.pipeline.bundle import ModelBundle, TextEncoder, TextPair, load_bundle
 from sdcli.pipeline.device import unhooked
 from sdcli.pipeline.lora import merged
 from sdcli.plan.lora_files import lora_file
@@ -72,6 +73,27 @@ def test_adapters_are_merged_without_rounding_to_the_narrow_type(
     assert all(torch.equal(found, expected[name]) for name, found in answers(lean).items())
     assert not torch.equal(expected["unet"], answers(pair[1])["unet"])
     assert narrow_weights(lean.unet)
+
+
+def test_the_projection_of_xl_is_merged_without_rounding_likewise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(narrow, "LEAST_PART", 0)
+    monkeypatch.setattr(narrow, "LEAST_WEIGHT", 0)
+    folder = models.write_sdxl(tmp_path / "xl")
+    models.edit_weights(folder / "text_encoder_2", lambda state: {key: value.half() for key, value in state.items()})
+    bundles = [load_bundle(folder, device=CPU, dtype=torch.float32, is_lean=is_lean) for is_lean in (True, False)]
+    assert isinstance(bundles[0].conditioner, TextPair)
+    assert bundles[0].conditioner.projection.weight.dtype == torch.float16
+    (out, width), layer = bundles[0].conditioner.projection.weight.shape, "lora_te2_text_projection"
+    chance = torch.Generator().manual_seed(0)
+    down, up = torch.randn(2, width, generator=chance), torch.randn(out, 2, generator=chance)
+    tensors = {f"{layer}.lora_down.weight": down, f"{layer}.lora_up.weight": up, f"{layer}.alpha": torch.tensor(2.0)}
+    save_file(tensors, tmp_path / "a.safetensors")
+    adapters = read_adapters([lora_file(str(tmp_path / "a.safetensors"))], folder)
+    lean, wide = (merged(one, adapters).conditioner for one in bundles)
+    assert isinstance(lean, TextPair) and isinstance(wide, TextPair)
+    assert torch.equal(lean.projection.weight, wide.projection.weight)
 
 
 def test_a_copy_in_another_type_computes_in_that_type(pair: tuple[ModelBundle, ModelBundle]) -> None:
