@@ -368,7 +368,13 @@ def test_a_count_of_blocks_without_end_is_refused() -> None:
         recognised(shapes)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"unet": 5}', "[" * 100_000, '{"tokenizer": {"pad_token": "x"}}'])
+ODD_CONFIGS = ("{", "[]", '{"unet": 5}', "[" * 100_000, '{"tokenizer": {"pad_token": "x"}}')
+DEEP = '{"scheduler": {"a": ' + "[" * 600 + "]" * 600 + "}}"
+
+
+@pytest.mark.parametrize(
+    "text", [*ODD_CONFIGS, DEEP, '{"vae": {"scaling_factor": NaN}}', '{"unet": {}, "unet": {"sample_size": 8}}']
+)
 def test_configs_in_the_metadata_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="metadata"):
         recognised(originals.shapes(originals.SD1), {"sdcli.configs": text})
