@@ -146,12 +146,14 @@ def _check_further(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
     pooled, of_size = second.get("projection_dim", 512), unet.get("addition_time_embed_dim")
     read = unet.get("projection_class_embeddings_input_dim")
     if type(pooled) is not int or type(of_size) is not int or type(read) is not int:
-        what = f"projection_class_embeddings_input_dim is {read!r} and addition_time_embed_dim {of_size!r}"
+        shown, of_size_shown = reprlib.repr(read), reprlib.repr(of_size)
+        what = f"projection_class_embeddings_input_dim is {shown} and addition_time_embed_dim {of_size_shown}"
         raise InputError(f"{folder}/unet: {what}", "mend the configs of its unet and text_encoder_2")
     if read == (XL_SIZES - 1) * of_size + pooled:
         raise InputError(f"{folder}: is a refiner of Stable Diffusion XL", "use its base model")
     if read != XL_SIZES * of_size + pooled:
-        what = f"is told of {read} numbers, the text encoder gives {pooled} and the sizes {XL_SIZES} x {of_size}"
+        sizes = f"{XL_SIZES} x {reprlib.repr(of_size)}"
+        what = f"is told of {reprlib.repr(read)} numbers, the text encoder gives {reprlib.repr(pooled)} and the sizes {sizes}"
         raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")
 
 
