@@ -10,6 +10,7 @@ from typing import Any
 from sdcli import layout
 from sdcli.checks import MAX_SIDE, PREDICTIONS
 from sdcli.errors import InputError, UsageError
+from sdcli.pipeline.part_configs import checked
 from sdcli.schedulers.config import has_learned_variance, prediction_type
 
 MAX_LEVELS = 8  # of a VAE: Stable Diffusion's have 4
@@ -28,6 +29,8 @@ def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask:
     """
     said = prediction_type(scheduler)
     configs = {part: layout.config(folder, part, said) for part in layout.parts(folder)}
+    if layout.ENCODERS[1] in configs:
+        layout.is_empty_zero(folder)  # what is drawn hangs on it
     return configs_shape(folder, configs, scheduler, may_read_mask=may_read_mask)
 
 
@@ -36,6 +39,8 @@ def configs_shape(
 ) -> tuple[int, int]:
     """The same of a model by the configs of its parts. folder: what errors call it."""
     vae, unet = configs["vae"], configs["unet"]
+    for part in (part for part in layout.PARTS if part in configs):
+        checked(layout.PARTS[part][0], configs[part])
     for key in UNSUPPORTED_UNET_KEYS:
         if unet.get(key) is not None:
             raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x, 2.x or XL model")
@@ -139,9 +144,6 @@ def _check_further(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
         has = "two text encoders" if second is not None else "one text encoder"
         what = f"{folder}/unet: addition_embed_type is {reprlib.repr(kind)}, of a model with {has}"
         raise InputError(what, "use a Stable Diffusion 1.x, 2.x or XL model")
-    for key in ("latents_mean", "latents_std"):
-        if configs["vae"].get(key) is not None:
-            raise InputError(f"{folder}/vae: scales latents by {key}, too", "use a model whose VAE does not")
     # 512 is the default of transformers, which does not write what equals it.
     pooled, of_size = second.get("projection_dim", 512), unet.get("addition_time_embed_dim")
     read = unet.get("projection_class_embeddings_input_dim")
