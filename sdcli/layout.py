@@ -18,7 +18,7 @@ from typing import Any
 from sdcli.errors import InputError
 from sdcli.files import atomic_write, exists, open_regular, read_bytes, reason
 from sdcli.headers import parse, read_header
-from sdcli.original.checkpoint import Checkpoint, read_checkpoint
+from sdcli.original.checkpoint import REFINER_HINT, SDXL_REFINER, Checkpoint, read_checkpoint
 
 PARTS = {  # folder -> classes
     "vae": ("AutoencoderKL", "VQModel"),
@@ -203,8 +203,7 @@ def check_folder(folder: Path, name: str | None = None) -> None:
     check_kind(folder, name)
     is_xl = read_own(folder, "model_index.json").get("_class_name") in PIPELINES_XL
     if is_xl and (folder / ENCODERS[1]).is_dir() and not (folder / ENCODERS[0]).is_dir():
-        what = f"{name or folder}: is a refiner of Stable Diffusion XL"
-        raise InputError(what, "only whole models are supported; use the base")
+        raise InputError(f"{name or folder}: is a {SDXL_REFINER}", REFINER_HINT)
     needed = {**dict.fromkeys(parts(folder)), **dict.fromkeys(ENCODERS if is_xl else ())}
     for part in (*needed, *(TOKENIZERS[part] for part in needed if part in TOKENIZERS), "scheduler"):
         if not (folder / part).is_dir():

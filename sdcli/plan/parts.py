@@ -10,6 +10,7 @@ from typing import Any
 from sdcli import layout
 from sdcli.checks import MAX_SIDE, PREDICTIONS
 from sdcli.errors import InputError, UsageError
+from sdcli.original.checkpoint import REFINER_HINT, SDXL_REFINER, XL_SIZES
 from sdcli.pipeline.part_configs import checked
 from sdcli.schedulers.config import has_learned_variance, prediction_type
 
@@ -17,7 +18,6 @@ MAX_LEVELS = 8  # of a VAE: Stable Diffusion's have 4
 DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion 1.x, in latents
 # Further inputs of the UNet, which Stable Diffusion does without: class labels, other encoders, distilled guidance.
 UNSUPPORTED_UNET_KEYS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim")
-XL_SIZES = 6  # numbers: height, width, top, left, height, width; a refiner is told of five
 
 
 def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask: bool = False) -> tuple[int, int]:
@@ -147,12 +147,12 @@ def _check_further(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
     # 512 is the default of transformers, which does not write what equals it.
     pooled, of_size = second.get("projection_dim", 512), unet.get("addition_time_embed_dim")
     read = unet.get("projection_class_embeddings_input_dim")
-    if type(pooled) is not int or type(of_size) is not int or type(read) is not int:
+    if type(pooled) is not int or type(of_size) is not int or of_size < 1 or type(read) is not int:
         shown, of_size_shown = reprlib.repr(read), reprlib.repr(of_size)
         what = f"projection_class_embeddings_input_dim is {shown} and addition_time_embed_dim {of_size_shown}"
         raise InputError(f"{folder}/unet: {what}", "mend the configs of its unet and text_encoder_2")
     if read == (XL_SIZES - 1) * of_size + pooled:
-        raise InputError(f"{folder}: is a refiner of Stable Diffusion XL", "use its base model")
+        raise InputError(f"{folder}: is a {SDXL_REFINER}", REFINER_HINT)
     if read != XL_SIZES * of_size + pooled:
         sizes = f"{XL_SIZES} x {reprlib.repr(of_size)}"
         what = f"is told of {reprlib.repr(read)} numbers, the text encoder gives {reprlib.repr(pooled)} and the sizes {sizes}"
