@@ -154,8 +154,7 @@ def _check_further(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
     if read == (XL_SIZES - 1) * of_size + pooled:
         raise InputError(f"{folder}: is a {SDXL_REFINER}", REFINER_HINT)
     if read != XL_SIZES * of_size + pooled:
-        sizes = f"{XL_SIZES} x {reprlib.repr(of_size)}"
-        what = f"is told of {reprlib.repr(read)} numbers, the text encoder gives {reprlib.repr(pooled)} and the sizes {sizes}"
+        what = f"is told of {read} numbers, the text encoder gives {pooled} and the sizes {XL_SIZES} x {of_size}"
         raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")
 
 
