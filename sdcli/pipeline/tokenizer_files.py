@@ -124,7 +124,7 @@ def _said(folder: Path) -> dict[str, Any]:
 
 def _added(folder: Path, said: Mapping[str, Any], of_file: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, Any]]]:
     """Tokens besides the vocabulary, and those of it that are matched whole: content -> id and flags."""
-    found: dict[str | None, tuple[Any, Any]] = {}
+    found: dict[Any, tuple[Any, Any]] = {}
     path, decoder = folder / "added_tokens.json", said.get("added_tokens_decoder")
     if decoder is not None:
         if not isinstance(decoder, dict) or not all(isinstance(one, dict) for one in decoder.values()):
