@@ -26,6 +26,7 @@ MAX_MARKS = {  # that a header may have outside its texts: a value costs up to 1
     b"[": 2 * MAX_TENSORS,
     b",": 12 * MAX_TENSORS + MAX_SAYINGS,
 }
+MAX_DEPTH = 32  # of values in values; a config has 4, CLIP's tokenizer.json 7: copying and showing cost calls each
 MAX_DIMENSIONS = 8
 WIDTHS = {  # bytes of a number
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -100,7 +101,7 @@ def raw_header(path: Path) -> tuple[dict[str, Any], int, int]:
     if length > SMALL_HEADER_BYTES:
         _check_amount(path, text)
     try:
-        header = json.loads(text.decode(), object_pairs_hook=without_doubles)
+        header = parse(text.decode())
     except (ValueError, RecursionError) as error:
         what = f"{path}: its safetensors header cannot be read ({error})"
         raise InputError(what, "get the file again") from error
@@ -113,7 +114,23 @@ def parse_said(text: str) -> Any:
     """The JSON in one text of a header's metadata. Raises ValueError for none, and for more than makes sense there."""
     if len(text) > SMALL_HEADER_BYTES:
         raise ValueError(f"it has {len(text):,} characters")
-    return json.loads(text)
+    return parse(text)
+
+
+def parse(text: str | bytes, *, may_hold_nan: bool = False) -> Any:
+    """The value of a JSON text of others; no name may be there twice, of which a reader would take either.
+
+    Raises ValueError for what is none and for more than MAX_DEPTH levels, RecursionError for very many more.
+    """
+    constants = float if may_hold_nan else _infinity
+    value = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=constants)
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        inner = (entry for one in level for entry in (one.values() if isinstance(one, dict) else one))
+        level = [entry for entry in inner if isinstance(entry, dict | list)]
+    if level:
+        raise ValueError(f"it has more than {MAX_DEPTH} levels")
+    return value
 
 
 def _check_amount(path: Path, text: bytes) -> None:
@@ -126,13 +143,20 @@ def _check_amount(path: Path, text: bytes) -> None:
             raise _refusal(path, f"it holds more than the names, types, shapes and places of {MAX_TENSORS:,} tensors")
 
 
-def without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict; raises ValueError for two values of one name, of which a reader would take either."""
     found = dict(pairs)
     if len(found) < len(pairs):
         ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"it has {_shown(twice)} twice")
     return found
+
+
+def _infinity(name: str) -> float:
+    """What JSON has no word for, and schedulers' configs say for no limit. Raises ValueError for NaN."""
+    if name == "NaN":
+        raise ValueError("it holds NaN")
+    return float(name)
 
 
 def _entry(path: Path, name: str, value: Any, start: int) -> Entry:

@@ -17,8 +17,8 @@ from typing import Any
 
 from sdcli.errors import InputError
 from sdcli.files import atomic_write, exists, open_regular, read_bytes, reason
-from sdcli.headers import read_header, without_doubles
-from sdcli.original.checkpoint import Checkpoint, read_checkpoint
+from sdcli.headers import parse, read_header
+from sdcli.original.checkpoint import REFINER_HINT, SDXL_REFINER, Checkpoint, read_checkpoint
 
 PARTS = {  # folder -> classes
     "vae": ("AutoencoderKL", "VQModel"),
@@ -54,8 +54,7 @@ def read_json(path: Path, *, within: Path | None = None, max_bytes: int = MAX_JS
     """
     try:
         text = read_bytes(path, max_bytes=max_bytes, within=within)
-        constants = _infinity if within is not None else None  # our own journals hold NaN where a loss was that
-        value = json.loads(text, object_pairs_hook=without_doubles, parse_constant=constants)
+        value = parse(text, may_hold_nan=within is None)  # as our own journals may
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is no JSON ({reason(error)})", "get the file again") from error
     if not isinstance(value, dict):
@@ -75,13 +74,6 @@ def refuse_code(path: Path, config: Mapping[str, Any]) -> None:
     for key in CODE_KEYS:
         if config.get(key) is not None:
             raise InputError(f"{path}: asks for code with {key}", "only models that bring none are read")
-
-
-def _infinity(name: str) -> float:
-    """What JSON has no word for, and schedulers' configs say for no limit. Raises ValueError for NaN."""
-    if name == "NaN":
-        raise ValueError("it holds NaN")
-    return float(name)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -211,8 +203,7 @@ def check_folder(folder: Path, name: str | None = None) -> None:
     check_kind(folder, name)
     is_xl = read_own(folder, "model_index.json").get("_class_name") in PIPELINES_XL
     if is_xl and (folder / ENCODERS[1]).is_dir() and not (folder / ENCODERS[0]).is_dir():
-        what = f"{name or folder}: is a refiner of Stable Diffusion XL"
-        raise InputError(what, "only whole models are supported; use the base")
+        raise InputError(f"{name or folder}: is a {SDXL_REFINER}", REFINER_HINT)
     needed = {**dict.fromkeys(parts(folder)), **dict.fromkeys(ENCODERS if is_xl else ())}
     for part in (*needed, *(TOKENIZERS[part] for part in needed if part in TOKENIZERS), "scheduler"):
         if not (folder / part).is_dir():

@@ -17,7 +17,7 @@ from sdcli.errors import InputError, SdcliError, SdcliWarning
 from sdcli.files import atomic_write, exists, is_utf8, make_folder, open_regular, reason, stamp
 from sdcli.hub import HubId
 from sdcli.layout import ENCODERS, check_folder, parts, read_json, weight_files
-from sdcli.original.checkpoint import PART_NAMES, Checkpoint
+from sdcli.original.checkpoint import PART_NAMES, REFINER_HINT, Checkpoint
 
 BUILTIN = "builtin"
 BUILTIN_FOLDER = Path(__file__).with_name("builtin") / "model"
@@ -90,7 +90,7 @@ def check_usable(model: Model, checkpoint: Checkpoint, needs: Sequence[str]) -> 
     What else it holds, which nothing reads, is told in a warning.
     """
     if not checkpoint.is_supported:
-        raise InputError(f"{model.ref}: is a {checkpoint.family}", "only whole models are supported; use the base")
+        raise InputError(f"{model.ref}: is a {checkpoint.family}", REFINER_HINT)
     needed = {*needs, *(ENCODERS if ENCODERS[0] in needs else ())}
     lacks = [PART_NAMES[part] for part in PART_NAMES if part in needed and part in checkpoint.lacks]
     if lacks:

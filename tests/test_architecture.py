@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "plan.lora_files": GROUND | {"store", "sdcli.pipeline.lora_keys", "sdcli.pipeline.lora_names"},
     "plan.naming": GROUND | {"specs", "latent_files"},
     "plan.beside": GROUND | {"specs", "sdcli.plan.naming"},
-    "plan.parts": GROUND | {"sdcli.schedulers.config"},
+    "plan.parts": GROUND | {"sdcli.schedulers.config", "sdcli.pipeline.part_configs"},
     # Of the pipeline leaves without torch: what is wrong in a prompt is found before anything heavy is imported.
     "plan.words": GROUND
     | {"specs", "sdcli.plan.parts", "sdcli.pipeline.prompt", "sdcli.pipeline.wildcards"}

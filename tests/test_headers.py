@@ -58,6 +58,7 @@ def test_a_header_says_where_every_tensor_lies(tmp_path: Path) -> None:
         ({"a": entry(4, 0, shape=[0])}, 4, "cannot have -4 bytes"),
         ({"a": 5}, 0, "a has no dtype, shape and data_offsets"),
         ({"__metadata__": 5}, 0, "__metadata__ is 5"),
+        (b'{"__metadata__": {"a": ' + b"[" * 600 + b"]" * 600 + b"}}", 0, "it has more than 32 levels"),
         ({f"{n}": 1 for n in range(50_001)}, 0, "50,001 tensors"),
         ({"a": entry(0, 4)}, 8, "its header says"),
         ([], 0, "it is no JSON object"),

@@ -55,7 +55,12 @@ def test_json_that_is_no_object_is_refused_by_name(tmp_path: Path, content: byte
 
 
 def test_json_with_a_name_twice_or_with_nan_is_refused(tmp_path: Path) -> None:
-    for text, said in (('{"a": 1, "b": {"c": 1, "c": 2}}', "it has c twice"), ('{"a": [NaN]}', "it holds NaN")):
+    deep = '{"a": ' + "[" * 600 + "]" * 600 + "}"
+    for text, said in (
+        (deep, "it has more than 32 levels"),
+        ('{"a": 1, "b": {"c": 1, "c": 2}}', "it has c twice"),
+        ('{"a": [NaN]}', "it holds NaN"),
+    ):
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(InputError, match=rf"a\.json: is no JSON \({said}\)"):
             layout.read_json(tmp_path / "a.json", within=tmp_path)

@@ -90,7 +90,7 @@ def test_a_refiner_is_refused_by_name(sdxl: Path, tmp_path: Path) -> None:
     folder = models.copy(sdxl, tmp_path / "model")
     for part in ("tokenizer", "text_encoder"):
         shutil.rmtree(folder / part)
-    assert "model: is a refiner of Stable Diffusion XL" in refused(str(folder))
+    assert "model: is a Stable Diffusion XL refiner; only whole models are supported" in refused(str(folder))
 
 
 def test_a_folder_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ CONFIGS = "sdcli.configs"  # metadata: the JSON files of a model folder, by part
 SD1, SD2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
 INPAINTING = " inpainting"
 SDXL_REFINER = f"{SDXL} refiner"
-XL_SIZES = 6  # numbers that XL's UNet is told besides the words: sizes before and after, and where it was cut
+REFINER_HINT = "only whole models are supported; use the base"
+XL_SIZES = 6  # height and width, top and left of the cut, height and width: told to XL's UNet besides the words
 REFINER_WIDTH = 1280 + 5 * 256  # what the refiner's is told: one summary of the words, and five numbers
 NORM_GROUPS = 32
 SECOND = "text_encoder_2"  # of XL
@@ -34,6 +35,7 @@ SIDES = {SD1: 512, SD2: 512, SDXL: 1024}  # px; 768 of those 2.x that predict v
 SCALES = {SD1: 0.18215, SD2: 0.18215, SDXL: 0.13025}  # of latents
 MIN_SIDE, MAX_SIDE = 64, 4096  # px, of the size that metadata name
 PART_NAMES = {"vae": "VAE", "unet": "UNet", "text_encoder": "text encoder", SECOND: "second text encoder"}
+UNCLIP = ("cond_stage_model.", "embedder.", "noise_augmentor.")  # its text encoder, that of pictures, its noise
 KEYS = {  # a tensor that a part has under its prefix, and nothing else
     "unet": ("input_blocks.0.0.weight",),
     "vae": ("decoder.mid.block_1.conv1.weight",),
@@ -129,6 +131,9 @@ def recognise(path: Path, header: Header, asked: str | None = None) -> Checkpoin
     prefixes = {part: found for part in PREFIXES if (found := _prefix(part, tensors)) is not None}
     if not prefixes and not _is_xl(tensors):
         raise _stranger(path, tensors)
+    if _is_unclip(prefixes, tensors):
+        what = f"{path}: is an unCLIP model, drawn from the summary of a picture"
+        raise InputError(what, "Stable Diffusion 1.x, 2.x and XL are read")
     configs, sources = {}, {}
     for part, prefix in prefixes.items():
         inside = Part(path, {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}, prefix)
@@ -169,6 +174,12 @@ def _is_at(prefix: str, key: str) -> bool:
 
 def _is_xl(tensors: Mapping[str, Entry]) -> bool:
     return any(name.startswith("conditioner.embedders.") for name in tensors)
+
+
+def _is_unclip(prefixes: Mapping[str, str], tensors: Mapping[str, Entry]) -> bool:
+    """Whether a UNet is told a summary, as XL's is, in a file whose encoders lie where 2.x has its own."""
+    is_told = "unet" in prefixes and f"{prefixes['unet']}label_emb.0.0.weight" in tensors
+    return is_told and not _is_xl(tensors) and any(name.startswith(UNCLIP) for name in tensors)
 
 
 def _family(prefixes: Mapping[str, str], configs: Mapping[str, Config], tensors: Mapping[str, Entry]) -> str:

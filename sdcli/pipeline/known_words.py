@@ -50,7 +50,8 @@ def unknown(known: frozenset[str] | None, prompt: str, learned: Iterable[str] = 
     spans = [span.text for section in syntax.parse(prompt) for span in section]
     plain = " ".join(spans)
     for token in learned:
-        plain = re.sub(re.escape(token), " ", plain, flags=re.IGNORECASE)
+        begin, end = (r"\b" if re.match(r"\w", sign) else "" for sign in (token[:1], token[-1:]))
+        plain = re.sub(f"{begin}{re.escape(token)}{end}", " ", plain, flags=re.IGNORECASE)
     return tuple(word for word in words(plain) if word not in known)
 
 

@@ -240,18 +240,6 @@ def causal_mask(length: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.full((length, length), torch.finfo(dtype).min, dtype=dtype).triu(1)
 
 
-def encode_inputs(text: TextEncoder, inputs: Tensor, mask: Tensor) -> Tensor:
-    """The sum of token and position embeddings through all layers and the final layer norm.
-
-    inputs: (N, 77, D); mask: (77, 77), additive. Returns (N, 77, D). The model takes ids alone and makes its own mask.
-    """
-    hidden = inputs
-    for layer in text.model.encoder.layers:
-        hidden = layer(hidden, mask[None, None])  # (1, 1, 77, 77)
-    normed: Tensor = text.model.final_layer_norm(hidden)
-    return normed
-
-
 def _hidden(text: TextEncoder, prompts: Sequence[str], count: int, *, skip: int) -> tuple[Tensor, Tensor]:
     """Weighted states (B, 77 k, D) before the last layers, and the last (B, D) at the end mark of each first chunk."""
     read_all = [read(text, prompt).padded(count) for prompt in prompts]

@@ -7,6 +7,7 @@ opens files that nobody named; so what it would read of a CLIP tokenizer is read
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,8 @@ FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 MAX_TOKENIZER_BYTES = 5 << 20  # of tokenizer.json, where CLIP's has 3.6 MB
 MAX_ADDED = 10_000  # tokens besides the vocabulary
 MAX_TOKEN = 200  # characters
+ID = re.compile(r"[0-9]{1,9}")  # of a token, as a name in JSON
+SURROGATE = re.compile(r"[\ud800-\udfff]")  # half of a pair, which no encoding has
 
 
 def read_tokenizer(folder: Path) -> CLIPTokenizer:
@@ -121,12 +124,12 @@ def _said(folder: Path) -> dict[str, Any]:
 
 def _added(folder: Path, said: Mapping[str, Any], of_file: Mapping[str, Any]) -> dict[str, tuple[int, dict[str, Any]]]:
     """Tokens besides the vocabulary, and those of it that are matched whole: content -> id and flags."""
-    found: dict[str, tuple[Any, Any]] = {}
+    found: dict[Any, tuple[Any, Any]] = {}
     path, decoder = folder / "added_tokens.json", said.get("added_tokens_decoder")
     if decoder is not None:
         if not isinstance(decoder, dict) or not all(isinstance(one, dict) for one in decoder.values()):
             raise _refusal(folder, "has an added_tokens_decoder without tokens")
-        found = {one.get("content"): (int(key) if key.isdigit() else None, one) for key, one in decoder.items()}
+        found = {_content(one): (int(key) if ID.fullmatch(key) else None, one) for key, one in decoder.items()}
     else:
         marks = {_content(said.get(key)) for key in MARKS}
         if os.path.lexists(path):
@@ -140,14 +143,16 @@ def _added(folder: Path, said: Mapping[str, Any], of_file: Mapping[str, Any]) ->
     return dict(sorted(found.items(), key=lambda item: item[1][0]))
 
 
-def _content(mark: object) -> object:
-    return mark.get("content") if isinstance(mark, dict) else mark if isinstance(mark, str) else None
+def _content(mark: object) -> str | None:
+    """The text of a mark or token; None where it has none."""
+    content = mark.get("content") if isinstance(mark, dict) else mark
+    return content if isinstance(content, str) else None
 
 
 def _mark(folder: Path, key: str, value: Any, added: Mapping[str, tuple[int, dict[str, Any]]]) -> AddedToken:
     """A mark as it is matched in texts: as it is described among the added tokens, else where it is named."""
     content = _content(value)
-    if isinstance(content, str) and content in added:
+    if content is not None and content in added:
         return _token(folder, key, {**added[content][1], "content": content})
     return _token(folder, key, {"special": True, **value} if isinstance(value, dict) else value)
 
@@ -167,9 +172,14 @@ def _token(folder: Path, key: str, value: Any) -> AddedToken:
     said = {"content": value, "special": True} if isinstance(value, str) else value
     content = _content(said)
     flags = {flag: said[flag] for flag in FLAGS if isinstance(said, dict) and flag in said}
-    if not isinstance(content, str) or not 1 <= len(content) <= MAX_TOKEN or not all(map(_is_flag, flags.values())):
+    if content is None or not _is_text(content) or not all(map(_is_flag, flags.values())):
         raise _refusal(folder, f"has the token {reprlib.repr(value)} for {key}")
     return AddedToken(content, **flags)
+
+
+def _is_text(content: str) -> bool:
+    """Whether a token has a length in range and can be written: halves of surrogate pairs cannot."""
+    return 1 <= len(content) <= MAX_TOKEN and not SURROGATE.search(content)
 
 
 def _is_flag(value: object) -> bool:

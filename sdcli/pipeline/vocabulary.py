@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import reprlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,7 +75,7 @@ def _vocabulary(folder: Path, encoder: str) -> Vocabulary:
     for key, default, most in (("max_position_embeddings", 77, MAX_POSITIONS), ("vocab_size", 49408, 1 << 24)):
         found[key] = config.get(key, default)
         if type(found[key]) is not int or not MARKS < found[key] <= most:
-            raise InputError(f"{folder}/{encoder}: {key} is {found[key]!r}", "mend its config.json")
+            raise InputError(f"{folder}/{encoder}: {key} is {reprlib.repr(found[key])}", "mend its config.json")
     check_fit(folder, tokenizer, found["vocab_size"], encoder)
     return Vocabulary(tokenizer, found["max_position_embeddings"], found["vocab_size"])
 

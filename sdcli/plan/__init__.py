@@ -173,10 +173,7 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     config = scheduler_config(model, spec.prediction)
     steps = _first(spec.steps, own.get("steps"), DEFAULT_STEPS)
     schedulers.check_steps(scheduler, steps, config)
-    guidance = _first(spec.guidance, own.get("guidance"), DEFAULT_GUIDANCE)
-    if guidance <= 1 and (spec.guidance_interval != GenerateSpec.guidance_interval or spec.guidance_rescale > 0):
-        what = "--guidance-interval and --guidance-rescale change nothing at --guidance 1"
-        raise UsageError(what, "leave them out, or guide by more")
+    guidance = _guidance(spec, own)
     width, height = _size(spec, model, own, config)
     check_fit(loras, model.folder)
     is_left_out = may_lack_picture and spec.init_image is None
@@ -187,10 +184,7 @@ def plan(spec: GenerateSpec, *, may_lack_picture: bool = False) -> Plan:
     subjects = [one.prompt if label is None else label.name for one in prompts]
     guidance = 1.0 if classes == () else float(guidance)  # of an unconditional model there is nothing to guide
     named = {"scheduler": scheduler.name, "steps": steps, "guidance": guidance, "width": width, "height": height}
-    if spec.latents is not None:
-        how = {**named, "clip_skip": spec.clip_skip, "prediction": prediction_word(config)}
-        warn_of_latents(spec.latents, how, scheduler, config)
-        warn_of_other_loras(spec.latents, loras)
+    _warn_of_latents(spec, named, scheduler, config, loras)
     named["model"] = Path(model.ref).name
     decided = Plan(
         model=model,
@@ -267,6 +261,29 @@ def _size(
         width, height = _first(spec.width, native_width), _first(spec.height, native_height)
     check_multiple((width, height), factor)
     return width, height
+
+
+def _guidance(spec: GenerateSpec, own: dict[str, Any]) -> float:
+    """How strongly images are guided. Raises UsageError for options of guidance where there is none."""
+    found: float = _first(spec.guidance, own.get("guidance"), DEFAULT_GUIDANCE)
+    if found <= 1 and (spec.guidance_interval != GenerateSpec.guidance_interval or spec.guidance_rescale > 0):
+        what = "--guidance-interval and --guidance-rescale change nothing at --guidance 1"
+        raise UsageError(what, "leave them out, or guide by more")
+    return found
+
+
+def _warn_of_latents(
+    spec: GenerateSpec,
+    named: Mapping[str, Any],
+    scheduler: schedulers.Scheduler,
+    config: dict[str, Any],
+    loras: tuple[LoraFile, ...],
+) -> None:
+    """Warn where the latents to start from were made in another way than they are drawn with."""
+    if spec.latents is not None:
+        how = {**named, "clip_skip": spec.clip_skip, "prediction": prediction_word(config)}
+        warn_of_latents(spec.latents, how, scheduler, config)
+        warn_of_other_loras(spec.latents, loras)
 
 
 def _first(*values: Any) -> Any:

@@ -10,13 +10,14 @@ from typing import Any
 from sdcli import layout
 from sdcli.checks import MAX_SIDE, PREDICTIONS
 from sdcli.errors import InputError, UsageError
+from sdcli.original.checkpoint import REFINER_HINT, SDXL_REFINER, XL_SIZES
+from sdcli.pipeline.part_configs import checked
 from sdcli.schedulers.config import has_learned_variance, prediction_type
 
 MAX_LEVELS = 8  # of a VAE: Stable Diffusion's have 4
 DEFAULT_SAMPLE_SIZE = 64  # of Stable Diffusion 1.x, in latents
 # Further inputs of the UNet, which Stable Diffusion does without: class labels, other encoders, distilled guidance.
 UNSUPPORTED_UNET_KEYS = ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "time_cond_proj_dim")
-XL_SIZES = 6  # numbers: height, width, top, left, height, width; a refiner is told of five
 
 
 def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask: bool = False) -> tuple[int, int]:
@@ -28,6 +29,8 @@ def parts_shape(folder: Path, scheduler: Mapping[str, object], *, may_read_mask:
     """
     said = prediction_type(scheduler)
     configs = {part: layout.config(folder, part, said) for part in layout.parts(folder)}
+    if layout.ENCODERS[1] in configs:
+        layout.is_empty_zero(folder)  # what is drawn hangs on it
     return configs_shape(folder, configs, scheduler, may_read_mask=may_read_mask)
 
 
@@ -36,6 +39,8 @@ def configs_shape(
 ) -> tuple[int, int]:
     """The same of a model by the configs of its parts. folder: what errors call it."""
     vae, unet = configs["vae"], configs["unet"]
+    for part in (part for part in layout.PARTS if part in configs):
+        checked(layout.PARTS[part][0], configs[part])
     for key in UNSUPPORTED_UNET_KEYS:
         if unet.get(key) is not None:
             raise InputError(f"{folder}/unet: is conditioned by {key}", "use a Stable Diffusion 1.x, 2.x or XL model")
@@ -139,17 +144,15 @@ def _check_further(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> No
         has = "two text encoders" if second is not None else "one text encoder"
         what = f"{folder}/unet: addition_embed_type is {reprlib.repr(kind)}, of a model with {has}"
         raise InputError(what, "use a Stable Diffusion 1.x, 2.x or XL model")
-    for key in ("latents_mean", "latents_std"):
-        if configs["vae"].get(key) is not None:
-            raise InputError(f"{folder}/vae: scales latents by {key}, too", "use a model whose VAE does not")
     # 512 is the default of transformers, which does not write what equals it.
     pooled, of_size = second.get("projection_dim", 512), unet.get("addition_time_embed_dim")
     read = unet.get("projection_class_embeddings_input_dim")
-    if type(pooled) is not int or type(of_size) is not int or type(read) is not int:
-        what = f"projection_class_embeddings_input_dim is {read!r} and addition_time_embed_dim {of_size!r}"
+    if type(pooled) is not int or type(of_size) is not int or of_size < 1 or type(read) is not int:
+        shown, of_size_shown = reprlib.repr(read), reprlib.repr(of_size)
+        what = f"projection_class_embeddings_input_dim is {shown} and addition_time_embed_dim {of_size_shown}"
         raise InputError(f"{folder}/unet: {what}", "mend the configs of its unet and text_encoder_2")
     if read == (XL_SIZES - 1) * of_size + pooled:
-        raise InputError(f"{folder}: is a refiner of Stable Diffusion XL", "use its base model")
+        raise InputError(f"{folder}: is a {SDXL_REFINER}", REFINER_HINT)
     if read != XL_SIZES * of_size + pooled:
         what = f"is told of {read} numbers, the text encoder gives {pooled} and the sizes {XL_SIZES} x {of_size}"
         raise InputError(f"{folder}/unet: {what}", "its parts belong to different models")

@@ -29,6 +29,10 @@ ODD_VALUES: tuple[Any, ...] = (
         {},
         {"a": {}},
         [0] * 50,
+        "\ud800",
+        {"content": []},
+        ["a", {"b": [1, "\ud800"]}],
+        json.loads("[" * 600 + "]" * 600),
     ),
 )
 DEEP = 2000  # levels of a value that is nested beyond all sense

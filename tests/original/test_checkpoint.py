@@ -201,6 +201,18 @@ def test_a_part_alone_is_known_as_that_part(prefixes: dict[str, str], lacks: tup
     assert found.strangers == ()
 
 
+@pytest.mark.parametrize("encoder", ["cond_stage_model.model.", "embedder.model.", "noise_augmentor."])
+def test_an_unclip_model_is_refused_by_name(encoder: str) -> None:
+    """Its UNet has the label_emb of Stable Diffusion XL's, its text encoder the names of 2.x."""
+    shapes = originals.shapes(originals.SD2) | {f"{encoder}x": (1,)}
+    shapes = {key: shape for key, shape in shapes.items() if encoder in key or not key.startswith("cond_stage_model")}
+    for name, shape in originals.shapes(originals.SDXL).items():
+        if "label_emb" in name:
+            shapes[name] = shape
+    with pytest.raises(InputError, match="is an unCLIP model"):
+        recognised(shapes)
+
+
 def refiner(shapes: originals.Shapes) -> originals.Shapes:
     """The keys of Stable Diffusion XL with one text encoder, open_clip's, where it has OpenAI's."""
     return {
@@ -368,7 +380,13 @@ def test_a_count_of_blocks_without_end_is_refused() -> None:
         recognised(shapes)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"unet": 5}', "[" * 100_000, '{"tokenizer": {"pad_token": "x"}}'])
+ODD_CONFIGS = ("{", "[]", '{"unet": 5}', "[" * 100_000, '{"tokenizer": {"pad_token": "x"}}')
+DEEP = '{"scheduler": {"a": ' + "[" * 600 + "]" * 600 + "}}"
+
+
+@pytest.mark.parametrize(
+    "text", [*ODD_CONFIGS, DEEP, '{"vae": {"scaling_factor": NaN}}', '{"unet": {}, "unet": {"sample_size": 8}}']
+)
 def test_configs_in_the_metadata_that_are_none_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="metadata"):
         recognised(originals.shapes(originals.SD1), {"sdcli.configs": text})

@@ -36,9 +36,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_a_list_that_changed_is_read_again(tmp_path: Path) -> None:
     known_words.write(tmp_path, ["puppy"])
     assert known_words.read(tmp_path) == {"puppy"}
-    known_words.write(tmp_path, ["kitten"])
+    known_words.write(tmp_path, ["kitty"])  # as long: the time alone tells
     os.utime(tmp_path / "words.txt", ns=(1, 1))
-    assert known_words.read(tmp_path) == {"kitten"}
+    assert known_words.read(tmp_path) == {"kitty"}
 
 
 def test_a_folder_without_a_list_and_a_file_say_nothing(tmp_path: Path) -> None:
@@ -79,6 +79,13 @@ def test_a_list_that_is_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.
 )
 def test_unknown_are_the_words_that_are_not_in_the_list(prompt: str, expected: tuple[str, ...]) -> None:
     assert known_words.unknown(frozenset({"a", "puppy"}), prompt, ["<my-cat>"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("token", "expected"), [("cat", ("zyzzyva",)), ("zyzzyva", ()), ("zyz", ("zyzzyva",)), ("<zyz", ("zyzzyva",))]
+)
+def test_a_learned_token_in_a_word_leaves_the_word_whole(token: str, expected: tuple[str, ...]) -> None:
+    assert known_words.unknown(frozenset({"a", "catalog"}), "a catalog, ZYZZYVA <zyz", [token, "<zyz"]) == expected
 
 
 def test_of_a_model_that_does_not_say_nothing_is_unknown() -> None:

@@ -160,6 +160,12 @@ def test_a_config_that_makes_no_sense_is_refused(model: Path, key: str, value: o
         load_vocabulary(model)
 
 
+def test_a_config_that_makes_no_sense_is_shown_in_part(model: Path) -> None:
+    models.edit_json(model / "text_encoder" / "config.json", vocab_size=[1] * 5000)
+    with pytest.raises(InputError, match=r"vocab_size is \[1, 1, 1, 1, 1, 1, \.\.\.\];"):
+        load_vocabulary(model)
+
+
 def test_a_tokenizer_with_more_pieces_than_the_table_has_rows_is_refused(model: Path) -> None:
     models.edit_json(model / "text_encoder" / "config.json", vocab_size=1000)
     with pytest.raises(InputError, match=r"has 49,408 pieces, the text encoder knows 1,000"):

@@ -285,6 +285,8 @@ def test_a_setting_of_the_model_that_is_out_of_range_is_the_models_fault(
         ("vae", {"block_out_channels": [1] * 99}, "block_out_channels is "),
         ("vae", {"latent_channels": 16}, "in_channels is 4, the VAE has 16"),
         ("vae", {"latent_channels": [4]}, "latent_channels is [4]"),
+        ("vae", {"latents_std": [1, 1, 1, 1]}, "latents_std is [1, 1, 1, 1]; expected is null"),
+        ("text_encoder", {"num_hidden_layers": 101}, "num_hidden_layers is 101; expected is a number of layers"),
     ],
 )
 def test_parts_that_do_not_fit_together_are_refused(
@@ -302,11 +304,15 @@ def test_parts_that_do_not_fit_together_are_refused(
         ("unet", {"addition_embed_type": None}, "addition_embed_type is None, of a model with two text encoders"),
         ("unet", {"addition_embed_type": "text_image"}, "addition_embed_type is 'text_image'"),
         ("unet", {"time_cond_proj_dim": 256}, "is conditioned by time_cond_proj_dim"),
-        ("unet", {"projection_class_embeddings_input_dim": 60}, "is a refiner of Stable Diffusion XL"),
+        ("unet", {"projection_class_embeddings_input_dim": 60}, "is a Stable Diffusion XL refiner; only whole"),
         ("unet", {"projection_class_embeddings_input_dim": 67}, "is told of 67 numbers, the text encoder gives 20 and"),
         ("text_encoder_2", {"projection_dim": 24}, "is told of 68 numbers, the text encoder gives 24"),
         ("unet", {"addition_time_embed_dim": None}, "addition_time_embed_dim None; mend"),
-        ("vae", {"latents_mean": [0, 0, 0, 0]}, "scales latents by latents_mean, too"),
+        ("unet", {"addition_time_embed_dim": 0, "projection_class_embeddings_input_dim": 20}, "embed_dim 0; mend"),
+        ("unet", {"addition_time_embed_dim": [8] * 5000}, "addition_time_embed_dim is [8, 8, 8, 8, 8, 8, ...]"),
+        ("unet", {"addition_time_embed_dim": [8] * 16}, "addition_time_embed_dim [8, 8, 8, 8, 8, 8, ...]; mend"),
+        ("unet", {"projection_class_embeddings_input_dim": 10**1000}, "projection_class_embeddings_input_dim is 1000"),
+        ("vae", {"latents_mean": [0, 0, 0, 0]}, "latents_mean is [0, 0, 0, 0]; expected is null"),
     ],
 )
 def test_parts_of_stable_diffusion_xl_that_do_not_fit_together_are_refused(
@@ -314,7 +320,14 @@ def test_parts_of_stable_diffusion_xl_that_do_not_fit_together_are_refused(
 ) -> None:
     folder = models.copy(sdxl, tmp_path / "model", without="*.safetensors")
     models.edit_json(folder / part / "config.json", **changes)
-    assert what in str(refused(GenerateSpec(prompt="x", model=str(folder))))
+    refusal = str(refused(GenerateSpec(prompt="x", model=str(folder))))
+    assert what in refusal and len(refusal) < 500
+
+
+def test_an_index_that_does_not_say_what_an_empty_prompt_is_is_refused(sdxl: Path, tmp_path: Path) -> None:
+    folder = models.copy(sdxl, tmp_path / "model", without="*.safetensors")
+    models.edit_json(folder / "model_index.json", force_zeros_for_empty_prompt="no")
+    assert "force_zeros_for_empty_prompt: is 'no'" in str(refused(GenerateSpec(prompt="x", model=str(folder))))
 
 
 def test_clip_skip_leaves_a_layer_to_both_encoders_of_stable_diffusion_xl(sdxl: Path) -> None:
