@@ -29,6 +29,7 @@ TRIES = 4  # in a row in which nothing came
 PAUSE = 0.25  # seconds before the second; twice as long before each that follows
 PATIENCE = 0.5  # seconds between two looks at what another process fetches
 MAKE_ROOM = "free some space, or let HF_HUB_CACHE name a folder on another disk"
+MAX_NAME, MAX_NAMES = 255, 1_000  # bytes of a file's name, as file systems have it, and with its folders
 HEADER_LENGTH = 8  # bytes, at the beginning of a safetensors file
 
 
@@ -57,8 +58,9 @@ def look_up(hub_id: HubId) -> Repository:
         for one in siblings:
             digest = one.lfs.sha256 if one.lfs is not None else one.blob_id
             size = one.lfs.size if one.lfs is not None else one.size
-            if _is_hash(digest, 64 if one.lfs is not None else 40) and type(size) is int and size >= 0:
-                files[str(one.rfilename)] = Remote(str(one.rfilename), size, str(digest))
+            is_known = _is_hash(digest, 64 if one.lfs is not None else 40) and type(size) is int and size >= 0
+            if is_known and _is_name(one.rfilename):
+                files[one.rfilename] = Remote(one.rfilename, size, str(digest))
     except Exception as error:  # its own, those of its HTTP library, and what a senseless answer gives
         refusal = told(error, hub_id)
         if isinstance(refusal, BrokenOff):
@@ -249,6 +251,13 @@ def _accept(repository: Repository, remote: Remote, blob: Path) -> None:
         raise InputError(what, "run the same command again to fetch it anew")
     sync(partial)
     partial.replace(blob)
+
+
+def _is_name(value: object) -> bool:
+    """Whether a file may be called so here: in letters that can be shown, and no longer than file systems take."""
+    if not isinstance(value, str) or not value.isprintable():  # halves of surrogate pairs are not, either
+        return False
+    return len(value.encode()) <= MAX_NAMES and all(len(one.encode()) <= MAX_NAME for one in value.split("/"))
 
 
 def _is_hash(value: object, digits: int) -> bool:

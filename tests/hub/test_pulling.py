@@ -295,6 +295,24 @@ def test_no_name_of_a_hostile_server_leads_out_of_the_cache(sdcli: Sdcli, hub: H
     assert "evil" not in {path.read_text() for path in cache.glob("models--*/snapshots/*/tokenizer/*")}
 
 
+@pytest.mark.parametrize("name", ["\x1b[31mred", "half \ud800", "line\n", "y" * 300, "folder/" * 200])
+def test_a_file_whose_name_cannot_be_shown_or_written_is_no_file(sdcli: Sdcli, hub: Hub, name: str) -> None:
+    hub.add("owner/odd", {f"{name}.safetensors": small_file()})
+    line = refused(sdcli("models", "pull", "owner/odd"))
+    assert line.endswith("it has neither a model_index.json nor a .safetensors file beside it; it has none")
+
+
+def test_a_name_in_the_cache_steers_no_terminal(sdcli: Sdcli, cache: Path) -> None:
+    folder, commit = cache / "models--owner--odd", "a" * 40
+    for place in ("snapshots", ".no_exist"):
+        (folder / place / commit).mkdir(parents=True)
+    (folder / ".no_exist" / commit / "model_index.json").touch()
+    (folder / "snapshots" / commit / "\x1b[31mred.safetensors").write_bytes(small_file())
+    for command in (("list",), ("remove", "owner/odd", "--yes")):
+        ended = sdcli("models", *command)
+        assert (ended.code, "\x1b" in ended.stdout) == (0, False)
+
+
 def test_a_file_without_a_sound_hash_and_size_is_no_file(sdcli: Sdcli, hub: Hub) -> None:
     hub.add("owner/tiny", {name: data for name, data in model_files().items() if not name.endswith(LARGE)})
     changes = cycle([{"blobId": "../../../x"}, {"size": -1}, {"size": "1"}, {"blobId": None}, {"size": True}])
