@@ -83,6 +83,18 @@ def test_of_two_copies_of_weights_one_is_fetched(dtype: str, here: str, expected
     assert [name for name in names(weights(there, dtype)) if name.startswith("unet/")] == [UNET + expected]
 
 
+def test_of_a_new_commit_the_copy_is_fetched_that_the_cache_has_of_another() -> None:
+    there = repository(model_files())
+    put(Repository(TINY, "d" * 40, {}), f"{UNET}.fp16.safetensors")
+    assert f"{UNET}.fp16.safetensors" in names(weights(there, "auto"))
+    assert f"{UNET}.safetensors" in names(weights(there, "float32"))
+    put(Repository(TINY, "e" * 40, {}), f"{UNET}.safetensors")
+    assert f"{UNET}.safetensors" in names(weights(there, "auto"))
+    assert f"{UNET}.fp16.safetensors" in names(weights(there, "float16"))
+    put(there, f"{UNET}.fp16.safetensors")
+    assert f"{UNET}.fp16.safetensors" in names(weights(there, "auto"))
+
+
 def test_the_only_copy_there_is_is_taken_whatever_its_precision() -> None:
     files = {name: data for name, data in model_files().items() if name != f"{UNET}.safetensors"}
     assert f"{UNET}.fp16.safetensors" in names(weights(repository(files), "float32"))
