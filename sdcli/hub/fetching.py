@@ -119,13 +119,16 @@ def settle(repository: Repository, *, lacks_folder: bool) -> None:
     """Say in the cache that all is there: what branch or tag means this commit, and whether it is a file alone.
 
     Only now, and not before the first file as huggingface_hub does, so that a newer commit whose fetching breaks off
-    does not take the place of one that is whole. What broke off before, and is of no use any more, goes.
+    does not take the place of one that is whole. What broke off before goes, but of files of this commit, which another
+    call may go on with.
     """
-    hub_id = repository.hub_id
+    hub_id, of_use = repository.hub_id, {one.digest for one in repository.files.values()}
     for partial in hub.partial_files(hub_id):
-        # Where the lock is not to be had, somebody is writing.
-        with suppress(TimeoutError), lock(hub_id, partial.name.partition(".")[0], patience=PATIENCE):
-            partial.unlink(missing_ok=True)
+        digest = partial.name.partition(".")[0]
+        if digest not in of_use:
+            # Where the lock is not to be had, somebody is writing.
+            with suppress(TimeoutError), lock(hub_id, digest, patience=PATIENCE):
+                partial.unlink(missing_ok=True)
     marks = {}
     if not COMMIT.fullmatch(hub_id.branch):
         marks[hub_id.folder / "refs" / hub_id.branch] = repository.commit

@@ -24,7 +24,7 @@ from sdcli.hub.choosing import Remote, Repository
 from tests import models
 from tests.commands import tree
 from tests.forks import Ended, Forks
-from tests.hubs import LARGE, Hub, digest, model_files, small_file
+from tests.hubs import LARGE, Faults, Hub, digest, model_files, small_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
 PATIENCE = 120  # seconds, of a busy machine
@@ -171,6 +171,20 @@ def test_killed_at_every_third_write_nothing_half_is_left_that_counts(online: Fo
         assert online.sdcli("models", "pull", "owner/tiny", environment=environment).code == 0
         left = contents(tmp_path / str(at))
         assert {name: data for name, data in left.items() if not name.endswith(".part")} == contents(cache)
+
+
+def test_what_broke_off_of_another_file_stays_as_long_as_the_hub_has_that_file(
+    sdcli: Sdcli, hub: Hub, original: bytes, cache: Path
+) -> None:
+    files = {"large.ckpt": b"l" * 50_000, "sd.safetensors": original}
+    hub.add("owner/two", files)
+    hub.faults.breaks_after, hub.faults.ignores_ranges = {"large.ckpt": 30_000}, True
+    assert "broke off" in refused(sdcli("models", "pull", "owner/two/large.ckpt"))
+    hub.faults = Faults()
+    for commit, left in ((files, [30_000]), (files | {"large.ckpt": b"another"}, [])):
+        hub.add("owner/two", commit)
+        assert sdcli("models", "pull", "owner/two/sd.safetensors").code == 0
+        assert [path.stat().st_size for path in cache.glob("models--owner--two/blobs/*.incomplete")] == left
 
 
 def test_a_server_that_begins_anew_is_followed(sdcli: Sdcli, hub: Hub, cache: Path) -> None:
