@@ -38,6 +38,7 @@ class Faults:
     ignores_ranges: bool = False
     about: Callable[[dict[str, Any]], Any] = lambda row: row  # what is told of a repository
     status: int = 0  # of every answer
+    refusal_bytes: int = 0  # of what is said where something is refused
     waits: threading.Event | None = None  # before the second half of a large file is sent
 
 
@@ -57,6 +58,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.faults = Faults()
         self.requests: list[Request] = []
+        self.sent_in_refusals = 0  # bytes
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -231,7 +233,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _refuse(self, status: int, code: str) -> None:
-        self._begin(status, {"Content-Length": "0", **({"X-Error-Code": code} if code else {})})
+        size = self.hub.faults.refusal_bytes
+        self._begin(status, {"Content-Length": str(size), **({"X-Error-Code": code} if code else {})})
+        for _ in range(size >> 20):
+            self.wfile.write(bytes(1 << 20))
+            self.hub.sent_in_refusals += 1 << 20
 
     def _begin(self, status: int, headers: Mapping[str, str]) -> None:
         self.send_response(status)

@@ -6,14 +6,16 @@ begins a file anew with every call since its version 2, and looks at the sizes a
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from sdcli import hub
 from sdcli.errors import InputError, OutputError, ResourceError
@@ -29,6 +31,8 @@ TRIES = 4  # in a row in which nothing came
 PAUSE = 0.25  # seconds before the second; twice as long before each that follows
 PATIENCE = 0.5  # seconds between two looks at what another process fetches
 MAKE_ROOM = "free some space, or let HF_HUB_CACHE name a folder on another disk"
+MAX_ABOUT_BYTES = 16 << 20  # of what the Hub tells of a repository: some 300 a file
+OF_BODIES = ("content-", "transfer-")  # headers that mean nothing without a body
 MAX_NAME, MAX_NAMES = 255, 1_000  # bytes of a file's name, as file systems have it, and with its folders
 HEADER_LENGTH = 8  # bytes, at the beginning of a safetensors file
 
@@ -49,10 +53,10 @@ class Arrived:
 
 def look_up(hub_id: HubId) -> Repository:
     """What the Hub has under an id just now. Raises InputError where it has nothing, or does not answer."""
-    from huggingface_hub import HfApi  # deferred, as below: 0.4 s, and only what is fetched needs it
+    from huggingface_hub import ModelInfo  # deferred, as below: 0.4 s, and only what is fetched needs it
 
     try:
-        info = HfApi().model_info(hub_id.repo, revision=hub_id.revision, files_metadata=True, timeout=TIMEOUT)
+        info = ModelInfo(**_about(hub_id))
         commit, siblings = str(info.sha), info.siblings or []
         files = {}
         for one in siblings:
@@ -228,22 +232,49 @@ def _pieces(repository: Repository, remote: Remote, start: int) -> Generator[byt
 
     Raises BrokenOff where it may go on another time, InputError where the Hub refuses.
     """
-    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # as WeakFileLock
+    from huggingface_hub import hf_hub_url
 
     hub_id = repository.hub_id
     url = hf_hub_url(hub_id.repo, remote.name, revision=repository.commit)
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
-            hf_raise_for_status(response)
+        with _answer(url, headers) as response:
             if start and response.status_code != 206:
                 yield b""
             yield from response.iter_bytes()  # as it comes: what waits for a full portion is lost when it breaks off
     except Exception as error:  # as in look_up
         raise told(error, hub_id) from error
+
+
+def _about(hub_id: HubId) -> dict[str, Any]:
+    """What the Hub tells of a repository and its files: HfApi.model_info, but for the length of what is read."""
+    from huggingface_hub.constants import ENDPOINT
+
+    revision = f"/revision/{quote(hub_id.revision, safe='')}" if hub_id.revision is not None else ""
+    told_of_it = bytearray()
+    with _answer(f"{ENDPOINT}/api/models/{hub_id.repo}{revision}?blobs=true", {}) as response:
+        for piece in response.iter_bytes():
+            told_of_it += piece
+            if len(told_of_it) > MAX_ABOUT_BYTES:
+                what = f"{hub_id}: the Hub tells more than {MAX_ABOUT_BYTES:,} bytes of it"
+                raise InputError(what, "try another repository, or another server")
+    return dict(json.loads(told_of_it))
+
+
+@contextmanager
+def _answer(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
+    """What the Hub answers, as a response of its HTTP library, its body not read yet.
+
+    Raises huggingface_hub's own errors where it refuses, for which the headers are enough: a body may have no end.
+    """
+    from huggingface_hub import get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # as WeakFileLock
+
+    with get_session().stream("GET", url, headers=build_hf_headers() | dict(headers), timeout=TIMEOUT) as response:
+        if response.status_code >= 400:
+            of_us = {name: value for name, value in response.headers.items() if not name.lower().startswith(OF_BODIES)}
+            hf_raise_for_status(type(response)(response.status_code, headers=of_us, request=response.request))
+        yield response
 
 
 def _accept(repository: Repository, remote: Remote, blob: Path) -> None:

@@ -298,6 +298,18 @@ def test_a_hub_that_fails_or_is_not_there_is_told(sdcli: Sdcli, hub: Hub, online
     assert "the Hub cannot be asked (ConnectError: [Errno 111] Connection refused)" in refused(ended)
 
 
+def test_of_what_a_server_says_no_more_is_read_than_means_something(sdcli: Sdcli, hub: Hub) -> None:
+    hub.add("owner/tiny", model_files())
+    hub.faults.refusal_bytes = 64 << 20
+    hub.sent_in_refusals = 0
+    assert "has no revision v9" in refused(sdcli("models", "pull", "owner/tiny@v9"))
+    hub.repos["owner/tiny"].token, hub.repos["owner/tiny"].is_gated = "hf_secret", True
+    assert "is gated" in refused(sdcli("models", "pull", "owner/tiny"))
+    assert hub.sent_in_refusals < 64 << 20  # of twice as much; the rest was under way
+    hub.faults.about = lambda row: row | {"id": "x" * (17 << 20)}
+    assert "the Hub tells more than 16,777,216 bytes of it" in refused(sdcli("models", "pull", "owner/tiny"))
+
+
 def test_no_name_of_a_hostile_server_leads_out_of_the_cache(sdcli: Sdcli, hub: Hub, cache: Path) -> None:
     names = ["../../evil.json", "/tmp/evil.json", "unet/../../../evil.json", "unet/..", "a\\..\\b.json", "..", ""]
     hub.add("owner/tiny", model_files() | {f"{at}{name}": b"evil" for name in names for at in ("", "tokenizer/")})
