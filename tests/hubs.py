@@ -8,13 +8,14 @@ import math
 import random
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 LARGE = (".safetensors", ".bin", ".ckpt")  # kept as LFS has them: by SHA-256, on another server
+Bytes = int | Iterator[int]  # of every answer, or of one after the other
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 ABOUT = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+))?")
 
@@ -33,7 +34,7 @@ class Repo:
 class Faults:
     """What the server does wrong, from now on."""
 
-    breaks_after: dict[str, int] = field(default_factory=dict)  # file -> bytes of each answer before it breaks off
+    breaks_after: dict[str, Bytes] = field(default_factory=dict)  # file -> bytes of each answer before it breaks off
     sends: dict[str, bytes] = field(default_factory=dict)  # file -> what is sent of it
     ignores_ranges: bool = False
     about: Callable[[dict[str, Any]], Any] = lambda row: row  # what is told of a repository
@@ -221,7 +222,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
             faults.waits.wait(30)
             part = part[len(part) // 2 :]
-        ends = faults.breaks_after.get(name)
+        told = faults.breaks_after.get(name)
+        ends = next(told) if isinstance(told, Iterator) else told
         self.wfile.write(part if ends is None else part[:ends])
         self.wfile.flush()
         if ends is not None:

@@ -27,7 +27,7 @@ from sdcli.hub.contents import blob_of, is_sound, is_whole, link, lock, partial_
 from sdcli.hub.refusals import BrokenOff, told
 
 TIMEOUT = 20.0  # seconds in which something must come
-TRIES = 4  # in a row in which nothing came
+TRIES = 4  # in a row in which nothing came that had not come before
 PAUSE = 0.25  # seconds before the second; twice as long before each that follows
 PATIENCE = 0.5  # seconds between two looks at what another process fetches
 MAKE_ROOM = "free some space, or let HF_HUB_CACHE name a folder on another disk"
@@ -197,11 +197,11 @@ def _receive(repository: Repository, remote: Remote, ends: int) -> Iterator[tupl
         if stream.tell() > remote.size:
             stream.truncate(0)
             stream.seek(0)
-        tries = 0
+        tries, furthest = 0, stream.tell()
         while stream.tell() < ends:
-            before, problem = stream.tell(), "it ended early"
+            problem = "it ended early"
             try:
-                with closing(_pieces(repository, remote, before)) as pieces:
+                with closing(_pieces(repository, remote, stream.tell())) as pieces:
                     for piece in pieces:
                         if not piece:  # the server does not go on, but begins anew
                             stream.truncate(0)
@@ -212,7 +212,8 @@ def _receive(repository: Repository, remote: Remote, ends: int) -> Iterator[tupl
                             return
             except BrokenOff as error:
                 problem = str(error)
-            tries = tries + 1 if stream.tell() <= before else 0
+            tries = tries + 1 if stream.tell() <= furthest else 0
+            furthest = max(furthest, stream.tell())
             if tries == TRIES:
                 what = f"{repository.hub_id}: {remote.name} broke off ({problem})"
                 raise InputError(what, "what has arrived is kept: the same command goes on from there")

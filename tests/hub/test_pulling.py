@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,14 @@ def test_a_server_that_begins_anew_is_followed(sdcli: Sdcli, hub: Hub, cache: Pa
     hub.faults.breaks_after = {}
     assert sdcli("models", "pull", "owner/tiny").code == 0
     assert sdcli("models", "list").stdout.count("owner/tiny  ") == 1
+
+
+def test_a_server_that_begins_anew_again_and_again_is_given_up(sdcli: Sdcli, hub: Hub) -> None:
+    hub.add("owner/tiny", model_files())
+    hub.faults.breaks_after = {UNET: chain([20_000, 10_000, 11_000, 30_000] + 10 * [10_000, 20_000], repeat(50_000))}
+    hub.faults.ignores_ranges = True
+    assert "broke off" in refused(sdcli("models", "pull", "owner/tiny"))
+    assert len([one for one in hub.requests if one.path.endswith(UNET) and "/cdn/" in one.path]) == 8
 
 
 @pytest.mark.parametrize(
