@@ -9,10 +9,9 @@ from pathlib import Path
 
 from sdcli import layout
 from sdcli.errors import InputError
-from sdcli.hub import SUFFIXES, HubId
+from sdcli.hub import INDEX, SUFFIXES, HubId
 from sdcli.layout import MAX_JSON_BYTES, PARTS, STEMS, TOKENIZERS, VARIANTS
 
-INDEX = "model_index.json"
 OF_TOKENIZERS = re.compile(r"\w[\w.-]*\.json|merges\.txt", re.ASCII)
 MAX_NAMED = 5  # files in an error
 GET_ANOTHER = "name a revision or a repository that has them as safetensors"

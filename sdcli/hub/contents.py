@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from sdcli.files import exists
@@ -44,6 +44,12 @@ def lock(hub_id: HubId, digest: str, *, patience: float) -> AbstractContextManag
     path = hub_id.folder.parent / ".locks" / hub_id.folder.name / f"{digest}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     return WeakFileLock(path, timeout=patience)
+
+
+def drop(hub_id: HubId, partial: Path, *, patience: float) -> None:
+    """Remove what has arrived of a file; but where its lock is not to be had, somebody is writing it."""
+    with suppress(TimeoutError), lock(hub_id, partial.name.partition(".")[0], patience=patience):
+        partial.unlink(missing_ok=True)
 
 
 def is_sound(repository: Repository, remote: Remote) -> bool:

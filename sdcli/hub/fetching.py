@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,9 +21,9 @@ from sdcli import hub
 from sdcli.errors import InputError, OutputError, ResourceError
 from sdcli.files import atomic_write, exists, make_folder, output_error, remove_dead_parts, sync
 from sdcli.headers import MAX_HEADER_BYTES
-from sdcli.hub import COMMIT, HubId
+from sdcli.hub import COMMIT, MAX_NAME, HubId
 from sdcli.hub.choosing import Remote, Repository
-from sdcli.hub.contents import blob_of, is_sound, is_whole, link, lock, partial_of, size_of
+from sdcli.hub.contents import blob_of, drop, is_sound, is_whole, link, lock, partial_of, size_of
 from sdcli.hub.refusals import BrokenOff, told
 
 TIMEOUT = 20.0  # seconds in which something must come
@@ -33,7 +33,7 @@ PATIENCE = 0.5  # seconds between two looks at what another process fetches
 MAKE_ROOM = "free some space, or let HF_HUB_CACHE name a folder on another disk"
 MAX_ABOUT_BYTES = 16 << 20  # of what the Hub tells of a repository: some 300 a file
 OF_BODIES = ("content-", "transfer-")  # headers that mean nothing without a body
-MAX_NAME, MAX_NAMES = 255, 1_000  # bytes of a file's name, as file systems have it, and with its folders
+MAX_PATH = 1_000  # bytes of a file's name with its folders
 HEADER_LENGTH = 8  # bytes, at the beginning of a safetensors file
 
 
@@ -119,8 +119,8 @@ def head(repository: Repository, remote: Remote, place: Path) -> Iterator[Arrive
         raise _no_room(repository, error) from error
 
 
-def settle(repository: Repository, *, lacks_folder: bool) -> None:
-    """Say in the cache that all is there: what branch or tag means this commit, and whether it is a file alone.
+def settle(repository: Repository, sole: Remote | None) -> None:
+    """Say in the cache that all is there: what branch or tag means this commit, and what file alone it is, if it is.
 
     Only now, and not before the first file as huggingface_hub does, so that a newer commit whose fetching breaks off
     does not take the place of one that is whole. What broke off before goes, but of files of this commit, which another
@@ -128,21 +128,18 @@ def settle(repository: Repository, *, lacks_folder: bool) -> None:
     """
     hub_id, of_use = repository.hub_id, {one.digest for one in repository.files.values()}
     for partial in hub.partial_files(hub_id):
-        digest = partial.name.partition(".")[0]
-        if digest not in of_use:
-            # Where the lock is not to be had, somebody is writing.
-            with suppress(TimeoutError), lock(hub_id, digest, patience=PATIENCE):
-                partial.unlink(missing_ok=True)
+        if partial.name.partition(".")[0] not in of_use:
+            drop(hub_id, partial, patience=PATIENCE)
     marks = {}
     if not COMMIT.fullmatch(hub_id.branch):
         marks[hub_id.folder / "refs" / hub_id.branch] = repository.commit
-    if lacks_folder:
-        marks[hub_id.folder / ".no_exist" / repository.commit / "model_index.json"] = ""
+    if sole is not None:
+        marks[hub.lacking_mark(hub_id, repository.commit)] = sole.name
     for path, text in marks.items():
         make_folder(path.parent)
         remove_dead_parts(path.parent)
         with atomic_write(path) as part:
-            part.write_text(text, encoding="ascii")
+            part.write_text(text, encoding="utf-8")
 
 
 def _check_room(repository: Repository, files: Sequence[Remote]) -> None:
@@ -292,7 +289,7 @@ def _is_name(value: object) -> bool:
     """Whether a file may be called so here: in letters that can be shown, and no longer than file systems take."""
     if not isinstance(value, str) or not value.isprintable():  # halves of surrogate pairs are not, either
         return False
-    return len(value.encode()) <= MAX_NAMES and all(len(one.encode()) <= MAX_NAME for one in value.split("/"))
+    return len(value.encode()) <= MAX_PATH and all(len(one.encode()) <= MAX_NAME for one in value.split("/"))
 
 
 def _is_hash(value: object, digits: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from sdcli.errors import ExitCode
-from sdcli.hub import HubId, pulling
+from sdcli.hub import HubId, lacking_mark, pulling
 from sdcli.hub import contents as contents_of
 from sdcli.hub.choosing import Remote, Repository
 from tests import models
@@ -340,7 +340,7 @@ def test_a_name_in_the_cache_steers_no_terminal(sdcli: Sdcli, cache: Path) -> No
     folder, commit = cache / "models--owner--odd", "a" * 40
     for place in ("snapshots", ".no_exist"):
         (folder / place / commit).mkdir(parents=True)
-    (folder / ".no_exist" / commit / "model_index.json").touch()
+    (folder / ".no_exist" / commit / "model_index.json").write_text("\x1b[31mred.safetensors", encoding="utf-8")
     (folder / "snapshots" / commit / "\x1b[31mred.safetensors").write_bytes(small_file())
     for command in (("list",), ("remove", "owner/odd", "--yes")):
         ended = sdcli("models", *command)
@@ -391,10 +391,22 @@ def test_another_kind_of_model_is_refused_before_its_weights(sdcli: Sdcli, hub: 
 def test_a_single_file_is_known_by_its_header_before_it_is_fetched(sdcli: Sdcli, hub: Hub, cache: Path) -> None:
     lora = small_file("lora_unet_down_blocks_0.lora_down.weight", shape=(4000, 100))
     hub.add("owner/lora", {"pytorch_lora_weights.safetensors": lora, "README.md": b""})
+    hub.faults.breaks_after = {"pytorch_lora_weights.safetensors": 70_000}  # so that all of it would take 12 answers
     line = refused(sdcli("models", "pull", "owner/lora"))
     assert line == "owner/lora: is a LoRA, no model; a LoRA is added to a model"
-    (partial,) = cache.glob("models--owner--lora/blobs/*")
-    assert partial.name.endswith(".incomplete") and partial.stat().st_size < len(lora)
+    assert len(hub.fetched()) <= 2
+    assert list(cache.glob("models--owner--lora/blobs/*")) == []
+    assert "not whole" not in sdcli("models", "list").stderr
+
+
+def test_of_two_files_in_the_cache_none_is_taken_for_the_repository(sdcli: Sdcli, hub: Hub, original: bytes) -> None:
+    commit = hub.add("owner/two", {"a.safetensors": original, "b.safetensors": original[:-1] + b"1"})
+    assert sdcli("models", "pull", "owner/two/b.safetensors").code == 0
+    mark = lacking_mark(HubId("owner/two"), commit)
+    mark.parent.mkdir(parents=True)
+    for name in ("", "a.safetensors", "sub/b.safetensors", "../b.safetensors", "y" * 999):  # "": huggingface_hub's own
+        mark.write_text(name, encoding="utf-8")
+        assert "is not in the local cache" in refused(sdcli("models", "show", "owner/two", "--offline"))
 
 
 def test_a_repository_of_one_file_is_that_file(sdcli: Sdcli, hub: Hub, original: bytes, cache: Path) -> None:
