@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from contextlib import AbstractContextManager, suppress
@@ -66,5 +67,7 @@ def link(blob: Path, place: Path) -> None:
     place.unlink(missing_ok=True)
     try:
         place.symlink_to(os.path.relpath(blob, place.parent))
-    except OSError:  # a file system without links: huggingface_hub, too, then has the file itself there
-        blob.replace(place)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        blob.replace(place)  # a file system without links: huggingface_hub, too, then has the file itself there

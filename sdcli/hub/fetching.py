@@ -6,6 +6,7 @@ begins a file anew with every call since its version 2, and looks at the sizes a
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -34,6 +35,7 @@ MAKE_ROOM = "free some space, or let HF_HUB_CACHE name a folder on another disk"
 MAX_ABOUT_BYTES = 16 << 20  # of what the Hub tells of a repository: some 300 a file
 OF_BODIES = ("content-", "transfer-")  # headers that mean nothing without a body
 MAX_PATH = 1_000  # bytes of a file's name with its folders
+OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 HEADER_LENGTH = 8  # bytes, at the beginning of a safetensors file
 
 
@@ -155,7 +157,11 @@ def _check_room(repository: Repository, files: Sequence[Remote]) -> None:
 
 def _no_room(repository: Repository, error: OSError) -> OutputError | ResourceError:
     problem = output_error(repository.hub_id.folder, error)
-    return OutputError(problem.message, MAKE_ROOM) if isinstance(problem, OutputError) else problem
+    if not isinstance(problem, OutputError):
+        return problem
+    if error.errno == errno.ENOENT:
+        return OutputError(f"{problem.message} (removed by another process)", "run the same command again")
+    return OutputError(problem.message, MAKE_ROOM if error.errno in OF_DISK else "try again, or look at that disk")
 
 
 def _into_cache(repository: Repository, remote: Remote) -> Iterator[tuple[int, int]]:
@@ -169,10 +175,12 @@ def _into_cache(repository: Repository, remote: Remote) -> Iterator[tuple[int, i
         if not exists(blob):
             had_some = size_of(partial_of(repository, remote)) > 0
             yield from _receive(repository, remote, remote.size)
-            if not is_sound(repository, remote) and had_some:  # what was there may be of something else
+            is_it = is_sound(repository, remote)
+            if not is_it and had_some:  # what was there may be of something else
                 partial_of(repository, remote).unlink()
                 yield from _receive(repository, remote, remote.size)
-            _accept(repository, remote, blob)
+                is_it = is_sound(repository, remote)
+            _accept(repository, remote, is_it)
         link(blob, repository.folder / remote.name)
         yield remote.size, 0
 
@@ -275,14 +283,14 @@ def _answer(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
         yield response
 
 
-def _accept(repository: Repository, remote: Remote, blob: Path) -> None:
+def _accept(repository: Repository, remote: Remote, is_it: bool) -> None:
     partial = partial_of(repository, remote)
-    if not is_sound(repository, remote):
+    if not is_it:
         partial.unlink()
         what = f"{repository.hub_id}: {remote.name} did not arrive as it is on the Hub (its hash is another)"
         raise InputError(what, "run the same command again to fetch it anew")
     sync(partial)
-    partial.replace(blob)
+    partial.replace(blob_of(repository, remote))
 
 
 def _is_name(value: object) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, cycle, repeat
 from pathlib import Path
@@ -23,7 +24,7 @@ from sdcli.hub import contents as contents_of
 from sdcli.hub.choosing import Remote, Repository
 from tests import models
 from tests.commands import tree
-from tests.forks import Ended, Forks
+from tests.forks import RUN_COMMAND, Ended, Forks
 from tests.hubs import LARGE, Faults, Hub, digest, model_files, small_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -248,6 +249,29 @@ def test_a_disk_without_room_is_told_before_and_when_it_fills(
     assert "/dev/null/x/models--owner--tiny: not a directory; free some space, or let HF_HUB_CACHE" in line
 
 
+def test_a_folder_that_another_process_removes_meanwhile_is_no_full_disk(sdcli: Sdcli, hub: Hub, cache: Path) -> None:
+    hub.add("owner/tiny", model_files())
+
+    def removing() -> Iterator[int]:
+        shutil.rmtree(cache / "models--owner--tiny")
+        yield 50_000
+
+    hub.faults.breaks_after = {UNET: removing()}
+    line = refused(sdcli("models", "pull", "owner/tiny"), ExitCode.OUTPUT)
+    assert line.endswith("no such file or directory (removed by another process); run the same command again")
+    hub.faults = Faults()
+    assert sdcli("models", "pull", "owner/tiny").code == 0
+
+
+def test_what_is_fetched_is_hashed_once(online: Forks, hub: Hub, cache: Path) -> None:
+    hub.add("owner/tiny", model_files())
+    counted = "import hashlib, sys; whole = hashlib.file_digest\n"
+    counted += "def count(*given): print('hashed', file=sys.stderr); return whole(*given)\n"
+    counted += f"hashlib.file_digest = count; {RUN_COMMAND}"
+    ended = online.python(counted, ["models", "pull", "owner/tiny"], environment={"HF_HUB_CACHE": str(cache)})
+    assert (ended.code, ended.stderr.count("hashed")) == (0, 11)
+
+
 def with_sizes(row: dict[str, Any], size: int) -> dict[str, Any]:
     for one in row["siblings"]:
         if "lfs" in one:
@@ -370,6 +394,23 @@ def test_where_there_are_no_links_files_are_there_themselves(
     record = json.loads(sdcli("models", "pull", "owner/tiny", "--json").stdout)
     assert UNET in record["files"]
     assert not any(UNET in one.path for one in hub.requests)
+
+
+def test_a_link_that_fails_for_another_reason_leaves_the_content(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository(HubId("owner/tiny"), "a" * 40, {UNET: Remote(UNET, 3, "b" * 64)})
+    blob = contents_of.blob_of(repository, repository.files[UNET])
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"abc")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("os.symlink", full)
+    with pytest.raises(OSError, match="no space"):
+        contents_of.link(blob, repository.folder / UNET)
+    assert blob.read_bytes() == b"abc"
 
 
 def no_links(*_: object, **__: object) -> None:
