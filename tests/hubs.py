@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+PATIENCE = 120  # seconds, of a busy machine
 LARGE = (".safetensors", ".bin", ".ckpt")  # kept as LFS has them: by SHA-256, on another server
 Bytes = int | Iterator[int]  # of every answer, or of one after the other
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
@@ -220,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.waits is not None and name.endswith(LARGE):
             self.wfile.write(part[: len(part) // 2])
             self.wfile.flush()
-            faults.waits.wait(30)
+            faults.waits.wait(PATIENCE)
             part = part[len(part) // 2 :]
         told = faults.breaks_after.get(name)
         ends = next(told) if isinstance(told, Iterator) else told

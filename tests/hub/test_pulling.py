@@ -25,10 +25,9 @@ from sdcli.hub.choosing import Remote, Repository
 from tests import models
 from tests.commands import tree
 from tests.forks import RUN_COMMAND, Ended, Forks
-from tests.hubs import LARGE, Faults, Hub, digest, model_files, small_file
+from tests.hubs import LARGE, PATIENCE, Faults, Hub, digest, model_files, small_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
-PATIENCE = 120  # seconds, of a busy machine
 Sdcli = Callable[..., Ended]
 
 
