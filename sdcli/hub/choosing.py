@@ -13,6 +13,7 @@ from sdcli.hub import INDEX, SUFFIXES, HubId
 from sdcli.layout import MAX_JSON_BYTES, PARTS, STEMS, TOKENIZERS, VARIANTS
 
 OF_TOKENIZERS = re.compile(r"\w[\w.-]*\.json|merges\.txt", re.ASCII)
+MAX_TOKENIZER_BYTES = 5 << 20  # of tokenizer.json, as its reader has it
 MAX_NAMED = 5  # files in an error
 GET_ANOTHER = "name a revision or a repository that has them as safetensors"
 
@@ -150,9 +151,10 @@ def _shards(repository: Repository, name: str) -> Iterator[Remote]:
 
 def _small(repository: Repository, name: str) -> Remote:
     found = repository.files[name]
-    if found.size > MAX_JSON_BYTES:
+    most = MAX_TOKENIZER_BYTES if name.endswith("/tokenizer.json") else MAX_JSON_BYTES
+    if found.size > most:
         what = f"{repository.hub_id}: {name} has {found.size:,} bytes"
-        raise InputError(what, f"at most {MAX_JSON_BYTES:,} are accepted here")
+        raise InputError(what, f"at most {most:,} are accepted here")
     return found
 
 
