@@ -395,9 +395,7 @@ def test_where_there_are_no_links_files_are_there_themselves(
     assert not any(UNET in one.path for one in hub.requests)
 
 
-def test_a_link_that_fails_for_another_reason_leaves_the_content(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_link_that_fails_for_another_reason_leaves_the_content(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = Repository(HubId("owner/tiny"), "a" * 40, {UNET: Remote(UNET, 3, "b" * 64)})
     blob = contents_of.blob_of(repository, repository.files[UNET])
     blob.parent.mkdir(parents=True)
