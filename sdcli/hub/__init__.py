@@ -134,7 +134,7 @@ def refs(hub_id: HubId, commit: str) -> list[str]:
 
 
 def lacking_mark(hub_id: HubId, commit: str) -> Path:
-    """huggingface_hub's mark that a commit has no model_index.json; ours names the one file that the model is instead."""
+    """huggingface_hub's mark that a commit has no model_index.json; ours names the one file that it is instead."""
     return hub_id.folder / ".no_exist" / commit / INDEX
 
 

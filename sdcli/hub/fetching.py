@@ -58,14 +58,14 @@ def look_up(hub_id: HubId) -> Repository:
     from huggingface_hub import ModelInfo  # deferred, as below: 0.4 s, and only what is fetched needs it
 
     try:
-        info = ModelInfo(**_about(hub_id))
+        info = ModelInfo(**_about(hub_id))  # type: ignore[no-untyped-call]
         commit, siblings = str(info.sha), info.siblings or []
         files = {}
         for one in siblings:
             digest = one.lfs.sha256 if one.lfs is not None else one.blob_id
             size = one.lfs.size if one.lfs is not None else one.size
-            is_known = _is_hash(digest, 64 if one.lfs is not None else 40) and type(size) is int and size >= 0
-            if is_known and _is_name(one.rfilename):
+            is_known = _is_hash(digest, 64 if one.lfs is not None else 40)
+            if is_known and type(size) is int and size >= 0 and _is_name(one.rfilename):
                 files[one.rfilename] = Remote(one.rfilename, size, str(digest))
     except Exception as error:  # its own, those of its HTTP library, and what a senseless answer gives
         refusal = told(error, hub_id)

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdcli.errors import InputError
-from sdcli.hub import choosing
-from sdcli.hub import HubId
+from sdcli.hub import HubId, choosing
 from sdcli.hub.choosing import Remote, Repository, configs, index, single, weights
 from sdcli.layout import MAX_JSON_BYTES
 from sdcli.pipeline import tokenizer_files
