@@ -38,7 +38,7 @@ PIPELINES, PIPELINES_XL = (
     tuple(f"StableDiffusion{xl}{kind}Pipeline" for kind in ("", "Img2Img", "Inpaint")) for xl in ("", "XL")
 )
 SHARED_MARK = ".huggingface-shared-blobs"  # in a Hub cache's folder of blobs that repositories share
-MAX_JSON_BYTES = 4 << 20  # of lists in lists, 90 MB when read; Stable Diffusion XL's index of shards has 0.2 MB
+MAX_JSON_BYTES = 2 << 20  # of lists in lists, 45 MB when read; Stable Diffusion XL's index of shards has 0.2 MB
 CODE_KEYS = ("auto_map", "quantization_config", "attn_implementation", "custom_pipelines")
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME = 255  # characters; ImageNet's longest has 121

@@ -43,11 +43,8 @@ def configure(*, json: bool, quiet: bool, debug: bool) -> None:
     warnings.simplefilter("default" if debug else "ignore")
     warnings.simplefilter("always", SdcliWarning)
     warnings.showwarning = _show_warning
-    for library in (
-        "DIFFUSERS",
-        "TRANSFORMERS",
-        "HF_HUB",
-    ):  # read when they are imported; their notes are for programmers
+    # Read when they are imported; their notes are for programmers.
+    for library in ("DIFFUSERS", "TRANSFORMERS", "HF_HUB"):
         os.environ.setdefault(f"{library}_VERBOSITY", "warning" if debug else "error")
 
 

@@ -93,7 +93,7 @@ def _downloaded(ref: str, hub_id: HubId) -> Removal:
     if there == [found.folder]:
         return _removal(ref, root, _all_of(hub_id))
     refs = [folder / "refs" / name for name in hub.refs(hub_id, found.commit)]
-    marks = [folder / ".no_exist" / found.commit, folder / "trees" / f"{found.commit}.json"]
+    marks = [hub.lacking_mark(hub_id, found.commit).parent, folder / "trees" / f"{found.commit}.json"]
     paths = [found.folder, *_freed(folder, links), *hub.partial_files(hub_id), *refs]
     return _removal(ref, root, [*paths, *(one for one in marks if exists(one))])
 

@@ -8,13 +8,15 @@ import math
 import random
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+PATIENCE = 120  # seconds, of a busy machine
 LARGE = (".safetensors", ".bin", ".ckpt")  # kept as LFS has them: by SHA-256, on another server
+Bytes = int | Iterator[int]  # of every answer, or of one after the other
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 ABOUT = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(/(?P<what>revision|tree)/(?P<revision>[^/]+))?")
 
@@ -33,11 +35,12 @@ class Repo:
 class Faults:
     """What the server does wrong, from now on."""
 
-    breaks_after: dict[str, int] = field(default_factory=dict)  # file -> bytes of each answer before it breaks off
+    breaks_after: dict[str, Bytes] = field(default_factory=dict)  # file -> bytes of each answer before it breaks off
     sends: dict[str, bytes] = field(default_factory=dict)  # file -> what is sent of it
     ignores_ranges: bool = False
     about: Callable[[dict[str, Any]], Any] = lambda row: row  # what is told of a repository
     status: int = 0  # of every answer
+    refusal_bytes: int = 0  # of what is said where something is refused
     waits: threading.Event | None = None  # before the second half of a large file is sent
 
 
@@ -57,6 +60,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.faults = Faults()
         self.requests: list[Request] = []
+        self.sent_in_refusals = 0  # bytes
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -217,9 +221,10 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.waits is not None and name.endswith(LARGE):
             self.wfile.write(part[: len(part) // 2])
             self.wfile.flush()
-            faults.waits.wait(30)
+            faults.waits.wait(PATIENCE)
             part = part[len(part) // 2 :]
-        ends = faults.breaks_after.get(name)
+        told = faults.breaks_after.get(name)
+        ends = next(told) if isinstance(told, Iterator) else told
         self.wfile.write(part if ends is None else part[:ends])
         self.wfile.flush()
         if ends is not None:
@@ -231,7 +236,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def _refuse(self, status: int, code: str) -> None:
-        self._begin(status, {"Content-Length": "0", **({"X-Error-Code": code} if code else {})})
+        size = self.hub.faults.refusal_bytes
+        self._begin(status, {"Content-Length": str(size), **({"X-Error-Code": code} if code else {})})
+        for _ in range(size >> 20):
+            self.wfile.write(bytes(1 << 20))
+            self.hub.sent_in_refusals += 1 << 20
 
     def _begin(self, status: int, headers: Mapping[str, str]) -> None:
         self.send_response(status)

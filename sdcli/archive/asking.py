@@ -88,7 +88,10 @@ def model_remarks(spec: ReplaySpec, said: Provenance, model: store.Model, source
     what = f"model {model.ref}: is another, of hash {found[:LEAST_DIGITS]}, drawn was with {told[:LEAST_DIGITS]}"
     if spec.check:
         raise InputError(f"{source}: {what}", "name the one that drew it with --model, or leave --check out")
-    return [Remark("model hash", what)]
+    named = str(said.facts.get("model"))
+    pinned = _pinned(said, named)
+    is_to_be_had = spec.model is None and pinned != named and model.revision != said.facts.get("model_revision")
+    return [Remark("model hash", f"{what}; sdcli models pull {pinned} fetches that one" if is_to_be_had else what)]
 
 
 def prediction_drift(spec: ReplaySpec, drawn: GenerateSpec, model: store.Model) -> list[str]:

@@ -73,7 +73,7 @@ def list_models(json: options.Json = False, quiet: options.Quiet = False, debug:
     from sdcli import listing  # deferred, as below: 0.03 s that --help does not need
 
     for row in listing.listed():
-        output.result(f"{row['model']}  {row['bytes'] / 1e6:.1f} MB  {row['folder']}", row)
+        output.result(output.escape(f"{row['model']}  {row['bytes'] / 1e6:.1f} MB  {row['folder']}"), row)
     for hub_id, size in listing.broken_off():
         what = f"{hub_id}: a download of {size / 1e6:.1f} MB so far is not whole"
         output.note(f"{what}; sdcli models pull goes on with it, sdcli models remove takes it away")
@@ -154,7 +154,7 @@ def pull(
             if isinstance(event, story.Arrived):
                 bar.update(*event.shown(ref))
                 continue
-            output.result(str(event.path), event.facts)
+            output.result(output.escape(str(event.path)), event.facts)
             came = f"{event.received / 1e6:,.1f} MB fetched" if event.received else "nothing to fetch, all was there"
             output.note(f"{ref}: {came}; it is commit {event.commit}")
 
@@ -203,4 +203,4 @@ def remove(
         what = f"{ref}: {planned.size / 1e6:.1f} MB in {len(paths)} places would go ({paths[0]}, for one)"
         raise UsageError(what, "add --yes to remove it")
     removal.remove(planned)
-    output.result("\n".join(paths), {"model": ref, "removed": paths, "bytes": planned.size})
+    output.result("\n".join(map(output.escape, paths)), {"model": ref, "removed": paths, "bytes": planned.size})

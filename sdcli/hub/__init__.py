@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdcli.errors import InputError
-from sdcli.files import exists, read_bytes
+from sdcli.files import read_bytes
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt")  # of models in a single file
 DEFAULT_REVISION = "main"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MAX_REPO = 96  # characters of a repository's name with its owner's, as huggingface_hub has it
 MAX_REF_BYTES = 100
+MAX_NAME = 255  # bytes of a file's name, as file systems have it
+INDEX = "model_index.json"  # what a folder with a model has
 _NAME = r"\w(?:[\w.-]*\w)?"
 _FILE = r"\w[\w.+ -]*"
 _HUB_ID = re.compile(
-    rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<file>(?:{_FILE}/)*{_FILE}\.(?:safetensors|ckpt|pt)))?"
+    rf"(?P<repo>{_NAME}/{_NAME})(?:/(?P<file>(?:{_FILE}/)*{_FILE}(?:{'|'.join(map(re.escape, SUFFIXES))})))?"
     r"(?:@(?P<revision>\w[\w.+-]*(?:/\w[\w.+-]*)*))?",
     re.ASCII,
 )
@@ -131,9 +133,18 @@ def refs(hub_id: HubId, commit: str) -> list[str]:
     return [path.relative_to(root).as_posix() for path in found if _commit_in(path) == commit]
 
 
-def is_folder_lacking(hub_id: HubId, commit: str) -> bool:
-    """Whether a commit is known to be one single file: by huggingface_hub's mark of what does not exist."""
-    return exists(hub_id.folder / ".no_exist" / commit / "model_index.json")
+def lacking_mark(hub_id: HubId, commit: str) -> Path:
+    """huggingface_hub's mark that a commit has no model_index.json; ours names the one file that it is instead."""
+    return hub_id.folder / ".no_exist" / commit / INDEX
+
+
+def sole_file(hub_id: HubId, commit: str) -> str | None:
+    """The one file that a commit is known to be; None where huggingface_hub's mark does not tell it, having no name."""
+    try:
+        name = read_bytes(lacking_mark(hub_id, commit), max_bytes=MAX_REF_BYTES + MAX_NAME).decode("utf-8", "replace")
+    except InputError:
+        return None
+    return name if name.endswith(".safetensors") and "/" not in name else None
 
 
 def _commit_in(path: Path) -> str | None:

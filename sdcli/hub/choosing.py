@@ -9,11 +9,11 @@ from pathlib import Path
 
 from sdcli import layout
 from sdcli.errors import InputError
-from sdcli.hub import SUFFIXES, HubId
+from sdcli.hub import INDEX, SUFFIXES, HubId
 from sdcli.layout import MAX_JSON_BYTES, PARTS, STEMS, TOKENIZERS, VARIANTS
 
-INDEX = "model_index.json"
 OF_TOKENIZERS = re.compile(r"\w[\w.-]*\.json|merges\.txt", re.ASCII)
+MAX_TOKENIZER_BYTES = 5 << 20  # of tokenizer.json, as its reader has it
 MAX_NAMED = 5  # files in an error
 GET_ANOTHER = "name a revision or a repository that has them as safetensors"
 
@@ -100,11 +100,12 @@ def _weights_of(repository: Repository, part: str, dtype: str) -> str:
     """The file with a part's weights, or with the index of their shards.
 
     Of a copy in float16 and what is published besides, only one is fetched: with `float16` that copy, with `auto` one
-    that is in the cache, else the other. Where the other is in the cache, which is then what is read, it is that.
+    that is in the cache, of this commit or else of another, else the other. Where the other is in the cache of this
+    commit, which is then what is read, it is that.
     """
     plain, half = VARIANTS
     order = [half, plain] if dtype == "float16" and not _is_here(repository, part, plain) else [plain, half]
-    if dtype == "auto" and not _is_here(repository, part, plain) and _is_here(repository, part, half):
+    if dtype == "auto" and _is_half_used(repository, part):
         order = [half, plain]
     for variant in order:
         for name in _forms(part, variant):
@@ -117,6 +118,18 @@ def _weights_of(repository: Repository, part: str, dtype: str) -> str:
 
 def _is_here(repository: Repository, part: str, variant: str) -> bool:
     return any((repository.folder / name).is_file() for name in _forms(part, variant))
+
+
+def _is_half_used(repository: Repository, part: str) -> bool:
+    """Whether it is the copy in float16 that the cache has: of this commit, else of the others."""
+    for folders in ([repository.folder], list(repository.folder.parent.glob("*"))):
+        has_plain, has_half = (
+            any((folder / name).is_file() for folder in folders for name in _forms(part, variant))
+            for variant in VARIANTS
+        )
+        if has_plain or has_half:
+            return not has_plain
+    return False
 
 
 def _forms(part: str, variant: str) -> tuple[str, str]:
@@ -138,9 +151,10 @@ def _shards(repository: Repository, name: str) -> Iterator[Remote]:
 
 def _small(repository: Repository, name: str) -> Remote:
     found = repository.files[name]
-    if found.size > MAX_JSON_BYTES:
+    most = MAX_TOKENIZER_BYTES if name.endswith("/tokenizer.json") else MAX_JSON_BYTES
+    if found.size > most:
         what = f"{repository.hub_id}: {name} has {found.size:,} bytes"
-        raise InputError(what, f"at most {MAX_JSON_BYTES:,} are accepted here")
+        raise InputError(what, f"at most {most:,} are accepted here")
     return found
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from sdcli.files import exists
@@ -46,6 +47,12 @@ def lock(hub_id: HubId, digest: str, *, patience: float) -> AbstractContextManag
     return WeakFileLock(path, timeout=patience)
 
 
+def drop(hub_id: HubId, partial: Path, *, patience: float) -> None:
+    """Remove what has arrived of a file; but where its lock is not to be had, somebody is writing it."""
+    with suppress(TimeoutError), lock(hub_id, partial.name.partition(".")[0], patience=patience):
+        partial.unlink(missing_ok=True)
+
+
 def is_sound(repository: Repository, remote: Remote) -> bool:
     """Whether the partial file is what the Hub says that it is."""
     is_large = len(remote.digest) == 64
@@ -60,5 +67,7 @@ def link(blob: Path, place: Path) -> None:
     place.unlink(missing_ok=True)
     try:
         place.symlink_to(os.path.relpath(blob, place.parent))
-    except OSError:  # a file system without links: huggingface_hub, too, then has the file itself there
-        blob.replace(place)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        blob.replace(place)  # a file system without links: huggingface_hub, too, then has the file itself there

@@ -6,29 +6,36 @@ begins a file anew with every call since its version 2, and looks at the sizes a
 
 from __future__ import annotations
 
+import errno
+import json
 import re
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+from urllib.parse import quote
 
 from sdcli import hub
 from sdcli.errors import InputError, OutputError, ResourceError
 from sdcli.files import atomic_write, exists, make_folder, output_error, remove_dead_parts, sync
 from sdcli.headers import MAX_HEADER_BYTES
-from sdcli.hub import COMMIT, HubId
+from sdcli.hub import COMMIT, MAX_NAME, HubId
 from sdcli.hub.choosing import Remote, Repository
-from sdcli.hub.contents import blob_of, is_sound, is_whole, link, lock, partial_of, size_of
+from sdcli.hub.contents import blob_of, drop, is_sound, is_whole, link, lock, partial_of, size_of
 from sdcli.hub.refusals import BrokenOff, told
 
 TIMEOUT = 20.0  # seconds in which something must come
-TRIES = 4  # in a row in which nothing came
+TRIES = 4  # in a row in which nothing came that had not come before
 PAUSE = 0.25  # seconds before the second; twice as long before each that follows
 PATIENCE = 0.5  # seconds between two looks at what another process fetches
 MAKE_ROOM = "free some space, or let HF_HUB_CACHE name a folder on another disk"
+MAX_ABOUT_BYTES = 16 << 20  # of what the Hub tells of a repository: some 300 a file
+OF_BODIES = ("content-", "transfer-")  # headers that mean nothing without a body
+MAX_PATH = 1_000  # bytes of a file's name with its folders
+OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 HEADER_LENGTH = 8  # bytes, at the beginning of a safetensors file
 
 
@@ -48,17 +55,18 @@ class Arrived:
 
 def look_up(hub_id: HubId) -> Repository:
     """What the Hub has under an id just now. Raises InputError where it has nothing, or does not answer."""
-    from huggingface_hub import HfApi  # deferred, as below: 0.4 s, and only what is fetched needs it
+    from huggingface_hub import ModelInfo  # deferred, as below: 0.4 s, and only what is fetched needs it
 
     try:
-        info = HfApi().model_info(hub_id.repo, revision=hub_id.revision, files_metadata=True, timeout=TIMEOUT)
+        info = ModelInfo(**_about(hub_id))  # type: ignore[no-untyped-call]
         commit, siblings = str(info.sha), info.siblings or []
         files = {}
         for one in siblings:
             digest = one.lfs.sha256 if one.lfs is not None else one.blob_id
             size = one.lfs.size if one.lfs is not None else one.size
-            if _is_hash(digest, 64 if one.lfs is not None else 40) and type(size) is int and size >= 0:
-                files[str(one.rfilename)] = Remote(str(one.rfilename), size, str(digest))
+            is_known = _is_hash(digest, 64 if one.lfs is not None else 40)
+            if is_known and type(size) is int and size >= 0 and _is_name(one.rfilename):
+                files[one.rfilename] = Remote(one.rfilename, size, str(digest))
     except Exception as error:  # its own, those of its HTTP library, and what a senseless answer gives
         refusal = told(error, hub_id)
         if isinstance(refusal, BrokenOff):
@@ -113,27 +121,27 @@ def head(repository: Repository, remote: Remote, place: Path) -> Iterator[Arrive
         raise _no_room(repository, error) from error
 
 
-def settle(repository: Repository, *, lacks_folder: bool) -> None:
-    """Say in the cache that all is there: what branch or tag means this commit, and whether it is a file alone.
+def settle(repository: Repository, sole: Remote | None) -> None:
+    """Say in the cache that all is there: what branch or tag means this commit, and what file alone it is, if it is.
 
     Only now, and not before the first file as huggingface_hub does, so that a newer commit whose fetching breaks off
-    does not take the place of one that is whole. What broke off before, and is of no use any more, goes.
+    does not take the place of one that is whole. What broke off before goes, but of files of this commit, which another
+    call may go on with.
     """
-    hub_id = repository.hub_id
+    hub_id, of_use = repository.hub_id, {one.digest for one in repository.files.values()}
     for partial in hub.partial_files(hub_id):
-        # Where the lock is not to be had, somebody is writing.
-        with suppress(TimeoutError), lock(hub_id, partial.name.partition(".")[0], patience=PATIENCE):
-            partial.unlink(missing_ok=True)
+        if partial.name.partition(".")[0] not in of_use:
+            drop(hub_id, partial, patience=PATIENCE)
     marks = {}
     if not COMMIT.fullmatch(hub_id.branch):
         marks[hub_id.folder / "refs" / hub_id.branch] = repository.commit
-    if lacks_folder:
-        marks[hub_id.folder / ".no_exist" / repository.commit / "model_index.json"] = ""
+    if sole is not None:
+        marks[hub.lacking_mark(hub_id, repository.commit)] = sole.name
     for path, text in marks.items():
         make_folder(path.parent)
         remove_dead_parts(path.parent)
         with atomic_write(path) as part:
-            part.write_text(text, encoding="ascii")
+            part.write_text(text, encoding="utf-8")
 
 
 def _check_room(repository: Repository, files: Sequence[Remote]) -> None:
@@ -149,7 +157,11 @@ def _check_room(repository: Repository, files: Sequence[Remote]) -> None:
 
 def _no_room(repository: Repository, error: OSError) -> OutputError | ResourceError:
     problem = output_error(repository.hub_id.folder, error)
-    return OutputError(problem.message, MAKE_ROOM) if isinstance(problem, OutputError) else problem
+    if not isinstance(problem, OutputError):
+        return problem
+    if error.errno == errno.ENOENT:
+        return OutputError(f"{problem.message} (removed by another process)", "run the same command again")
+    return OutputError(problem.message, MAKE_ROOM if error.errno in OF_DISK else "try again, or look at that disk")
 
 
 def _into_cache(repository: Repository, remote: Remote) -> Iterator[tuple[int, int]]:
@@ -163,10 +175,12 @@ def _into_cache(repository: Repository, remote: Remote) -> Iterator[tuple[int, i
         if not exists(blob):
             had_some = size_of(partial_of(repository, remote)) > 0
             yield from _receive(repository, remote, remote.size)
-            if not is_sound(repository, remote) and had_some:  # what was there may be of something else
+            is_it = is_sound(repository, remote)
+            if not is_it and had_some:  # what was there may be of something else
                 partial_of(repository, remote).unlink()
                 yield from _receive(repository, remote, remote.size)
-            _accept(repository, remote, blob)
+                is_it = is_sound(repository, remote)
+            _accept(repository, remote, is_it)
         link(blob, repository.folder / remote.name)
         yield remote.size, 0
 
@@ -188,11 +202,11 @@ def _receive(repository: Repository, remote: Remote, ends: int) -> Iterator[tupl
         if stream.tell() > remote.size:
             stream.truncate(0)
             stream.seek(0)
-        tries = 0
+        tries, furthest = 0, stream.tell()
         while stream.tell() < ends:
-            before, problem = stream.tell(), "it ended early"
+            problem = "it ended early"
             try:
-                with closing(_pieces(repository, remote, before)) as pieces:
+                with closing(_pieces(repository, remote, stream.tell())) as pieces:
                     for piece in pieces:
                         if not piece:  # the server does not go on, but begins anew
                             stream.truncate(0)
@@ -203,7 +217,8 @@ def _receive(repository: Repository, remote: Remote, ends: int) -> Iterator[tupl
                             return
             except BrokenOff as error:
                 problem = str(error)
-            tries = tries + 1 if stream.tell() <= before else 0
+            tries = tries + 1 if stream.tell() <= furthest else 0
+            furthest = max(furthest, stream.tell())
             if tries == TRIES:
                 what = f"{repository.hub_id}: {remote.name} broke off ({problem})"
                 raise InputError(what, "what has arrived is kept: the same command goes on from there")
@@ -223,17 +238,13 @@ def _pieces(repository: Repository, remote: Remote, start: int) -> Generator[byt
 
     Raises BrokenOff where it may go on another time, InputError where the Hub refuses.
     """
-    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
-    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # as WeakFileLock
+    from huggingface_hub import hf_hub_url
 
     hub_id = repository.hub_id
     url = hf_hub_url(hub_id.repo, remote.name, revision=repository.commit)
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        with get_session().stream("GET", url, headers=headers, timeout=TIMEOUT) as response:
-            hf_raise_for_status(response)
+        with _answer(url, headers) as response:
             if start and response.status_code != 206:
                 yield b""
             yield from response.iter_bytes()  # as it comes: what waits for a full portion is lost when it breaks off
@@ -241,14 +252,52 @@ def _pieces(repository: Repository, remote: Remote, start: int) -> Generator[byt
         raise told(error, hub_id) from error
 
 
-def _accept(repository: Repository, remote: Remote, blob: Path) -> None:
+def _about(hub_id: HubId) -> dict[str, Any]:
+    """What the Hub tells of a repository and its files: HfApi.model_info, but for the length of what is read."""
+    from huggingface_hub.constants import ENDPOINT
+
+    revision = f"/revision/{quote(hub_id.revision, safe='')}" if hub_id.revision is not None else ""
+    told_of_it = bytearray()
+    with _answer(f"{ENDPOINT}/api/models/{hub_id.repo}{revision}?blobs=true", {}) as response:
+        for piece in response.iter_bytes():
+            told_of_it += piece
+            if len(told_of_it) > MAX_ABOUT_BYTES:
+                what = f"{hub_id}: the Hub tells more than {MAX_ABOUT_BYTES:,} bytes of it"
+                raise InputError(what, "try another repository, or another server")
+    return dict(json.loads(told_of_it))
+
+
+@contextmanager
+def _answer(url: str, headers: Mapping[str, str]) -> Iterator[Any]:
+    """What the Hub answers, as a response of its HTTP library, its body not read yet.
+
+    Raises huggingface_hub's own errors where it refuses, for which the headers are enough: a body may have no end.
+    """
+    from huggingface_hub import get_session, hf_raise_for_status
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # as WeakFileLock
+
+    with get_session().stream("GET", url, headers=build_hf_headers() | dict(headers), timeout=TIMEOUT) as response:
+        if response.status_code >= 400:
+            of_us = {name: value for name, value in response.headers.items() if not name.lower().startswith(OF_BODIES)}
+            hf_raise_for_status(type(response)(response.status_code, headers=of_us, request=response.request))
+        yield response
+
+
+def _accept(repository: Repository, remote: Remote, is_it: bool) -> None:
     partial = partial_of(repository, remote)
-    if not is_sound(repository, remote):
+    if not is_it:
         partial.unlink()
         what = f"{repository.hub_id}: {remote.name} did not arrive as it is on the Hub (its hash is another)"
         raise InputError(what, "run the same command again to fetch it anew")
     sync(partial)
-    partial.replace(blob)
+    partial.replace(blob_of(repository, remote))
+
+
+def _is_name(value: object) -> bool:
+    """Whether a file may be called so here: in letters that can be shown, and no longer than file systems take."""
+    if not isinstance(value, str) or not value.isprintable():  # halves of surrogate pairs are not, either
+        return False
+    return len(value.encode()) <= MAX_PATH and all(len(one.encode()) <= MAX_NAME for one in value.split("/"))
 
 
 def _is_hash(value: object, digits: int) -> bool:

@@ -10,10 +10,10 @@ from pathlib import Path
 from sdcli import hub
 from sdcli.errors import InputError
 from sdcli.files import exists
-from sdcli.hub import HubId
-from sdcli.hub.choosing import INDEX, Remote, Repository, configs, index, single, weights
-from sdcli.hub.contents import is_here
-from sdcli.hub.fetching import Arrived, fetch, head, look_up, settle
+from sdcli.hub import INDEX, HubId
+from sdcli.hub.choosing import Remote, Repository, configs, index, single, weights
+from sdcli.hub.contents import drop, is_here, partial_of
+from sdcli.hub.fetching import PATIENCE, Arrived, fetch, head, look_up, settle
 from sdcli.layout import check_folder, check_kind, parts, weight_files
 from sdcli.original.checkpoint import read_checkpoint
 
@@ -40,10 +40,11 @@ def in_cache(hub_id: HubId) -> Found | None:
     elif exists(path / INDEX):
         check_kind(path, str(hub_id))
         return Found(path, there.commit) if _is_whole(path) else None
-    elif hub.is_folder_lacking(hub_id, there.commit):
-        path = next(iter(sorted(path.glob("*.safetensors"))), path / "none")
     else:
-        return None
+        sole = hub.sole_file(hub_id, there.commit)
+        if sole is None:
+            return None
+        path /= sole
     return Found(path, there.commit) if path.is_file() else None
 
 
@@ -80,7 +81,7 @@ def pull(hub_id: HubId, dtype: str = "auto") -> Iterator[Arrived]:
         yield from fetch(repository, configs(repository, dtype))
         check_folder(repository.folder, str(hub_id))
         yield from fetch(repository, weights(repository, dtype))
-    settle(repository, lacks_folder=file is not None and hub_id.file is None)
+    settle(repository, file if hub_id.file is None else None)
 
 
 def _pull_file(repository: Repository, file: Remote) -> Iterator[Arrived]:
@@ -92,6 +93,7 @@ def _pull_file(repository: Repository, file: Remote) -> Iterator[Arrived]:
             try:
                 read_checkpoint(sketch)
             except InputError as error:
+                drop(repository.hub_id, partial_of(repository, file), patience=PATIENCE)
                 name = str(repository.hub_id)
                 raise InputError(error.message.replace(str(sketch), name), error.hint) from error
     yield from fetch(repository, [file])

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from sdcli import layout
 from sdcli.errors import InputError
 from sdcli.files import read_bytes, reason
-from sdcli.layout import ENCODERS, MAX_JSON_BYTES, PARTS, STEMS, class_names, conditioner, root, write_json
+from sdcli.layout import ENCODERS, PARTS, STEMS, class_names, conditioner, root, write_json
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.narrow import stay_narrow, widen_in_use
 from sdcli.pipeline.part_configs import check_kinds, checked
+from sdcli.pipeline.tokenizer_files import MAX_TOKENIZER_BYTES
 from sdcli.pipeline.vocabulary import Swap, Vocabulary, check_alike, check_fit, load_tokenizer
 from sdcli.pipeline.weights import TEXT_PREFIX, check_numbers, check_shapes, read_state, shapes, write_tensors
 
@@ -240,7 +241,7 @@ def copy_tokenizer(source: Path, target: Path, encoder: str = "text_encoder") ->
     for name in TOKENIZER_FILES:
         if (folder / name).exists():
             within = root(folder.parent, folder / name)
-            (target / name).write_bytes(read_bytes(folder / name, max_bytes=MAX_JSON_BYTES, within=within))
+            (target / name).write_bytes(read_bytes(folder / name, max_bytes=MAX_TOKENIZER_BYTES, within=within))
     if checkpoint is not None:
         for name in PADDING_FILES:
             write_json(target / name, layout.read_json(target / name) | {"pad_token": checkpoint.pad_tokens[encoder]})

@@ -50,7 +50,7 @@ def contact_sheet(tiles: Sequence[Image.Image], captions: Sequence[str], heading
     heading = lettering.readable(heading)
     width, height = max(one.width for one in tiles), max(one.height for one in tiles)
     lines_below = [
-        [part for line in caption.split("\n") for part in _wrapped(lettering.readable(line), lettering, width)]
+        [part for line in caption.split("\n") for part in _wrapped(lettering.readable(line), lettering, width) or [""]]
         for caption in captions
     ]
     below = LINE * max(map(len, lines_below))

@@ -373,6 +373,8 @@ def test_a_picture_tells_the_commit_that_drew_it_and_replay_draws_with_that(
     assert shell("models", "remove", f"owner/tiny@{old.name}", "--yes").code == 0
     warned = shell("replay", "a.png", "-o", "b.png", "--json")
     assert "model owner/tiny: is another, of hash" in warned.stderr
+    assert f"; sdcli models pull owner/tiny@{old.name} fetches that one" in warned.stderr
+    assert "fetches that one" not in shell("replay", "a.png", "-o", "c.png", "--model", "owner/tiny").stderr
     assert json.loads(warned.stdout)["model_revision"] == new.name
     assert shell("models", "remove", "owner/tiny", "--yes").code == 0
     lacking = shell("replay", "a.png")

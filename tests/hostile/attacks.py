@@ -527,19 +527,26 @@ def pickled_bombs() -> dict[str, Content]:
     laugh: list[Any] = []
     for _ in range(40):
         laugh = [laugh, laugh]
-    text = b"\x80\x02]q\x00X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"q\x010h\x01" * 0 + b"("
+    text = b"\x80\x02]q\x00(X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20) + b"q\x01"
     text += b"h\x01" * 10**5 + b"e."
     return {
         "40 GB of one number": torch_saved({"a": torch.zeros(1).expand(10**5, 10**5)}),
         "a laugh": torch_saved(laugh),
         "100,000 times a megabyte": archive(text),
         "a number of a million digits": torch_saved({"state_dict": {"a": torch.ones(1)}, "global_step": 10**4300}),
-        "a storage of 1e9": torch_saved({"a": torch.zeros(8)}).replace(b"K\x08", b"J\xff\xff\xff\x7f"[:2]),
+        "a storage of 1e9": _edited_program(torch_saved({"a": torch.zeros(8)}), b"K\x08", b"J\xff\xff\xff\x7f"),
         "deep": archive(b"\x80\x02" + b"(" * 10**5 + b"l" * 10**5 + b"."),
         "a million marks": archive(b"\x80\x02" + b"]" * 10**6 + b"."),
         "256 MB deflated": lambda: archive(bytes(1 << 28), compression=zipfile.ZIP_DEFLATED),
         "no weights": torch_saved({"a": 5}),
     }
+
+
+def _edited_program(saved: bytes, old: bytes, new: bytes) -> bytes:
+    """A file of torch.save whose pickle says something else."""
+    with zipfile.ZipFile(io.BytesIO(saved)) as source:
+        parts = {name.partition("/")[2]: source.read(name) for name in source.namelist()}
+    return archive(parts.pop("data.pkl").replace(old, new), more=parts)
 
 
 def _pickles(sd1: Path) -> Iterator[Attack]:

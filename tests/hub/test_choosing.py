@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from sdcli.errors import InputError
-from sdcli.hub import HubId
+from sdcli.hub import HubId, choosing
 from sdcli.hub.choosing import Remote, Repository, configs, index, single, weights
 from sdcli.layout import MAX_JSON_BYTES
+from sdcli.pipeline import tokenizer_files
 from tests.hubs import digest, model_files
 
 COMMIT = "c" * 40
@@ -83,6 +85,18 @@ def test_of_two_copies_of_weights_one_is_fetched(dtype: str, here: str, expected
     assert [name for name in names(weights(there, dtype)) if name.startswith("unet/")] == [UNET + expected]
 
 
+def test_of_a_new_commit_the_copy_is_fetched_that_the_cache_has_of_another() -> None:
+    there = repository(model_files())
+    put(Repository(TINY, "d" * 40, {}), f"{UNET}.fp16.safetensors")
+    assert f"{UNET}.fp16.safetensors" in names(weights(there, "auto"))
+    assert f"{UNET}.safetensors" in names(weights(there, "float32"))
+    put(Repository(TINY, "e" * 40, {}), f"{UNET}.safetensors")
+    assert f"{UNET}.safetensors" in names(weights(there, "auto"))
+    assert f"{UNET}.fp16.safetensors" in names(weights(there, "float16"))
+    put(there, f"{UNET}.fp16.safetensors")
+    assert f"{UNET}.fp16.safetensors" in names(weights(there, "auto"))
+
+
 def test_the_only_copy_there_is_is_taken_whatever_its_precision() -> None:
     files = {name: data for name, data in model_files().items() if name != f"{UNET}.safetensors"}
     assert f"{UNET}.fp16.safetensors" in names(weights(repository(files), "float32"))
@@ -122,6 +136,16 @@ def test_a_config_beyond_all_measure_is_refused() -> None:
     large = Remote("unet/config.json", MAX_JSON_BYTES + 1, "0" * 40)
     with pytest.raises(InputError, match=rf"unet/config.json has {MAX_JSON_BYTES + 1:,} bytes"):
         configs(Repository(there.hub_id, COMMIT, {**there.files, large.name: large}), "auto")
+
+
+def test_a_tokenizer_json_may_be_as_long_as_its_reader_takes() -> None:
+    assert choosing.MAX_TOKENIZER_BYTES == tokenizer_files.MAX_TOKENIZER_BYTES > MAX_JSON_BYTES
+    there = repository(model_files())
+    for more in (0, 1):
+        large = Remote("tokenizer/tokenizer.json", choosing.MAX_TOKENIZER_BYTES + more, "0" * 40)
+        files = Repository(there.hub_id, COMMIT, {**there.files, large.name: large})
+        with nullcontext() if not more else pytest.raises(InputError, match="at most 5,242,880 are accepted"):
+            assert large in configs(files, "auto")
 
 
 def test_the_one_single_file_is_meant_by_its_repository_and_others_are_named() -> None:

@@ -90,8 +90,10 @@ def test_the_cache_lies_where_huggingface_hub_puts_it(monkeypatch: pytest.Monkey
 def test_offline_is_what_huggingface_hub_takes_for_it(
     monkeypatch: pytest.MonkeyPatch, value: str, expected: bool
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", value)
-    assert hub.is_offline() is expected
+    for name, other in (("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"), ("TRANSFORMERS_OFFLINE", "HF_HUB_OFFLINE")):
+        monkeypatch.delenv(other, raising=False)
+        monkeypatch.setenv(name, value)
+        assert hub.is_offline() is expected
 
 
 def test_a_commit_is_called_by_the_shortest_name_that_means_it(cache: Path) -> None:

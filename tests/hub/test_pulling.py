@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import cycle
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdcli.errors import ExitCode
-from sdcli.hub import HubId, pulling
+from sdcli.hub import HubId, lacking_mark, pulling
 from sdcli.hub import contents as contents_of
 from sdcli.hub.choosing import Remote, Repository
 from tests import models
 from tests.commands import tree
-from tests.forks import Ended, Forks
-from tests.hubs import LARGE, Hub, digest, model_files, small_file
+from tests.forks import RUN_COMMAND, Ended, Forks
+from tests.hubs import LARGE, PATIENCE, Faults, Hub, digest, model_files, small_file
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
-PATIENCE = 120  # seconds, of a busy machine
 Sdcli = Callable[..., Ended]
 
 
@@ -173,6 +173,20 @@ def test_killed_at_every_third_write_nothing_half_is_left_that_counts(online: Fo
         assert {name: data for name, data in left.items() if not name.endswith(".part")} == contents(cache)
 
 
+def test_what_broke_off_of_another_file_stays_as_long_as_the_hub_has_that_file(
+    sdcli: Sdcli, hub: Hub, original: bytes, cache: Path
+) -> None:
+    files = {"large.ckpt": b"l" * 50_000, "sd.safetensors": original}
+    hub.add("owner/two", files)
+    hub.faults.breaks_after, hub.faults.ignores_ranges = {"large.ckpt": 30_000}, True
+    assert "broke off" in refused(sdcli("models", "pull", "owner/two/large.ckpt"))
+    hub.faults = Faults()
+    for commit, left in ((files, [30_000]), (files | {"large.ckpt": b"another"}, [])):
+        hub.add("owner/two", commit)
+        assert sdcli("models", "pull", "owner/two/sd.safetensors").code == 0
+        assert [path.stat().st_size for path in cache.glob("models--owner--two/blobs/*.incomplete")] == left
+
+
 def test_a_server_that_begins_anew_is_followed(sdcli: Sdcli, hub: Hub, cache: Path) -> None:
     hub.add("owner/tiny", model_files())
     hub.faults.breaks_after, hub.faults.ignores_ranges = {UNET: 30_000}, True
@@ -180,6 +194,14 @@ def test_a_server_that_begins_anew_is_followed(sdcli: Sdcli, hub: Hub, cache: Pa
     hub.faults.breaks_after = {}
     assert sdcli("models", "pull", "owner/tiny").code == 0
     assert sdcli("models", "list").stdout.count("owner/tiny  ") == 1
+
+
+def test_a_server_that_begins_anew_again_and_again_is_given_up(sdcli: Sdcli, hub: Hub) -> None:
+    hub.add("owner/tiny", model_files())
+    hub.faults.breaks_after = {UNET: chain([20_000, 10_000, 11_000, 30_000] + 10 * [10_000, 20_000], repeat(50_000))}
+    hub.faults.ignores_ranges = True
+    assert "broke off" in refused(sdcli("models", "pull", "owner/tiny"))
+    assert len([one for one in hub.requests if one.path.endswith(UNET) and "/cdn/" in one.path]) == 8
 
 
 @pytest.mark.parametrize(
@@ -224,6 +246,29 @@ def test_a_disk_without_room_is_told_before_and_when_it_fills(
     assert "file too large; free some space, or let HF_HUB_CACHE" in refused(ended, ExitCode.OUTPUT)
     line = refused(sdcli("models", "pull", "owner/tiny", HF_HUB_CACHE="/dev/null/x"), ExitCode.OUTPUT)
     assert "/dev/null/x/models--owner--tiny: not a directory; free some space, or let HF_HUB_CACHE" in line
+
+
+def test_a_folder_that_another_process_removes_meanwhile_is_no_full_disk(sdcli: Sdcli, hub: Hub, cache: Path) -> None:
+    hub.add("owner/tiny", model_files())
+
+    def removing() -> Iterator[int]:
+        shutil.rmtree(cache / "models--owner--tiny")
+        yield 50_000
+
+    hub.faults.breaks_after = {UNET: removing()}
+    line = refused(sdcli("models", "pull", "owner/tiny"), ExitCode.OUTPUT)
+    assert line.endswith("no such file or directory (removed by another process); run the same command again")
+    hub.faults = Faults()
+    assert sdcli("models", "pull", "owner/tiny").code == 0
+
+
+def test_what_is_fetched_is_hashed_once(online: Forks, hub: Hub, cache: Path) -> None:
+    hub.add("owner/tiny", model_files())
+    counted = "import hashlib, sys; whole = hashlib.file_digest\n"
+    counted += "def count(*given): print('hashed', file=sys.stderr); return whole(*given)\n"
+    counted += f"hashlib.file_digest = count; {RUN_COMMAND}"
+    ended = online.python(counted, ["models", "pull", "owner/tiny"], environment={"HF_HUB_CACHE": str(cache)})
+    assert (ended.code, ended.stderr.count("hashed")) == (0, 11)
 
 
 def with_sizes(row: dict[str, Any], size: int) -> dict[str, Any]:
@@ -284,6 +329,18 @@ def test_a_hub_that_fails_or_is_not_there_is_told(sdcli: Sdcli, hub: Hub, online
     assert "the Hub cannot be asked (ConnectError: [Errno 111] Connection refused)" in refused(ended)
 
 
+def test_of_what_a_server_says_no_more_is_read_than_means_something(sdcli: Sdcli, hub: Hub) -> None:
+    hub.add("owner/tiny", model_files())
+    hub.faults.refusal_bytes = 64 << 20
+    hub.sent_in_refusals = 0
+    assert "has no revision v9" in refused(sdcli("models", "pull", "owner/tiny@v9"))
+    hub.repos["owner/tiny"].token, hub.repos["owner/tiny"].is_gated = "hf_secret", True
+    assert "is gated" in refused(sdcli("models", "pull", "owner/tiny"))
+    assert hub.sent_in_refusals < 64 << 20  # of twice as much; the rest was under way
+    hub.faults.about = lambda row: row | {"id": "x" * (17 << 20)}
+    assert "the Hub tells more than 16,777,216 bytes of it" in refused(sdcli("models", "pull", "owner/tiny"))
+
+
 def test_no_name_of_a_hostile_server_leads_out_of_the_cache(sdcli: Sdcli, hub: Hub, cache: Path) -> None:
     names = ["../../evil.json", "/tmp/evil.json", "unet/../../../evil.json", "unet/..", "a\\..\\b.json", "..", ""]
     hub.add("owner/tiny", model_files() | {f"{at}{name}": b"evil" for name in names for at in ("", "tokenizer/")})
@@ -293,6 +350,24 @@ def test_no_name_of_a_hostile_server_leads_out_of_the_cache(sdcli: Sdcli, hub: H
     assert files == {("hub", ".locks"), ("hub", "models--owner--tiny")}
     assert not Path("/tmp/evil.json").exists()
     assert "evil" not in {path.read_text() for path in cache.glob("models--*/snapshots/*/tokenizer/*")}
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "half \ud800", "line\n", "y" * 300, "folder/" * 200])
+def test_a_file_whose_name_cannot_be_shown_or_written_is_no_file(sdcli: Sdcli, hub: Hub, name: str) -> None:
+    hub.add("owner/odd", {f"{name}.safetensors": small_file()})
+    line = refused(sdcli("models", "pull", "owner/odd"))
+    assert line.endswith("it has neither a model_index.json nor a .safetensors file beside it; it has none")
+
+
+def test_a_name_in_the_cache_steers_no_terminal(sdcli: Sdcli, cache: Path) -> None:
+    folder, commit = cache / "models--owner--odd", "a" * 40
+    for place in ("snapshots", ".no_exist"):
+        (folder / place / commit).mkdir(parents=True)
+    (folder / ".no_exist" / commit / "model_index.json").write_text("\x1b[31mred.safetensors", encoding="utf-8")
+    (folder / "snapshots" / commit / "\x1b[31mred.safetensors").write_bytes(small_file())
+    for command in (("list",), ("remove", "owner/odd", "--yes")):
+        ended = sdcli("models", *command)
+        assert (ended.code, "\x1b" in ended.stdout) == (0, False)
 
 
 def test_a_file_without_a_sound_hash_and_size_is_no_file(sdcli: Sdcli, hub: Hub) -> None:
@@ -320,6 +395,21 @@ def test_where_there_are_no_links_files_are_there_themselves(
     assert not any(UNET in one.path for one in hub.requests)
 
 
+def test_a_link_that_fails_for_another_reason_leaves_the_content(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = Repository(HubId("owner/tiny"), "a" * 40, {UNET: Remote(UNET, 3, "b" * 64)})
+    blob = contents_of.blob_of(repository, repository.files[UNET])
+    blob.parent.mkdir(parents=True)
+    blob.write_bytes(b"abc")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("os.symlink", full)
+    with pytest.raises(OSError, match="no space"):
+        contents_of.link(blob, repository.folder / UNET)
+    assert blob.read_bytes() == b"abc"
+
+
 def no_links(*_: object, **__: object) -> None:
     raise OSError(errno.EPERM, "operation not permitted")
 
@@ -339,10 +429,22 @@ def test_another_kind_of_model_is_refused_before_its_weights(sdcli: Sdcli, hub: 
 def test_a_single_file_is_known_by_its_header_before_it_is_fetched(sdcli: Sdcli, hub: Hub, cache: Path) -> None:
     lora = small_file("lora_unet_down_blocks_0.lora_down.weight", shape=(4000, 100))
     hub.add("owner/lora", {"pytorch_lora_weights.safetensors": lora, "README.md": b""})
+    hub.faults.breaks_after = {"pytorch_lora_weights.safetensors": 70_000}  # so that all of it would take 12 answers
     line = refused(sdcli("models", "pull", "owner/lora"))
     assert line == "owner/lora: is a LoRA, no model; a LoRA is added to a model"
-    (partial,) = cache.glob("models--owner--lora/blobs/*")
-    assert partial.name.endswith(".incomplete") and partial.stat().st_size < len(lora)
+    assert len(hub.fetched()) <= 2
+    assert list(cache.glob("models--owner--lora/blobs/*")) == []
+    assert "not whole" not in sdcli("models", "list").stderr
+
+
+def test_of_two_files_in_the_cache_none_is_taken_for_the_repository(sdcli: Sdcli, hub: Hub, original: bytes) -> None:
+    commit = hub.add("owner/two", {"a.safetensors": original, "b.safetensors": original[:-1] + b"1"})
+    assert sdcli("models", "pull", "owner/two/b.safetensors").code == 0
+    mark = lacking_mark(HubId("owner/two"), commit)
+    mark.parent.mkdir(parents=True)
+    for name in ("", "a.safetensors", "sub/b.safetensors", "../b.safetensors", "y" * 999):  # "": huggingface_hub's own
+        mark.write_text(name, encoding="utf-8")
+        assert "is not in the local cache" in refused(sdcli("models", "show", "owner/two", "--offline"))
 
 
 def test_a_repository_of_one_file_is_that_file(sdcli: Sdcli, hub: Hub, original: bytes, cache: Path) -> None:

@@ -70,5 +70,6 @@ def test_lines_of_a_caption_stand_below_each_other() -> None:
     tiles = [Image.new("RGB", (160, 160))]
     one, two = (contact_sheet(tiles, [caption]).height for caption in ("seed 7", "seed 7\na red apple"))
     assert two == one + LINE
+    assert contact_sheet(tiles, ["seed 7\n\na red apple"]).height == two + LINE  # an empty one, too
     many = contact_sheet(tiles, ["seed 7\n" + "a green turtle on a pink background " * 10]).height
     assert many == one + 3 * LINE  # of words as many lines as a heading may have
