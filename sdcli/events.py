@@ -1,16 +1,11 @@
-"""What the story of generate tells on its way, whichever process tells it. No torch.
-
-A model that is fetched where it is first named has no story that could yield: it is told to `display`, which the
-command line sets, as it sets `warnings.showwarning`.
-"""
+"""What the story of generate tells on its way, whichever process tells it. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -39,23 +34,3 @@ class ImageRecord:
 
 
 Event = Progress | Waiting | ImageRecord
-
-
-class Display(Protocol):
-    """What shows where long work stands."""
-
-    def update(self, what: str, done: int, total: int, info: str = "") -> None:
-        """Show `done` of `total` of one piece of work."""
-
-
-class _Nowhere:
-    def update(self, what: str, done: int, total: int, info: str = "") -> None:
-        """Show nothing."""
-
-
-@contextmanager
-def _nowhere() -> Iterator[Display]:
-    yield _Nowhere()
-
-
-display: Callable[[], AbstractContextManager[Display]] = _nowhere

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdcli import events, hub, jail, layout
+from sdcli import display, hub, jail, layout
 from sdcli.errors import InputError, SdcliError, SdcliWarning
 from sdcli.files import atomic_write, exists, is_utf8, make_folder, open_regular, reason, stamp
 from sdcli.hub import HubId
@@ -215,7 +215,7 @@ def _from_hub(ref: str, hub_id: HubId, offline: bool) -> Model:
             others = pulling.others_in_cache(hub_id)
             hint = f"sdcli models pull {ref} fetches it{f', or name {others[0]}, which is whole' if others else ''}"
             raise InputError(f"{ref}: is not in the local cache, or not whole", hint)
-        with events.display() as shown:
+        with display.display() as shown:
             for step in pulling.pull(hub_id):
                 shown.update(*step.shown(ref))
         found = pulling.in_cache(hub_id)

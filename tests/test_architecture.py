@@ -20,7 +20,8 @@ PACKAGES += ("schedulers", "plan", "drawing", "hub")
 GROUND = {"sdcli", "errors", "checks", "files", "headers", "original", "layout", "jail", "hub"}
 FOUNDATION = GROUND | {"specs", "train_specs", "model_specs", "store", "schedulers", "plan", "ledger", "inputs"}
 FOUNDATION |= {"latent_files", "events", "drawing", "jobs", "lab", "pages", "archive", "warm"}
-BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "model_specs", "output", "store", "schedulers", "plan", "events"}
+BEFORE_THE_STORY = GROUND | {"specs", "train_specs", "model_specs", "output", "store", "schedulers", "plan"}
+BEFORE_THE_STORY |= {"events", "display"}
 BEFORE_THE_STORY |= {"sdcli.jobs.plan", "sdcli.lab.plan", "sdcli.lab.specs", "sdcli.archive.specs", "facts", "removal"}
 BEFORE_THE_STORY |= {"sdcli.warm.client", "sdcli.warm.identity", "sdcli.warm.place", "listing"}
 # What a room may import; every top-level module that is not named here tells a story.
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "specs": GROUND,
     "train_specs": GROUND | {"specs"},
     "output": GROUND,
-    "store": GROUND | {"events"},
+    "store": GROUND | {"display"},
     "listing": GROUND | {"store"},
     "facts": GROUND | {"store", "sdcli.pipeline.adapter_facts", "sdcli.pipeline.adapters"},
     "removal": GROUND | {"store"},
@@ -86,6 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "jobs.finish": GROUND | {"generate", "sdcli.drawing.ladder", "pipeline", "sdcli.jobs.ledger", "sdcli.jobs.plan"},
     "jobs.studio": GROUND | {"drawing", "plan", "specs", "pipeline", "sdcli.jobs.finish", "sdcli.jobs.plan"},
     "events": set(),
+    "display": set(),
     "warm": GROUND,
     "warm.place": GROUND | {"store"},
     "warm.client": GROUND | {"events", "plan", "specs", "warm"},

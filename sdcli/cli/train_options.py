@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,8 @@ def _read_config(context: typer.Context, path: Path | None) -> Path | None:
     """Let the options' defaults be those of a TOML file."""
     if path is None:
         return None
-    import tomllib  # deferred, as the next: only this option needs them
+    import difflib  # deferred, as the next two: only this option needs them
+    import tomllib
 
     from sdcli.files import read_bytes
 
