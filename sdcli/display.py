@@ -1,6 +1,6 @@
 """Where work is shown that no story could tell of: a model is fetched where it is first named.
 
-The command line sets `display`, as it sets `warnings.showwarning`. Every command imports this: it imports nothing.
+The command line sets `progress`, as it sets `warnings.showwarning`. Every command imports this: it imports nothing.
 """
 
 from __future__ import annotations
@@ -30,4 +30,4 @@ class _Nowhere:
         """Show nothing."""
 
 
-display: Callable[[], AbstractContextManager[Display]] = _Nowhere
+progress: Callable[[], AbstractContextManager[Display]] = _Nowhere

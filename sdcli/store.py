@@ -215,7 +215,7 @@ def _from_hub(ref: str, hub_id: HubId, offline: bool) -> Model:
             others = pulling.others_in_cache(hub_id)
             hint = f"sdcli models pull {ref} fetches it{f', or name {others[0]}, which is whole' if others else ''}"
             raise InputError(f"{ref}: is not in the local cache, or not whole", hint)
-        with display.display() as shown:
+        with display.progress() as shown:
             for step in pulling.pull(hub_id):
                 shown.update(*step.shown(ref))
         found = pulling.in_cache(hub_id)

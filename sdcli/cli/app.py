@@ -94,7 +94,7 @@ def run(arguments: Sequence[str]) -> ExitCode:
     # Read before parsing, so that an error of the parser already takes the form asked for.
     is_debug = "--debug" in options or os.environ.get("SDCLI_DEBUG", "").lower() in ("1", "true", "yes", "on", "t", "y")
     output.configure(json="--json" in options, quiet="--quiet" in options or "-q" in options, debug=is_debug)
-    display.display = output.progress
+    display.progress = output.progress
     if options[:1] == ["--version"]:
         output.result(f"sdcli {__version__}", {"sdcli": __version__})
         return ExitCode.OK
