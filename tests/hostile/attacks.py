@@ -30,6 +30,7 @@ from sdcli import latent_files, layout
 from sdcli.errors import ExitCode
 from sdcli.pipeline.tokenizer_files import MAX_TOKENIZER_BYTES
 from tests import models, originals
+from tests.pipeline.test_pickles import archive
 
 Command = Sequence[object]
 Content = bytes | Callable[[], bytes]  # what is large is made when it is tried
@@ -465,15 +466,6 @@ class State(dict[str, Any]):
 def torch_saved(value: object, **how: Any) -> bytes:
     buffer = io.BytesIO()
     torch.save(value, buffer, **how)
-    return buffer.getvalue()
-
-
-def archive(program: bytes, *, compression: int = zipfile.ZIP_STORED, more: dict[str, bytes] | None = None) -> bytes:
-    """A zip archive as torch.save writes it, around a pickle of one's own."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as target:
-        for name, data in {"data.pkl": program, "version": b"3\n", "byteorder": b"little", **(more or {})}.items():
-            target.writestr(f"archive/{name}", data)
     return buffer.getvalue()
 
 
