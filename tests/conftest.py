@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
@@ -65,6 +66,18 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import models
 
     return models.write_sdxl(tmp_path_factory.mktemp("sdxl"))
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture of 32 x 32 with much in it, and a mask that is white in a part whose edges cut through latents."""
+    folder = tmp_path_factory.mktemp("files")
+    pixels = np.kron(np.random.default_rng(5).integers(0, 256, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+    Image.fromarray(pixels).save(folder / "picture.png")
+    white = np.zeros((32, 32), np.uint8)
+    white[5:, 11:27] = 255
+    Image.fromarray(white).save(folder / "mask.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

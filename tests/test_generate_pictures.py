@@ -38,18 +38,6 @@ PIPELINES = {"picture": StableDiffusionImg2ImgPipeline, "mask": StableDiffusionI
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture of 32 x 32 with much in it, and a mask that is white in a part whose edges cut through latents."""
-    folder = tmp_path_factory.mktemp("files")
-    pixels = np.kron(np.random.default_rng(5).integers(0, 256, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)
-    Image.fromarray(pixels).save(folder / "picture.png")
-    white = np.zeros((32, 32), np.uint8)
-    white[5:, 11:27] = 255
-    Image.fromarray(white).save(folder / "mask.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def loaded() -> Any:
     """A model folder as we load it, and diffusers' pipeline of a kind over it, each once."""
     bundles: dict[Path, ModelBundle] = {}

@@ -52,18 +52,6 @@ def pipe(sdxl: Path) -> Any:
     return models.pipeline_xl(sdxl)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A picture of 32 x 32 with much in it, and a mask that is white in a part whose edges cut through latents."""
-    folder = tmp_path_factory.mktemp("files")
-    pixels = np.kron(np.random.default_rng(5).integers(0, 256, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)
-    Image.fromarray(pixels).save(folder / "picture.png")
-    white = np.zeros((32, 32), np.uint8)
-    white[5:, 11:27] = 255
-    Image.fromarray(white).save(folder / "mask.png")
-    return folder
-
-
 def by_us(
     folder: Path, bundle: ModelBundle, scheduler: str, *, negative: str = "", prompt: str = PROMPT, **options: Any
 ) -> Drawn:
