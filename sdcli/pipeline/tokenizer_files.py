@@ -118,6 +118,9 @@ def _said(folder: Path) -> dict[str, Any]:
         path = folder / name
         if os.path.lexists(path) and "added_tokens_decoder" not in found:
             said = _json(path)
+            for key in MARKS:  # also where the other file says it again, and this one is not listened to
+                if said.get(key) is not None and _content(said[key]) is None:
+                    raise _refusal(path, f"has the token {reprlib.repr(said[key])} for {key}")
             found |= {key: said[key] for key in (*MARKS, *EXTRA, "added_tokens_decoder") if key in said}
     return found
 

@@ -65,6 +65,7 @@ def test_texts_have_the_ids_that_transformers_gives_them(folders: dict[str, Path
         ("vocab.json", {"<|endoftext|>": 5}, "an id twice"),
         ("tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}}, "asks for code with auto_map"),
         ("special_tokens_map.json", {"pad_token": 5}, "has the token 5 for pad_token"),
+        ("tokenizer_config.json", {"eos_token": 2**63}, "tokenizer_config.json: has the token 9223372036854775808 for"),
         ("special_tokens_map.json", {"pad_token": {"content": 5}}, "for pad_token"),
         ("special_tokens_map.json", {"pad_token": {"content": "x", "lstrip": "no"}}, "for pad_token"),
         ("special_tokens_map.json", {"pad_token": "x" * 201}, "for pad_token"),
