@@ -24,7 +24,7 @@ from sdcli.files import exists, place, remove_dead_parts
 from sdcli.pipeline import init, offload
 from sdcli.pipeline.bundle import ModelBundle, load_bundle
 from sdcli.pipeline.compiling import check_compiler
-from sdcli.pipeline.device import let_go, pick_device, pick_dtype
+from sdcli.pipeline.device import let_go, pick_device, pick_dtype, trim
 from sdcli.pipeline.images import to_images
 from sdcli.pipeline.metadata import picture_bytes
 from sdcli.plan import Plan, naming
@@ -168,6 +168,7 @@ class _Work:
             self._told = max(self._told, self._done * step.total + step.index * len(ids))
             yield Progress(self._told, step.total)
         let_go(bundle.unet)  # before the VAE asks for its memory
+        trim()
         images = to_images(self._ladder.decoded(latents))
         if self._picture is not None:
             images = [init.paste_kept(image, self._picture) for image in images]

@@ -8,6 +8,7 @@ import ctypes
 import gc
 import mmap
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
@@ -21,7 +22,13 @@ from sdcli.errors import ResourceError, UsageError
 
 Module = TypeVar("Module", bound=nn.Module)
 
+# Options of glibc's mallopt, from its malloc.h: from how many bytes on a block, or what is free at the end of the heap,
+# goes back to the system as soon as it is freed.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+KEPT_BLOCK, KEPT_END = 128 << 20, 256 << 20  # bytes; a UNet of 1.5 asks for 84 MB at once at 512 x 512
+
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+NO_GLIBC = (OSError, AttributeError, TypeError)  # what it is to ask another C library for what only glibc has
 # float16 halves time and memory on CUDA; on a CPU it is slower than float32, on MPS it has given black pictures.
 AUTO_DTYPES = {"cuda": torch.float16, "mps": torch.float32, "cpu": torch.float32}
 
@@ -29,8 +36,16 @@ AUTO_DTYPES = {"cuda": torch.float16, "mps": torch.float32, "cpu": torch.float32
 def pick_device(name: str) -> torch.device:
     """The device of this process: the best there is for `auto`, else the one named (`cpu`, `cuda`, `cuda:1`, `mps`).
 
+    Where it is a CPU, memory is kept from then on as `keep_freed` has it.
     Raises UsageError for a name that is none, ResourceError for a device this machine lacks.
     """
+    device = _named(name)
+    if device.type == "cpu":
+        keep_freed()
+    return device
+
+
+def _named(name: str) -> torch.device:
     if name == "auto":
         return torch.device(PartialState().device)
     try:
@@ -90,14 +105,31 @@ def unhooked(module: Module) -> Module:
     return remove_hook_from_module(copy.deepcopy(module), recurse=True)  # type: ignore[no-any-return]
 
 
+def keep_freed() -> None:
+    """Have the C library keep what this process frees for what it asks for next, where it is one that can.
+
+    A UNet asks for the same activations in every step. Given back and asked for again, each page of them is cleared by
+    the system: a tenth of the time of a step on a CPU.
+    """
+    with suppress(*NO_GLIBC):
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT_END)
+
+
 def give_back() -> bool:
     """Give what is free back to the devices and the system; False where the C library is none that can."""
     gc.collect()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
+    return trim()
+
+
+def trim() -> bool:
+    """Give back to the system what is free of the main memory; False where the C library is none that can."""
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # of glibc
-    except (OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    except NO_GLIBC:
         return False
     return True
 

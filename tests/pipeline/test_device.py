@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import platform
 import sys
 
 import pytest
 import torch
 
 from sdcli.errors import ExitCode, ResourceError, UsageError
-from sdcli.pipeline.device import Peak, pick_device, pick_dtype, synchronize
+from sdcli.pipeline.device import Peak, pick_device, pick_dtype, synchronize, trim
 
 HAS_CUDA = torch.cuda.is_available()
 
@@ -87,6 +88,22 @@ def test_the_growth_of_memory_is_the_same_whatever_the_process_did_before() -> N
     before = [torch.ones(100_000, dtype=torch.uint8) for _ in range(800)]
     del before
     assert first > 30 << 20 and peak() == pytest.approx(first, abs=8 << 20)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library keeps what is free in its own way")
+def test_memory_that_a_step_frees_is_there_for_the_next_until_it_is_given_back() -> None:
+    import resource  # which not every system has
+
+    def pages_asked_for() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(64 << 20, dtype=torch.uint8)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    pick_device("cpu")
+    asked = [pages_asked_for() for _ in range(20)]
+    assert asked[-1] < 1000, asked  # blocks that do not fit where the one before was end up somewhere
+    assert trim()
+    assert pages_asked_for() > 10_000
 
 
 @pytest.mark.gpu
