@@ -14,7 +14,8 @@ from sdcli.checks import PREDICTIONS
 from sdcli.errors import InputError, OutputError
 from sdcli.files import atomic_folder, check_writable, exists, folder_for, is_folder, remove_dead_parts
 from sdcli.model_specs import ConvertSpec
-from sdcli.original.checkpoint import CONFIGS, SCALES, SD1, SDXL
+from sdcli.original.checkpoint import CONFIGS, SCALES
+from sdcli.original.names import SD1, SDXL
 from sdcli.pipeline import known_words, single_file
 from sdcli.pipeline.bundle import build_part, copy_tokenizer, part_config, write_index, write_part
 from sdcli.pipeline.vocabulary import load_vocabulary

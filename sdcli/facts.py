@@ -12,6 +12,7 @@ from sdcli.files import exists, reason
 from sdcli.jail import is_pickled
 from sdcli.layout import XL_EMBEDDING, classes, parts, safetensors_header, weight_files
 from sdcli.original.checkpoint import Checkpoint
+from sdcli.original.names import FAMILIES, SDXL
 from sdcli.pipeline.adapter_facts import describe
 from sdcli.store import Model, settings
 
@@ -138,7 +139,7 @@ def _conditioning(folder: Path) -> dict[str, Any]:
 
 def _family(unet: dict[str, Any]) -> str:
     """XL's UNet is told of sizes; 1.x and 2.x differ in the width of their text encoder."""
-    name = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x"}.get(unet.get("cross_attention_dim", 0))
-    name = "Stable Diffusion XL" if unet.get("addition_embed_type") == XL_EMBEDDING else name
+    name = FAMILIES.get(unet.get("cross_attention_dim", 0))
+    name = SDXL if unet.get("addition_embed_type") == XL_EMBEDDING else name
     task = " inpainting" if unet.get("in_channels") == 9 else ""
     return (name or "Stable Diffusion of its own size") + task

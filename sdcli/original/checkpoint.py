@@ -17,12 +17,11 @@ from sdcli.errors import InputError
 from sdcli.files import exists, open_regular, stamp
 from sdcli.headers import Entry, Header, parse_said, read_header
 from sdcli.original import names
-from sdcli.original.names import CLIP, CLIP_XL, OPEN_CLIP, OPEN_CLIPS, PREFIXES, REFINER, VAE
+from sdcli.original.names import CLIP, CLIP_XL, OPEN_CLIP, OPEN_CLIPS, PREFIXES, REFINER, SD1, SD2, SDXL, VAE
 from sdcli.original.parts import DROPPED_LAYER, Config, Part, Source
 from sdcli.original.prediction import Prediction, V, find_prediction
 
 CONFIGS = "sdcli.configs"  # metadata: the JSON files of a model folder, by part, and `scheduler` and `settings`
-SD1, SD2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
 INPAINTING = " inpainting"
 SDXL_REFINER = f"{SDXL} refiner"
 REFINER_HINT = "only whole models are supported; use the base"

@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+SD1, SD2, SDXL = "Stable Diffusion 1.x", "Stable Diffusion 2.x", "Stable Diffusion XL"
+FAMILIES = {768: SD1, 1024: SD2}  # by the width of the context that the UNet reads
 MAX_NAME = 200  # characters of a module's name
 Names = dict[str, str]  # module in the authors' naming -> module in diffusers'
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+TEXT_PREFIX = "text_model."  # of transformers' CLIP, up to its version 4
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 CLIP_XL, OPEN_CLIP_XL = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
 OPEN_CLIPS = (OPEN_CLIP, OPEN_CLIP_XL)
@@ -22,7 +25,7 @@ REFINER = "conditioner.embedders.0.model."  # the one text encoder of Stable Dif
 PREFIXES = {
     "unet": (UNET, "diffusion_model.", ""),
     "vae": (VAE, "vae.", ""),
-    "text_encoder": (f"{CLIP}text_model.", CLIP, OPEN_CLIP, "text_model.", f"{CLIP_XL}text_model.", CLIP_XL),
+    "text_encoder": (f"{CLIP}{TEXT_PREFIX}", CLIP, OPEN_CLIP, TEXT_PREFIX, f"{CLIP_XL}{TEXT_PREFIX}", CLIP_XL),
     "text_encoder_2": (OPEN_CLIP_XL,),
 }
 PROJECTION = "text_projection"  # of open_clip, the matrix that transformers' `text_projection.weight` is transposed

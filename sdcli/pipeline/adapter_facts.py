@@ -12,25 +12,20 @@ from sdcli.errors import InputError
 from sdcli.files import open_regular
 from sdcli.headers import parse_said
 from sdcli.layout import safetensors_header
+from sdcli.original.names import SDXL
 from sdcli.pipeline.lora_keys import (
     MAX_BYTES,
     METADATA_KEY,
     ROLES,
-    XL,
     ending_of,
     family_of,
     is_safetensors,
     read_header,
     said_base,
 )
-from sdcli.pipeline.lora_names import Shape
+from sdcli.pipeline.lora_names import WIDTHS, Shape
 
-EMBEDDING_WIDTHS = {
-    192: "the embedded model",
-    768: "Stable Diffusion 1.x",
-    1024: "Stable Diffusion 2.x",
-    1280: "the second text encoder of Stable Diffusion XL",
-}
+EMBEDDING_WIDTHS = WIDTHS | {1280: f"the second text encoder of {SDXL}"}
 PAIR = ("clip_l", "clip_g")  # keys of what is for the first and for the second text encoder of Stable Diffusion XL
 FORMS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
 # How a key begins -> the part of the model, and who names it so; what begins otherwise is the UNet's.
@@ -112,7 +107,7 @@ def check_widths(where: str, given: Sequence[int], wanted: Sequence[int]) -> Non
 
 def _wide(widths: Sequence[int]) -> str:
     """How wide vectors are, and for which models that is: a pair is for Stable Diffusion XL, however wide."""
-    family = XL if len(widths) == 2 else EMBEDDING_WIDTHS.get(widths[0])
+    family = SDXL if len(widths) == 2 else EMBEDDING_WIDTHS.get(widths[0])
     return f"{' and '.join(map(str, widths))} wide" + (f" ({family})" if family is not None else "")
 
 
@@ -125,7 +120,7 @@ def embedding_facts(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
     facts: dict[str, Any] = {"kind": "textual inversion", "dialects": ["diffusers"]}
     facts |= {"vectors": shape[0] if len(shape) == 2 else 1, "width": widths[0]}
     if len(widths) == 2:
-        return facts | {"width": widths, "dialects": ["a pair for two text encoders"], "family": XL}
+        return facts | {"width": widths, "dialects": ["a pair for two text encoders"], "family": SDXL}
     facts["family"] = EMBEDDING_WIDTHS.get(widths[0])
     return facts | ({"dialects": ["kohya"]} if key == "emb_params" else {"token": key[:MAX_TEXT]})
 

@@ -27,9 +27,10 @@ from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError
 from sdcli.files import atomic_write, open_regular, read_bytes, reason
+from sdcli.original.names import SDXL
 from sdcli.pipeline.adapter_facts import PAIR, check_widths, embedding_facts, lora_facts
 from sdcli.pipeline.containers import PNG_HEAD, look_inside
-from sdcli.pipeline.lora_keys import XL, ending_of
+from sdcli.pipeline.lora_keys import ending_of
 from sdcli.pipeline.pickles import Value, read_pickle
 
 MAX_BYTES = 16 << 20
@@ -170,7 +171,7 @@ def _token_and_values(path: Path, contents: Mapping[str | int, Value]) -> tuple[
     if contents.keys() == set(PAIR):
         return path.stem, tuple(contents[key] for key in PAIR)
     if contents.keys() & set(PAIR):
-        what = f"{path}: is no pair for the two text encoders of {XL}: it holds {_some(contents)}"
+        what = f"{path}: is no pair for the two text encoders of {SDXL}: it holds {_some(contents)}"
         raise InputError(what, f"expected are {' and '.join(PAIR)}")
     if "string_to_param" in contents:
         return _a1111(path, contents)

@@ -20,12 +20,13 @@ from sdcli import layout
 from sdcli.errors import InputError
 from sdcli.files import read_bytes, reason
 from sdcli.layout import ENCODERS, PARTS, STEMS, class_names, conditioner, root, write_json
+from sdcli.original.names import TEXT_PREFIX
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.narrow import stay_narrow, widen_in_use
 from sdcli.pipeline.part_configs import check_kinds, checked
 from sdcli.pipeline.tokenizer_files import MAX_TOKENIZER_BYTES
 from sdcli.pipeline.vocabulary import Swap, Vocabulary, check_alike, check_fit, load_tokenizer
-from sdcli.pipeline.weights import TEXT_PREFIX, check_numbers, check_shapes, read_state, shapes, write_tensors
+from sdcli.pipeline.weights import check_numbers, check_shapes, read_state, shapes, write_tensors
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sdcli.errors import InputError, NumericalError, SdcliWarning
 from sdcli.files import reason
 from sdcli.layout import ENCODERS
+from sdcli.original.names import PROJECTION
 from sdcli.pipeline.bundle import Conditioner, ModelBundle, TextEncoder
 from sdcli.pipeline.classes import ClassEmbedder
 from sdcli.pipeline.device import computing_dtype
@@ -30,8 +31,6 @@ from sdcli.pipeline.lora_shapes import MAGNITUDES, Change, magnitude_axis
 from sdcli.pipeline.pickles import read_pickle
 
 Module = TypeVar("Module", bound=nn.Module)
-
-PROJECTION = "text_projection"  # the layer of Stable Diffusion XL's second text encoder that its summary goes through
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from sdcli.errors import InputError
 from sdcli.files import open_regular, reason
 from sdcli.headers import parse_said
 from sdcli.layout import ENCODERS, safetensors_metadata
-from sdcli.pipeline.lora_names import ADAPTED_PARTS, TEXT_PREFIX, Layers, Shape, header_shapes, is_xl, known_names
+from sdcli.original.names import SDXL, TEXT_PREFIX
+from sdcli.pipeline.lora_names import ADAPTED_PARTS, WIDTHS, Layers, Shape, header_shapes, is_xl, known_names
 from sdcli.pipeline.lora_shapes import Change, check_shapes
 
 MAX_BYTES = 4 << 30
@@ -50,22 +51,16 @@ REFUSED = (  # what is in a key -> what is refused by its name
     (re.compile(r"^bundle_emb\."), "textual inversions in a bundle"),
     (re.compile(r"^base_model\.model\."), "peft's own naming, whose alpha is in another file"),
 )
-XL = "Stable Diffusion XL"
 OF_FAMILY = (  # what is in the keys for no Stable Diffusion 1.x or 2.x -> the family
     (re.compile(r"lora_te3|(^|[._])joint_(transformer_)?blocks"), "Stable Diffusion 3"),
     (re.compile(r"(^|[._])(double|single)_(transformer_)?blocks|^transformer\."), "a transformer such as Flux"),
-    (re.compile(r"^lora_te[12]_|^text_encoder_2\.|[._]transformer_blocks[._][1-9]"), XL),
+    (re.compile(r"^lora_te[12]_|^text_encoder_2\.|[._]transformer_blocks[._][1-9]"), SDXL),
 )
 # What Stable Diffusion XL does not have: attention in the outermost of four levels, a text encoder without a number.
 OF_ONE_ENCODER = re.compile(
     r"^lora_te_|(down_blocks[._]0|up_blocks[._]3)[._]attentions|input_blocks[._][12][._]1[._]|output_blocks[._](9|1\d)"
 )
-WIDTHS = {
-    192: "the embedded model",
-    768: "Stable Diffusion 1.x",
-    1024: "Stable Diffusion 2.x",
-    2048: XL,
-}
+CONTEXT_WIDTHS = WIDTHS | {2048: SDXL}
 # The layers that tell the width of the context, in a file and in a model: those that read it, and the text encoder's.
 READING = (re.compile(r"attn2[._]to_[kv]"), ("unet", "attn2.to_k"))
 WRITING = (re.compile(r"^(lora_te_|text_encoder\.).*self_attn[._][qkv]_proj"), ("text_encoder", "self_attn.q_proj"))
@@ -126,7 +121,7 @@ def ending_of(key: str) -> str:
 
 def family_of(shapes: Mapping[str, Shape]) -> str | None:
     """The family of models that a file is for, by its keys and widths; None where they do not tell."""
-    read, written = (WIDTHS.get(_width(shapes, pattern) or 0) for pattern, _ in (READING, WRITING))
+    read, written = (CONTEXT_WIDTHS.get(_width(shapes, pattern) or 0) for pattern, _ in (READING, WRITING))
     named = (family for pattern, family in OF_FAMILY if any(map(pattern.search, shapes)))
     return read or next(named, None) or written
 
@@ -181,7 +176,7 @@ def _model_width(layers: Layers, part: str, end: str) -> int | None:
 
 def _model_family(layers: Layers) -> str | None:
     widths = (_model_width(layers, part, end) for _, (part, end) in (READING, WRITING))
-    return XL if is_xl(layers) else next((WIDTHS.get(width) for width in widths if width is not None), None)
+    return SDXL if is_xl(layers) else next((CONTEXT_WIDTHS.get(width) for width in widths if width is not None), None)
 
 
 def _stems(key: str, ending: str) -> Iterator[str]:

@@ -10,15 +10,15 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from sdcli.layout import ENCODERS, safetensors_header, single_file, weight_files
-from sdcli.original.names import UnetShape, inverse, renamed, unet_names
+from sdcli.original.names import FAMILIES, TEXT_PREFIX, UnetShape, inverse, renamed, unet_names
 
 Shape = tuple[int, ...]
 Layers = Mapping[str, Mapping[str, Shape]]  # part of the model -> layer -> shape of its weight
 Layer = tuple[str, str]  # part, layer
 
 ADAPTED_PARTS = ("unet", *ENCODERS)
-TEXT_PREFIX = "text_model."
 WEIGHT = ".weight"
+WIDTHS = {192: "the embedded model"} | FAMILIES
 MAX_PLACES = 20  # levels of a UNet, and ResNets of a level; Stable Diffusion's have four and three
 
 

@@ -23,6 +23,7 @@ from sdcli.original.names import (
     OPEN_CLIP,
     OPEN_CLIP_XL,
     PROJECTION,
+    TEXT_PREFIX,
     UNET,
     VAE,
     Names,
@@ -30,7 +31,7 @@ from sdcli.original.names import (
 )
 from sdcli.original.parts import DROPPED_LAYER
 from sdcli.pipeline.vocabulary import load_tokenizer
-from sdcli.pipeline.weights import TEXT_PREFIX, State
+from sdcli.pipeline.weights import State
 
 Config = dict[str, Any]
 

@@ -18,11 +18,11 @@ from sdcli.errors import InputError, NumericalError
 from sdcli.files import atomic_write
 from sdcli.headers import METADATA, read_header
 from sdcli.original.checkpoint import PART_NAMES, Checkpoint
+from sdcli.original.names import TEXT_PREFIX
 from sdcli.original.parts import Source
 
 State = dict[str, Tensor]
 
-TEXT_PREFIX = "text_model."  # the published key names; transformers 5 saves without it
 OLD_ATTENTION_KEYS = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 DTYPES = {  # safetensors' names of the types that are written, in the order in which its library writes them
     torch.float64: "F64",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sdcli.files import atomic_write
 from sdcli.layout import with_sorted_header
-from sdcli.pipeline.weights import TEXT_PREFIX
+from sdcli.original.names import TEXT_PREFIX
 
 UNET_TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT_TARGETS = ["q_proj", "k_proj", "v_proj", "out_proj"]
