@@ -93,6 +93,19 @@ def old(changes: Changes, layers: Layers) -> dict[str, Tensor]:
     return found
 
 
+def comfy(changes: Changes, layers: Layers) -> dict[str, Tensor]:
+    found, naming = {}, original_names(layers["unet"])
+    prefixes = {"unet": "diffusion_model."} | {
+        part: f"text_encoders.{name}.transformer.text_model."
+        for part, name in zip(ENCODERS, ("clip_l", "clip_g"), strict=True)
+    }
+    for part, prefix in prefixes.items():
+        for name, low in changes[part].items():
+            stem = prefix + (naming[name] if part == "unet" else name)
+            found |= {f"{stem}.lora_down.weight": low.down, f"{stem}.lora_up.weight": low.up}
+    return found
+
+
 DIALECTS = {"kohya": kohya, "kohya, original naming": original, "PEFT": peft, "attention processors": old}
 
 
@@ -125,7 +138,7 @@ def state(bundle: ModelBundle) -> dict[str, Tensor]:
     return {f"{part}.{name}": one for part, module in modules.items() for name, one in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("write", DIALECTS.values(), ids=DIALECTS)
+@pytest.mark.parametrize("write", [*DIALECTS.values(), comfy], ids=[*DIALECTS, "ComfyUI"])  # diffusers reads it not
 def test_each_dialect_is_the_same_delta_added_by_hand_to_the_bit(
     sdxl: Path, bundle: ModelBundle, layers: Layers, tmp_path: Path, write: Write
 ) -> None:

@@ -26,7 +26,8 @@ from sdcli.pipeline.lora_keys import (
 from sdcli.pipeline.lora_names import WIDTHS, Shape
 
 EMBEDDING_WIDTHS = WIDTHS | {1280: f"the second text encoder of {SDXL}"}
-PAIR = ("clip_l", "clip_g")  # keys of what is for the first and for the second text encoder of Stable Diffusion XL
+# Keys of what is for the first and for the second text encoder of Stable Diffusion XL: A1111's, diffusers' trainers'.
+PAIRS = (("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1"))
 FORMS = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
 # How a key begins -> the part of the model, and who names it so; what begins otherwise is the UNet's.
 PREFIXES = {
@@ -36,6 +37,9 @@ PREFIXES = {
     "lora_te2_": ("text_encoder_2", "kohya"),
     "lora_te": ("text_encoder", "kohya"),
     "lycoris_": ("unet", "LyCORIS"),
+    "diffusion_model.": ("unet", "ComfyUI"),
+    "text_encoders.clip_g.": ("text_encoder_2", "ComfyUI"),
+    "text_encoders.": ("text_encoder", "ComfyUI"),
     "text_encoder_2.": ("text_encoder_2", "diffusers"),
     "text_encoder.": ("text_encoder", "diffusers"),
     "": ("unet", "diffusers"),
@@ -92,8 +96,9 @@ def lora_facts(shapes: Mapping[str, Shape], metadata: Mapping[str, str], alphas:
 
 def vector_widths(shapes: Mapping[str, Shape]) -> list[int]:
     """How wide the vectors of a textual-inversion file are, for each text encoder; empty for other files."""
-    keys = PAIR if shapes.keys() == set(PAIR) else tuple(shapes)
-    if (len(keys) > 1 and keys is not PAIR) or not all(len(shapes[key]) in (1, 2) for key in keys):
+    pair = next((pair for pair in PAIRS if shapes.keys() == set(pair)), None)
+    keys = pair or tuple(shapes)
+    if (len(keys) > 1 and pair is None) or not all(len(shapes[key]) in (1, 2) for key in keys):
         return []
     return [shapes[key][-1] for key in keys]
 

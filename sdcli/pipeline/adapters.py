@@ -28,7 +28,7 @@ from torch import Tensor
 from sdcli.errors import InputError, NumericalError
 from sdcli.files import atomic_write, open_regular, read_bytes, reason
 from sdcli.original.names import SDXL
-from sdcli.pipeline.adapter_facts import PAIR, check_widths, embedding_facts, lora_facts
+from sdcli.pipeline.adapter_facts import PAIRS, check_widths, embedding_facts, lora_facts
 from sdcli.pipeline.containers import PNG_HEAD, look_inside
 from sdcli.pipeline.lora_keys import ending_of
 from sdcli.pipeline.pickles import Value, read_pickle
@@ -168,11 +168,12 @@ def _tensor_or_dict(found: dict[str, Any]) -> Any:
 
 def _token_and_values(path: Path, contents: Mapping[str | int, Value]) -> tuple[str, tuple[Value, ...]]:
     """The token a file names, and what stands where its dialect has the vectors: one for each text encoder."""
-    if contents.keys() == set(PAIR):
-        return path.stem, tuple(contents[key] for key in PAIR)
-    if contents.keys() & set(PAIR):
-        what = f"{path}: is no pair for the two text encoders of {SDXL}: it holds {_some(contents)}"
-        raise InputError(what, f"expected are {' and '.join(PAIR)}")
+    for pair in PAIRS:
+        if contents.keys() == set(pair):
+            return path.stem, tuple(contents[key] for key in pair)
+        if contents.keys() & set(pair):
+            what = f"{path}: is no pair for the two text encoders of {SDXL}: it holds {_some(contents)}"
+            raise InputError(what, f"expected are {' and '.join(pair)}")
     if "string_to_param" in contents:
         return _a1111(path, contents)
     if "emb_params" in contents:

@@ -54,7 +54,7 @@ REFUSED = (  # what is in a key -> what is refused by its name
 OF_FAMILY = (  # what is in the keys for no Stable Diffusion 1.x or 2.x -> the family
     (re.compile(r"lora_te3|(^|[._])joint_(transformer_)?blocks"), "Stable Diffusion 3"),
     (re.compile(r"(^|[._])(double|single)_(transformer_)?blocks|^transformer\."), "a transformer such as Flux"),
-    (re.compile(r"^lora_te[12]_|^text_encoder_2\.|[._]transformer_blocks[._][1-9]"), SDXL),
+    (re.compile(r"^lora_te[12]_|^text_encoder(_2|s\.clip_g)\.|[._]transformer_blocks[._][1-9]"), SDXL),
 )
 # What Stable Diffusion XL does not have: attention in the outermost of four levels, a text encoder without a number.
 OF_ONE_ENCODER = re.compile(
@@ -63,7 +63,10 @@ OF_ONE_ENCODER = re.compile(
 CONTEXT_WIDTHS = WIDTHS | {2048: SDXL}
 # The layers that tell the width of the context, in a file and in a model: those that read it, and the text encoder's.
 READING = (re.compile(r"attn2[._]to_[kv]"), ("unet", "attn2.to_k"))
-WRITING = (re.compile(r"^(lora_te_|text_encoder\.).*self_attn[._][qkv]_proj"), ("text_encoder", "self_attn.q_proj"))
+WRITING = (
+    re.compile(r"^(lora_te_|text_encoder(s\.clip_[lh])?\.).*self_attn[._][qkv]_proj"),
+    ("text_encoder", "self_attn.q_proj"),
+)
 PATTERN = re.compile(r"\^?([\w.]+)\$?")  # of layers, as far as they are names
 
 

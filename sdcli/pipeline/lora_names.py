@@ -17,6 +17,7 @@ Layers = Mapping[str, Mapping[str, Shape]]  # part of the model -> layer -> shap
 Layer = tuple[str, str]  # part, layer
 
 ADAPTED_PARTS = ("unet", *ENCODERS)
+COMFY_ENCODERS = {"text_encoder": ("clip_l", "clip_h"), "text_encoder_2": ("clip_g",)}  # of 1.x and XL, of 2.x; of XL
 WEIGHT = ".weight"
 WIDTHS = {192: "the embedded model"} | FAMILIES
 MAX_PLACES = 20  # levels of a UNet, and ResNets of a level; Stable Diffusion's have four and three
@@ -77,6 +78,7 @@ def _unet_shape(layers: Collection[str]) -> UnetShape:
 def _names(part: str, layers: Layers) -> Iterator[tuple[str, str]]:
     """Pairs of layer and name."""
     original = original_names(layers[part]) if part == "unet" else {}
+    comfy = COMFY_ENCODERS.get(part, ())
     # kohya counts the text encoders where there are two.
     kohya = f"lora_te{ENCODERS.index(part) + 1 if is_xl(layers) else ''}_" if part in ENCODERS else "lora_unet_"
     for layer in layers[part]:
@@ -85,6 +87,7 @@ def _names(part: str, layers: Layers) -> Iterator[tuple[str, str]]:
             for prefix in (TEXT_PREFIX, ""):  # transformers 5 has dropped it from its own names
                 yield layer, f"{part}.{prefix}{layer}"
                 yield layer, f"{kohya}{prefix.replace('.', '_')}{flat}"
+                yield from ((layer, f"text_encoders.{one}.transformer.{prefix}{layer}") for one in comfy)
             continue
         yield layer, f"unet.{layer}"
         yield layer, layer  # diffusers' attention processors, saved alone
@@ -92,3 +95,4 @@ def _names(part: str, layers: Layers) -> Iterator[tuple[str, str]]:
         yield layer, f"lycoris_{flat}"
         if layer in original:
             yield layer, f"{kohya}{original[layer].replace('.', '_')}"
+            yield layer, f"diffusion_model.{original[layer]}"  # ComfyUI's

@@ -57,6 +57,9 @@ def test_a_kohya_file_says_ranks_alphas_parts_family_and_what_it_was_trained_on(
         ("lora_te2_x.lora_up.weight", "kohya", "text_encoder_2"),
         ("lora_te1_x.lora_up.weight", "kohya", "text_encoder"),
         ("lycoris_conv_in.lokr_w1", "LyCORIS", "unet"),
+        ("diffusion_model.out.2.lora_up.weight", "ComfyUI", "unet"),
+        ("text_encoders.clip_l.transformer.text_model.x.lora_up.weight", "ComfyUI", "text_encoder"),
+        ("text_encoders.clip_g.transformer.text_model.x.lora_up.weight", "ComfyUI", "text_encoder_2"),
     ],
 )
 def test_each_dialect_is_known_by_its_keys(tmp_path: Path, key: str, dialect: str, part: str) -> None:
@@ -72,6 +75,8 @@ def test_each_dialect_is_known_by_its_keys(tmp_path: Path, key: str, dialect: st
         ("text_encoder_2.text_model.encoder.layers.0.self_attn.q_proj", 1280, "Stable Diffusion XL"),
         ("lora_unet_input_blocks_8_1_transformer_blocks_9_attn1_to_q", 1280, "Stable Diffusion XL"),
         ("lora_te_text_model_encoder_layers_0_self_attn_q_proj", 1024, "Stable Diffusion 2.x"),
+        ("text_encoders.clip_h.transformer.text_model.encoder.layers.0.self_attn.q_proj", 1024, "Stable Diffusion 2.x"),
+        ("text_encoders.clip_g.transformer.text_model.encoder.layers.0.self_attn.q_proj", 1280, "Stable Diffusion XL"),
         (f"lora_unet_{TO_K}", 40, None),
     ],
 )
@@ -92,6 +97,10 @@ def test_diffusers_metadata_and_modelspec_are_told(tmp_path: Path) -> None:
         ({"<cat>": torch.ones(3, 768)}, (["diffusers"], 3, 768, "Stable Diffusion 1.x", "<cat>")),
         ({"<cat>": torch.ones(1024)}, (["diffusers"], 1, 1024, "Stable Diffusion 2.x", "<cat>")),
         ({"emb_params": torch.ones(2, 77)}, (["kohya"], 2, 77, None, None)),
+        (
+            {"text_encoders_0": torch.ones(2, 768), "text_encoders_1": torch.ones(2, 1280)},
+            (["a pair for two text encoders"], 2, [768, 1280], "Stable Diffusion XL", None),
+        ),
         (
             {"clip_l": torch.ones(2, 768), "clip_g": torch.ones(2, 1280)},
             (["a pair for two text encoders"], 2, [768, 1280], "Stable Diffusion XL", None),

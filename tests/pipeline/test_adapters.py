@@ -290,9 +290,12 @@ def test_what_does_not_fit_a_model_of_width_768_is_refused(
 
 
 @pytest.mark.parametrize("save", [save_file, torch.save])
-def test_a_pair_for_two_text_encoders_is_named_for_its_file(tmp_path: Path, save: Callable[..., None]) -> None:
+@pytest.mark.parametrize("keys", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
+def test_a_pair_for_two_text_encoders_is_named_for_its_file(
+    tmp_path: Path, save: Callable[..., None], keys: tuple[str, str]
+) -> None:
     one, other = vectors(3), vectors(3, width=24)
-    save({"clip_g": other.half(), "clip_l": one}, tmp_path / "my-cat.any")
+    save({keys[1]: other.half(), keys[0]: one}, tmp_path / "my-cat.any")
     found = read(tmp_path / "my-cat.any", second=24)
     assert found.token == "my-cat" and torch.equal(found.vectors, one)
     assert found.second is not None and torch.equal(found.second, other.half().float())
@@ -309,6 +312,10 @@ def test_a_pair_for_two_text_encoders_is_named_for_its_file(tmp_path: Path, save
         (
             {"clip_l": vectors(width=768)},
             "is no pair for the two text encoders of Stable Diffusion XL: it holds clip_l;",
+        ),
+        (
+            {"text_encoders_1": vectors(width=1280)},
+            "it holds text_encoders_1; expected are text_encoders_0 and text_encoders_1",
         ),
         (
             {"clip_l": vectors(width=768), "clip_g": vectors(width=1280), "t5": vectors()},

@@ -226,11 +226,12 @@ def test_names_of_sd15_are_those_in_published_files_and_no_two_layers_share_one(
         "lora_unet_output_blocks_2_1_conv": "up_blocks.0.upsamplers.0.conv",
         "lora_unet_input_blocks_9_0_op": "down_blocks.2.downsamplers.0.conv",
         "lora_unet_middle_block_2_in_layers_2": "mid_block.resnets.1.conv1",
+        "diffusion_model.middle_block.2.in_layers.2": "mid_block.resnets.1.conv1",
         f"lora_unet_up_blocks_3_attentions_2_{block}_ff_net_0_proj": f"up_blocks.3.attentions.2.{block}.ff.net.0.proj",
     }.items():
-        assert names[name.replace(".", "_")] == ("unet", layer)
+        assert names[name if name.startswith("diffusion_model") else name.replace(".", "_")] == ("unet", layer)
     assert set(original_names(layers["unet"])) == set(layers["unet"])
-    assert len(names) == 5 * len(layers["unet"])  # unet., alone, kohya's, LyCORIS's, and the original
+    assert len(names) == 6 * len(layers["unet"])  # unet., alone, kohya's, LyCORIS's, and the original in two ways
 
 
 def test_names_of_sdxl_are_those_in_published_files_and_no_two_layers_share_one() -> None:
@@ -272,7 +273,7 @@ def test_names_of_sdxl_are_those_in_published_files_and_no_two_layers_share_one(
     }.items():
         assert names[name] == ("unet", layer)
     assert set(original_names(layers["unet"])) == set(layers["unet"])
-    assert len(names) == 5 * len(layers["unet"])
+    assert len(names) == 6 * len(layers["unet"])
 
 
 @pytest.mark.parametrize("shape", [None, "x", [-1], [1.5], [True], [1 << 40]])
