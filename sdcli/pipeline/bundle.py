@@ -310,9 +310,9 @@ def _build_unet(config: Config) -> nn.Module:
 
 
 def _from_config(kind: type[Any], config: Config) -> nn.Module:
-    defaults = {key: one.default for key, one in inspect.signature(kind.__init__).parameters.items()}
-    check_kinds(kind.__name__, config, defaults)
-    return cast("nn.Module", kind.from_config({key: value for key, value in config.items() if key in defaults}))
+    arguments = inspect.signature(kind.__init__).parameters
+    check_kinds(kind.__name__, config, arguments)
+    return cast("nn.Module", kind.from_config({key: value for key, value in config.items() if key in arguments}))
 
 
 def _build_text(config: Config) -> nn.Module:

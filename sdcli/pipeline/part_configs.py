@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from inspect import Parameter
+from typing import Any, get_args, get_origin
 
 from sdcli.errors import InputError
 
@@ -60,17 +61,31 @@ def checked(name: str, config: Mapping[str, Any]) -> Config:
     return found
 
 
-def check_kinds(name: str, config: Mapping[str, Any], defaults: Mapping[str, object]) -> None:
-    """Raise InputError for a value that is of no kind that its class's own default is of: "no" would count as true.
+def check_kinds(name: str, config: Mapping[str, Any], arguments: Mapping[str, Parameter]) -> None:
+    """Raise InputError for a value that is of no kind that its class asks for: "no", or a list, would count as true.
 
-    defaults: of the class's arguments; where one is None, any value may stand.
+    arguments: of the class, with what they are annotated to be, else by what they are if nothing is said.
     """
-    for key in sorted(config.keys() & defaults.keys()):
-        kinds = {kind for default in _flat(defaults[key]) for kind in KINDS.get(type(default), ())}
-        is_heard = config[key] is not None or defaults[key] is not True  # null counts as false, which is what it is not
-        if kinds and not (is_heard and all(type(entry) in kinds for entry in _flat(config[key]))):
+    for key in sorted(config.keys() & arguments.keys()):
+        value, asked = config[key], arguments[key]
+        hints = list(_hints(type(asked.default) if asked.annotation is Parameter.empty else asked.annotation))
+        kinds = {kind for hint in hints for kind in KINDS.get(hint, ())}
+        entries, takes_lists = _flat(value), tuple in hints
+        is_fit = all(type(entry) in kinds for entry in entries)
+        if value is None:
+            is_fit = asked.default is not True  # null counts as false, which is what it is not
+        elif isinstance(value, list):
+            is_fit = is_fit and takes_lists and bool(entries)
+        if kinds and not is_fit:
             said = " or ".join(sorted(WORDS[kind] for kind in kinds))
-            raise _refusal(name, key, config[key], f"{said}, or a list of such")
+            raise _refusal(name, key, value, said + (", or a list of such" if takes_lists else ""))
+
+
+def _hints(annotation: Any) -> Iterator[Any]:
+    """The types that an annotation is made of: `int | tuple[int, int]` of int, tuple and int."""
+    yield get_origin(annotation) or annotation
+    for one in get_args(annotation):
+        yield from _hints(one)
 
 
 def _check(name: str, key: str, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import Parameter
 from typing import Any
 
 import pytest
@@ -61,17 +62,44 @@ def test_a_value_out_of_range_is_refused_by_its_name(changes: dict[str, Any], sa
     assert len(str(refused.value)) < 400
 
 
+def argument(default: object = Parameter.empty, annotation: Any = Parameter.empty) -> dict[str, Parameter]:
+    return {"key": Parameter("key", Parameter.KEYWORD_ONLY, default=default, annotation=annotation)}
+
+
 @pytest.mark.parametrize(
-    ("value", "default"), [("no", False), (1, True), (None, True), ("3", 3), ([3, "3"], 3), (5, "silu"), ("x", (1, 2))]
+    ("value", "asked"),
+    [
+        ("no", argument(False)),
+        ("no", argument(False, bool)),
+        ([False], argument(False, bool)),
+        ([[]], argument(False, bool | tuple[bool])),
+        (1, argument(True, bool)),
+        (None, argument(True)),
+        ("3", argument(3, int)),
+        ([3, "3"], argument(3, int | tuple[int])),
+        ([3], argument(3, int)),
+        (False, argument(None, int | tuple[int, int] | None)),
+        (5, argument("silu", str)),
+        ("x", argument((1, 2), tuple[int, ...])),
+    ],
 )
-def test_a_value_of_another_kind_than_the_default_is_refused(value: object, default: object) -> None:
+def test_a_value_of_another_kind_than_the_class_asks_for_is_refused(value: object, asked: dict[str, Parameter]) -> None:
     with pytest.raises(InputError, match="AutoencoderKL: key is"):
-        check_kinds("AutoencoderKL", {"key": value}, {"key": default})
+        check_kinds("AutoencoderKL", {"key": value}, asked)
 
 
 @pytest.mark.parametrize(
-    ("value", "default"),
-    [(False, True), (None, False), (3, 0.5), ([1, 2], 3), (None, "silu"), ("x", None), (["a"], ("b",))],
+    ("value", "asked"),
+    [
+        (False, argument(True, bool)),
+        (None, argument(False, bool)),
+        (3, argument(0.5, float)),
+        ([1, [2]], argument(3, int | tuple[int] | tuple[tuple])),
+        (None, argument("silu", str)),
+        ("x", argument(None)),
+        (["a"], argument(("b",), tuple[str, ...])),
+        ([True, False], argument(False, bool | tuple[bool])),
+    ],
 )
-def test_a_value_of_the_same_kind_passes(value: object, default: object) -> None:
-    check_kinds("AutoencoderKL", {"key": value}, {"key": default})
+def test_a_value_of_the_same_kind_passes(value: object, asked: dict[str, Parameter]) -> None:
+    check_kinds("AutoencoderKL", {"key": value}, asked)
