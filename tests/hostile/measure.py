@@ -25,7 +25,7 @@ def main() -> None:
                 print(f"{attack}: {'; '.join(trials[-1].faults()) or 'clean'}", flush=True)
         forks.close()
     print(f"{len(trials)} hostile files, {sum(not one.faults() for one in trials)} refused cleanly")
-    print(f"payloads run: {sum(one.has_run for one in trials)}, left behind: {sum(bool(one.new) for one in trials)}")
+    print(f"payloads run: {sum(one.has_run for one in trials)}, left behind: {sum(one.has_left for one in trials)}")
     for what in ("seconds", "megabytes", "child_seconds", "child_megabytes"):
         dearest = max(trials, key=lambda one: float(getattr(one, what)))
         print(f"most {what}: {getattr(dearest, what):.2f} ({dearest.attack})")

@@ -46,6 +46,11 @@ class Trial:
     child_seconds: float = 0.0
     child_megabytes: float = 0.0
 
+    @property
+    def has_left(self) -> bool:
+        """Whether there are other files than before, but for the picture where a file may be read."""
+        return self.new != ((DRAWN,) if self.attack.code == 0 else ())
+
     def faults(self) -> list[str]:
         """What was not clean about it, in words; nothing if all was."""
         found = {
@@ -53,7 +58,7 @@ class Trial:
             f"{self.said.count(chr(10))} lines: {self.said}": self.said.count("\n") != (self.attack.code != 0),
             f"a line of {len(self.said)} characters": len(self.said) > MAX_LINE,
             "unprintable": not self.said.rstrip("\n").isprintable(),
-            f"left {self.new}": self.new != ((DRAWN,) if self.attack.code == 0 else ()),
+            f"left {self.new}": self.has_left,
             "a payload was run": self.has_run,
             f"{self.seconds:.1f} s": self.seconds > SECONDS,
             f"{self.megabytes:.0f} MB": self.megabytes > MEGABYTES,
