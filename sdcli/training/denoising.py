@@ -23,6 +23,7 @@ from sdcli.plan.words import warn_of_networks
 from sdcli.schedulers.config import prediction_type
 from sdcli.train_specs import DenoisingSpec
 from sdcli.training import buckets, caches, data, parts, start
+from sdcli.training.attention import ShortAttention
 from sdcli.training.caches import Moments
 from sdcli.training.conditions import Condition
 from sdcli.training.loop import Preparing, Report, train
@@ -109,6 +110,8 @@ class DenoisingTask:
         self.training, self.held_out = data.split(dataset, spec.holdout, spec.seed)
         if spec.gradient_checkpointing:
             self.bundle.unet.enable_gradient_checkpointing()
+        if self.bundle.device.type == "cpu" and spec.mixed_precision == "bf16":
+            self.bundle.unet.set_attn_processor(ShortAttention())  # type: ignore[arg-type]  # a list of its own
         self.model = Denoiser(self.bundle.unet, condition.module)
         self.turns = [Turn("model", self.model, self.losses)]
         self.alpha_bar = noise.alpha_bars(self.bundle.scheduler_config)
