@@ -608,6 +608,19 @@ def test_ddpm_draws_with_the_learned_variances(learned: Path, cut: Path, parts: 
     assert largest(ours[0][-1] - fixed[0][-1]) > 1000 * LATENTS_TOLERANCE
 
 
+# Memory.
+
+
+def test_what_the_steps_left_free_is_given_back_before_the_vae_works(
+    sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(generate, "trim", lambda: done.append("given back"))
+    monkeypatch.setattr(generate, "to_images", lambda pixels: done.append("decoded") or to_images(pixels))
+    drawn_by(asked(sd1, tmp_path / "out", count=2, batch_size=1))
+    assert done == ["given back", "decoded"] * 2
+
+
 # Learned tokens.
 
 

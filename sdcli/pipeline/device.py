@@ -25,7 +25,9 @@ Module = TypeVar("Module", bound=nn.Module)
 # Options of glibc's mallopt, from its malloc.h: from how many bytes on a block, or what is free at the end of the heap,
 # goes back to the system as soon as it is freed.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-KEPT_BLOCK, KEPT_END = 128 << 20, 256 << 20  # bytes; a UNet of 1.5 asks for 84 MB at once at 512 x 512
+# Bytes. A UNet of Stable Diffusion 1.5 asks for 84 MB at once at 512 x 512; older glibc takes no more than 32 MB.
+KEPT_BLOCKS, KEPT_END = (128 << 20, 32 << 20), 256 << 20
+MALLOC_SETTINGS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")  # of the environment
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NO_GLIBC = (OSError, AttributeError, TypeError)  # what it is to ask another C library for what only glibc has
@@ -109,12 +111,15 @@ def keep_freed() -> None:
     """Have the C library keep what this process frees for what it asks for next, where it is one that can.
 
     A UNet asks for the same activations in every step. Given back and asked for again, each page of them is cleared by
-    the system: a tenth of the time of a step on a CPU.
+    the system: a tenth of the time of a step on a CPU. Where the environment says how to keep memory, it is left to it.
     """
+    if any(name in os.environ for name in MALLOC_SETTINGS):
+        return
     with suppress(*NO_GLIBC):
         library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, KEPT_BLOCK)
-        library.mallopt(M_TRIM_THRESHOLD, KEPT_END)
+        # Either ends glibc's own guess at both, so the second alone would give back every block.
+        if any(library.mallopt(M_MMAP_THRESHOLD, most) for most in KEPT_BLOCKS):
+            library.mallopt(M_TRIM_THRESHOLD, KEPT_END)
 
 
 def give_back() -> bool:

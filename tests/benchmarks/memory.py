@@ -115,7 +115,7 @@ def measure(way: str, folder: Path, steps: int) -> None:
     who, kind = way.split()
     place = folder / ("model" if kind == "folder" else "model.safetensors")
     facts = (by_sdcli if who == "sdcli" else by_diffusers)(place, steps)
-    status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss knows of who began the process, too
+    status = Path("/proc/self/status").read_text(encoding="utf-8")  # ru_maxrss also counts what started this process
     facts["peak"] = int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) * 1024
     print(json.dumps(facts))
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import platform
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from sdcli.errors import ExitCode, ResourceError, UsageError
-from sdcli.pipeline.device import Peak, pick_device, pick_dtype, synchronize, trim
+from sdcli.pipeline.device import M_TRIM_THRESHOLD, MALLOC_SETTINGS, Peak, pick_device, pick_dtype, synchronize, trim
 
 HAS_CUDA = torch.cuda.is_available()
 
@@ -91,19 +94,49 @@ def test_the_growth_of_memory_is_the_same_whatever_the_process_did_before() -> N
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library keeps what is free in its own way")
-def test_memory_that_a_step_frees_is_there_for_the_next_until_it_is_given_back() -> None:
-    import resource  # which not every system has
-
-    def pages_asked_for() -> int:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(64 << 20, dtype=torch.uint8)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
+def test_memory_that_a_step_frees_stays_until_it_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in MALLOC_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
     pick_device("cpu")
-    asked = [pages_asked_for() for _ in range(20)]
-    assert asked[-1] < 1000, asked  # blocks that do not fit where the one before was end up somewhere
     assert trim()
-    assert pages_asked_for() > 10_000
+    before = resident()
+    held = [torch.ones(24 << 20, dtype=torch.uint8) for _ in range(5)]
+    del held
+    assert resident() > before + (90 << 20)
+    assert trim()
+    assert resident() < before + (30 << 20)
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+def test_how_memory_is_kept_is_left_to_the_environment_that_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(ctypes, "CDLL", asked.append)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    pick_device("cpu")
+    assert asked == []
+
+
+@pytest.mark.parametrize(("taken", "asked"), [((), 2), ((32 << 20,), 3), ((128 << 20, 32 << 20), 2)])
+def test_an_old_glibc_is_asked_for_what_it_takes_or_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, taken: tuple[int, ...], asked: int
+) -> None:
+    calls: list[tuple[int, int]] = []
+
+    class Library:
+        def mallopt(self, option: int, value: int) -> int:
+            calls.append((option, value))
+            return int(value in taken)
+
+    for name in MALLOC_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: Library())
+    pick_device("cpu")
+    assert len(calls) == asked
+    assert [option for option, _ in calls].count(M_TRIM_THRESHOLD) == bool(taken)
 
 
 @pytest.mark.gpu
