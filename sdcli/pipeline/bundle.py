@@ -310,7 +310,7 @@ def _build_unet(config: Config) -> nn.Module:
 
 
 def _from_config(kind: type[Any], config: Config) -> nn.Module:
-    arguments = inspect.signature(kind.__init__).parameters
+    arguments = inspect.signature(kind.__init__, eval_str=True).parameters
     check_kinds(kind.__name__, config, arguments)
     return cast("nn.Module", kind.from_config({key: value for key, value in config.items() if key in arguments}))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from inspect import Parameter
 from typing import Any, get_args, get_origin
 
@@ -68,24 +68,33 @@ def check_kinds(name: str, config: Mapping[str, Any], arguments: Mapping[str, Pa
     """
     for key in sorted(config.keys() & arguments.keys()):
         value, asked = config[key], arguments[key]
-        hints = list(_hints(type(asked.default) if asked.annotation is Parameter.empty else asked.annotation))
-        kinds = {kind for hint in hints for kind in KINDS.get(hint, ())}
-        entries, takes_lists = _flat(value), tuple in hints
-        is_fit = all(type(entry) in kinds for entry in entries)
-        if value is None:
-            is_fit = asked.default is not True  # null counts as false, which is what it is not
-        elif isinstance(value, list):
-            is_fit = is_fit and takes_lists and bool(entries)
+        hint = type(asked.default) if asked.annotation is Parameter.empty else asked.annotation
+        kinds = {kind for one in _types(hint) for kind in KINDS.get(one, ())}
+        # null counts as false, which is not what is meant where nothing said means true
+        is_fit = asked.default is not True if value is None else _is_of(value, kinds, _depth(hint))
         if kinds and not is_fit:
-            said = " or ".join(sorted(WORDS[kind] for kind in kinds))
-            raise _refusal(name, key, value, said + (", or a list of such" if takes_lists else ""))
+            said = "a number" if float in kinds else " or ".join(sorted(WORDS[kind] for kind in kinds))
+            raise _refusal(name, key, value, said + (", or a list of such" if _depth(hint) else ""))
 
 
-def _hints(annotation: Any) -> Iterator[Any]:
+def _is_of(value: object, kinds: Collection[type], depth: int) -> bool:
+    """Whether a value is of one of these types, or a list of such in as many levels as may be, none of them empty."""
+    if isinstance(value, list | tuple):
+        return depth > 0 and bool(value) and all(_is_of(one, kinds, depth - 1) for one in value)
+    return type(value) in kinds
+
+
+def _types(hint: Any) -> Iterator[Any]:
     """The types that an annotation is made of: `int | tuple[int, int]` of int, tuple and int."""
-    yield get_origin(annotation) or annotation
-    for one in get_args(annotation):
-        yield from _hints(one)
+    yield get_origin(hint) or hint
+    for one in get_args(hint):
+        yield from _types(one)
+
+
+def _depth(hint: Any) -> int:
+    """Lists in lists that an annotation allows: 1 of `int | tuple[int, int]`, 2 of `tuple[tuple[int]]`."""
+    inner = max(map(_depth, get_args(hint)), default=0)
+    return inner + (hint is tuple or get_origin(hint) is tuple)
 
 
 def _check(name: str, key: str, value: object) -> None:

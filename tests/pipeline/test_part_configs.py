@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from inspect import Parameter
 from typing import Any
 
 import pytest
+from diffusers import AutoencoderKL, UNet2DConditionModel, VQModel
 
 from sdcli.errors import InputError
 from sdcli.pipeline.part_configs import check_kinds, checked
@@ -73,6 +75,8 @@ def argument(default: object = Parameter.empty, annotation: Any = Parameter.empt
         ("no", argument(False, bool)),
         ([False], argument(False, bool)),
         ([[]], argument(False, bool | tuple[bool])),
+        ([[False]], argument(False, bool | tuple[bool])),
+        ([[], [1]], argument(1, int | tuple[tuple[int]])),
         (1, argument(True, bool)),
         (None, argument(True)),
         ("3", argument(3, int)),
@@ -94,6 +98,7 @@ def test_a_value_of_another_kind_than_the_class_asks_for_is_refused(value: objec
         (False, argument(True, bool)),
         (None, argument(False, bool)),
         (3, argument(0.5, float)),
+        (None, argument(None, int | None)),
         ([1, [2]], argument(3, int | tuple[int] | tuple[tuple])),
         (None, argument("silu", str)),
         ("x", argument(None)),
@@ -103,3 +108,12 @@ def test_a_value_of_another_kind_than_the_class_asks_for_is_refused(value: objec
 )
 def test_a_value_of_the_same_kind_passes(value: object, asked: dict[str, Parameter]) -> None:
     check_kinds("AutoencoderKL", {"key": value}, asked)
+
+
+@pytest.mark.parametrize("kind", [UNet2DConditionModel, AutoencoderKL, VQModel])
+def test_a_flag_of_each_part_is_true_or_false(kind: type[Any]) -> None:
+    arguments = inspect.signature(kind.__init__, eval_str=True).parameters
+    flag = next(name for name, one in arguments.items() if isinstance(one.default, bool))
+    check_kinds(kind.__name__, {name: one.default for name, one in arguments.items() if name != "self"}, arguments)
+    with pytest.raises(InputError, match=f"{kind.__name__}: {flag} is 'no'; expected is true or false"):
+        check_kinds(kind.__name__, {flag: "no"}, arguments)
