@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +94,25 @@ def lora_facts(shapes: Mapping[str, Shape], metadata: Mapping[str, str], alphas:
     return {key: value[:MAX_TEXT] if isinstance(value, str) else value for key, value in facts.items()}
 
 
+def encoder_keys(keys: Collection[str | int]) -> tuple[str, ...] | None:
+    """The keys of what is for each text encoder, where a file names them: a pair, or the first of one alone."""
+    return next((some for pair in PAIRS for some in (pair, pair[:1]) if set(keys) == set(some)), None)
+
+
+def check_pair(where: str, keys: Collection[str | int]) -> None:
+    """Raise InputError for a file that names one of several text encoders, and not as they are named."""
+    for pair in PAIRS:
+        if set(keys) & set(pair) and encoder_keys(keys) is None:
+            some = ", ".join(sorted(map(str, keys))[:3])
+            what = f"{where}: is no pair for the two text encoders of {SDXL}: it holds {some}"
+            raise InputError(what, f"expected are {' and '.join(pair)}")
+
+
 def vector_widths(shapes: Mapping[str, Shape]) -> list[int]:
     """How wide the vectors of a textual-inversion file are, for each text encoder; empty for other files."""
-    pair = next((pair for pair in PAIRS if shapes.keys() == set(pair)), None)
-    keys = pair or tuple(shapes)
-    if (len(keys) > 1 and pair is None) or not all(len(shapes[key]) in (1, 2) for key in keys):
+    named = encoder_keys(shapes)
+    keys = named or tuple(shapes)
+    if (len(keys) > 1 and named is None) or not all(len(shapes[key]) in (1, 2) for key in keys):
         return []
     return [shapes[key][-1] for key in keys]
 
@@ -127,6 +141,8 @@ def embedding_facts(shapes: Mapping[str, Shape]) -> dict[str, Any] | None:
     if len(widths) == 2:
         return facts | {"width": widths, "dialects": ["a pair for two text encoders"], "family": SDXL}
     facts["family"] = EMBEDDING_WIDTHS.get(widths[0])
+    if encoder_keys(shapes) is not None:  # the file's name is the token
+        return facts
     return facts | ({"dialects": ["kohya"]} if key == "emb_params" else {"token": key[:MAX_TEXT]})
 
 

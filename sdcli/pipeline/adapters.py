@@ -27,8 +27,7 @@ from torch import Tensor
 
 from sdcli.errors import InputError, NumericalError
 from sdcli.files import atomic_write, open_regular, read_bytes, reason
-from sdcli.original.names import SDXL
-from sdcli.pipeline.adapter_facts import PAIRS, check_widths, embedding_facts, lora_facts
+from sdcli.pipeline.adapter_facts import check_pair, check_widths, embedding_facts, encoder_keys, lora_facts
 from sdcli.pipeline.containers import PNG_HEAD, look_inside
 from sdcli.pipeline.lora_keys import ending_of
 from sdcli.pipeline.pickles import Value, read_pickle
@@ -168,12 +167,10 @@ def _tensor_or_dict(found: dict[str, Any]) -> Any:
 
 def _token_and_values(path: Path, contents: Mapping[str | int, Value]) -> tuple[str, tuple[Value, ...]]:
     """The token a file names, and what stands where its dialect has the vectors: one for each text encoder."""
-    for pair in PAIRS:
-        if contents.keys() == set(pair):
-            return path.stem, tuple(contents[key] for key in pair)
-        if contents.keys() & set(pair):
-            what = f"{path}: is no pair for the two text encoders of {SDXL}: it holds {_some(contents)}"
-            raise InputError(what, f"expected are {' and '.join(pair)}")
+    check_pair(str(path), contents)
+    keys = encoder_keys(contents)
+    if keys is not None:
+        return path.stem, tuple(contents[key] for key in keys)
     if "string_to_param" in contents:
         return _a1111(path, contents)
     if "emb_params" in contents:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sdcli.errors import InputError, SdcliWarning, UsageError
 from sdcli.files import exists, open_regular
 from sdcli.pipeline import prompt, wildcards
-from sdcli.pipeline.adapter_facts import check_widths, vector_widths
+from sdcli.pipeline.adapter_facts import check_pair, check_widths, vector_widths
 from sdcli.pipeline.lora_keys import is_safetensors, read_header
 from sdcli.pipeline.wildcards import Prompts, Template
 from sdcli.plan.parts import text_widths
@@ -60,7 +60,9 @@ def check_embeddings(files: Sequence[EmbeddingFile], folder: Path) -> None:
     wanted = [width for width in text_widths(folder) if width is not None]
     for one in files:
         if is_safetensors(one.path):
-            given = vector_widths(read_header(one.path)[0])
+            shapes, _ = read_header(one.path)
+            check_pair(str(one.path), shapes)
+            given = vector_widths(shapes)
             if given:
                 check_widths(str(one.path), given, wanted)
 

@@ -168,6 +168,7 @@ def test_the_same_embedding_gives_the_same_bytes_in_another_process(forks: Any, 
     code = f"""
 import pathlib, torch
 from sdcli.pipeline import adapters
+from sdcli.pipeline.adapter_facts import describe
 from sdcli.pipeline.adapters import Embedding, write_embedding
 vectors = torch.randn(2, {WIDTH}, generator=torch.Generator().manual_seed(0))
 write_embedding(pathlib.Path(arguments[0]), Embedding("<" + "my-cat>", vectors), step=7)
@@ -289,6 +290,15 @@ def test_what_does_not_fit_a_model_of_width_768_is_refused(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("key", ["clip_l", "text_encoders_0"])
+def test_the_first_of_a_pair_alone_is_for_a_model_of_one_text_encoder(tmp_path: Path, key: str) -> None:
+    save_file({key: vectors(3)}, tmp_path / "my-cat.safetensors")
+    found = read(tmp_path / "my-cat.safetensors")
+    assert found.token == "my-cat" and torch.equal(found.vectors, vectors(3)) and found.second is None
+    facts = describe(tmp_path / "my-cat.safetensors")
+    assert facts is not None and facts["kind"] == "textual inversion" and "token" not in facts
+
+
 @pytest.mark.parametrize("save", [save_file, torch.save])
 @pytest.mark.parametrize("keys", [("clip_l", "clip_g"), ("text_encoders_0", "text_encoders_1")])
 def test_a_pair_for_two_text_encoders_is_named_for_its_file(
@@ -310,8 +320,8 @@ def test_a_pair_for_two_text_encoders_is_named_for_its_file(
         ),
         ({"emb_params": vectors(width=1280)}, "are 1280 wide (the second text encoder of Stable Diffusion XL), the mo"),
         (
-            {"clip_l": vectors(width=768)},
-            "is no pair for the two text encoders of Stable Diffusion XL: it holds clip_l;",
+            {"clip_g": vectors(width=1280)},
+            "is no pair for the two text encoders of Stable Diffusion XL: it holds clip_g;",
         ),
         (
             {"text_encoders_1": vectors(width=1280)},
