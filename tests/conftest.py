@@ -69,9 +69,9 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def picture_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A picture of 32 x 32 with much in it, and a mask that is white in a part whose edges cut through latents."""
-    folder = tmp_path_factory.mktemp("files")
+    folder = tmp_path_factory.mktemp("picture_files")
     pixels = np.kron(np.random.default_rng(5).integers(0, 256, (8, 8, 3)), np.ones((4, 4, 1))).astype(np.uint8)
     Image.fromarray(pixels).save(folder / "picture.png")
     white = np.zeros((32, 32), np.uint8)

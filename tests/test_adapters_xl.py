@@ -138,7 +138,7 @@ def state(bundle: ModelBundle) -> dict[str, Tensor]:
     return {f"{part}.{name}": one for part, module in modules.items() for name, one in module.state_dict().items()}
 
 
-@pytest.mark.parametrize("write", [*DIALECTS.values(), comfy], ids=[*DIALECTS, "ComfyUI"])  # diffusers reads it not
+@pytest.mark.parametrize("write", [*DIALECTS.values(), comfy], ids=[*DIALECTS, "ComfyUI"])  # diffusers does not read it
 def test_each_dialect_is_the_same_delta_added_by_hand_to_the_bit(
     sdxl: Path, bundle: ModelBundle, layers: Layers, tmp_path: Path, write: Write
 ) -> None:

@@ -123,26 +123,26 @@ def test_text_to_image_gives_the_latents_of_every_step_and_the_pixels_of_diffuse
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 def test_image_to_image_gives_what_diffusers_gives(
-    sdxl: Path, bundle: ModelBundle, pipe: Any, files: Path, strength: float
+    sdxl: Path, bundle: ModelBundle, pipe: Any, picture_files: Path, strength: float
 ) -> None:
     theirs = quiet(StableDiffusionXLImg2ImgPipeline, pipe)
-    ours = by_us(sdxl, bundle, "euler", init_image=files / "picture.png", strength=strength)
-    image = Image.open(files / "picture.png")
+    ours = by_us(sdxl, bundle, "euler", init_image=picture_files / "picture.png", strength=strength)
+    image = Image.open(picture_files / "picture.png")
     assert_same(ours, by_diffusers(theirs, "euler", image=image, strength=strength))
 
 
 @pytest.mark.parametrize(("channels", "strength"), [(4, 0.5), (4, 1.0), (9, 0.5)])
 def test_inpainting_by_ordinary_and_by_its_own_unets_gives_what_diffusers_gives(
-    sdxl: Path, pipe: Any, bundle: ModelBundle, files: Path, tmp_path: Path, channels: int, strength: float
+    sdxl: Path, pipe: Any, bundle: ModelBundle, picture_files: Path, tmp_path: Path, channels: int, strength: float
 ) -> None:
     folder = sdxl
     if channels == 9:
         folder = models.write_sdxl(tmp_path, in_channels=9)
         pipe, bundle = models.pipeline_xl(folder), load_bundle(folder, device=torch.device("cpu"), dtype=torch.float32)
     theirs = quiet(StableDiffusionXLInpaintPipeline, pipe)
-    picture = {"init_image": files / "picture.png", "mask": files / "mask.png"}
+    picture = {"init_image": picture_files / "picture.png", "mask": picture_files / "mask.png"}
     ours = by_us(folder, bundle, "euler", negative="blurry", strength=strength, **picture)
-    opened = {"image": Image.open(files / "picture.png"), "mask_image": Image.open(files / "mask.png")}
+    opened = {"image": Image.open(picture_files / "picture.png"), "mask_image": Image.open(picture_files / "mask.png")}
     size = {"width": 32, "height": 32}
     assert_same(ours, by_diffusers(theirs, "euler", negative="blurry", strength=strength, **opened, **size))
 

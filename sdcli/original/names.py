@@ -28,7 +28,8 @@ PREFIXES = {
     "text_encoder": (f"{CLIP}{TEXT_PREFIX}", CLIP, OPEN_CLIP, TEXT_PREFIX, f"{CLIP_XL}{TEXT_PREFIX}", CLIP_XL),
     "text_encoder_2": (OPEN_CLIP_XL,),
 }
-PROJECTION = "text_projection"  # of open_clip, the matrix that transformers' `text_projection.weight` is transposed
+# What the summary of XL's second text encoder goes through: a layer in transformers, in open_clip a matrix, transposed.
+PROJECTION = "text_projection"
 RESNET = {
     "in_layers.0": "norm1",
     "in_layers.2": "conv1",

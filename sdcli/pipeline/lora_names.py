@@ -19,7 +19,7 @@ Layer = tuple[str, str]  # part, layer
 ADAPTED_PARTS = ("unet", *ENCODERS)
 COMFY_ENCODERS = {"text_encoder": ("clip_l", "clip_h"), "text_encoder_2": ("clip_g",)}  # of 1.x and XL, of 2.x; of XL
 WEIGHT = ".weight"
-WIDTHS = {192: "the embedded model"} | FAMILIES
+WIDTHS = {192: "the embedded model"} | FAMILIES  # of what a text encoder gives and a UNet reads
 MAX_PLACES = 20  # levels of a UNet, and ResNets of a level; Stable Diffusion's have four and three
 
 

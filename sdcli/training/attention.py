@@ -15,7 +15,7 @@ class ShortAttention:
     """diffusers' attention of a layer, by plain products of matrices while it learns from few tokens, else torch's own.
 
     torch's keeps no matrix of weights and computes it anew on the way back. In bfloat16 on a CPU that takes 2 to 5
-    times as long for up to 256 tokens (torch 2.13, AMX); without gradients, or for more tokens, torch's own is the faster.
+    times as long for up to 256 tokens (torch 2.13, AMX). Without gradients, or for more tokens, torch's is the faster.
     """
 
     def __init__(self) -> None:

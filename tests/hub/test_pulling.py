@@ -140,7 +140,7 @@ def test_what_a_stopped_process_has_fetched_is_gone_on_with_by_one_that_waits(
         with ThreadPoolExecutor(1) as other:
             waiting = other.submit(sdcli, "models", "pull", "owner/tiny", "--json")
             until(lambda: [one.path for one in hub.requests] == ["/api/models/owner/tiny"])
-            process.send_signal(signal.SIGTERM)  # a script's & has the others ignored
+            process.send_signal(signal.SIGTERM)  # a shell script starts its background jobs with SIGINT ignored
             assert process.wait(PATIENCE) == ExitCode.TERMINATED
             hub.faults.waits.set()
             record = json.loads(waiting.result(PATIENCE).stdout)
