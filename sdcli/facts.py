@@ -139,8 +139,7 @@ def _conditioning(folder: Path) -> dict[str, Any]:
 
 def _family(unet: dict[str, Any]) -> str:
     """XL's UNet is told of sizes; 1.x and 2.x differ in the width of their text encoder."""
-    width = unet.get("cross_attention_dim")
-    name = FAMILIES.get(width) if isinstance(width, int) else None
+    name = FAMILIES.get(unet.get("cross_attention_dim", 0))
     name = SDXL if unet.get("addition_embed_type") == XL_EMBEDDING else name
     task = " inpainting" if unet.get("in_channels") == 9 else ""
     return (name or "Stable Diffusion of its own size") + task
