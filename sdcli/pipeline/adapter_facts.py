@@ -19,6 +19,7 @@ from sdcli.pipeline.lora_keys import (
     ROLES,
     ending_of,
     family_of,
+    first_keys,
     is_safetensors,
     read_header,
     said_base,
@@ -103,8 +104,7 @@ def check_pair(where: str, keys: Collection[str | int]) -> None:
     """Raise InputError for a file that names one of several text encoders, and not as they are named."""
     for pair in PAIRS:
         if set(keys) & set(pair) and encoder_keys(keys) is None:
-            some = ", ".join(sorted(map(str, keys))[:3])
-            what = f"{where}: is no pair for the two text encoders of {SDXL}: it holds {some}"
+            what = f"{where}: is no pair for the two text encoders of {SDXL}: it holds {first_keys(keys)}"
             raise InputError(what, f"expected are {' and '.join(pair)}")
 
 

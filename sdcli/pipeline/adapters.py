@@ -29,7 +29,7 @@ from sdcli.errors import InputError, NumericalError
 from sdcli.files import atomic_write, open_regular, read_bytes, reason
 from sdcli.pipeline.adapter_facts import check_pair, check_widths, embedding_facts, encoder_keys, lora_facts
 from sdcli.pipeline.containers import PNG_HEAD, look_inside
-from sdcli.pipeline.lora_keys import ending_of
+from sdcli.pipeline.lora_keys import ending_of, first_keys
 from sdcli.pipeline.pickles import Value, read_pickle
 
 MAX_BYTES = 16 << 20
@@ -178,13 +178,9 @@ def _token_and_values(path: Path, contents: Mapping[str | int, Value]) -> tuple[
     if any(ending_of(str(key)) for key in contents):
         raise InputError(f"{path}: is a LoRA file", "give it to --lora")
     if len(contents) != 1:
-        raise _no_embedding(path, f"{len(contents)} entries ({_some(contents)}, ...)")
+        raise _no_embedding(path, f"{len(contents)} entries ({first_keys(contents)})")
     ((token, vectors),) = contents.items()
     return str(token), (vectors,)
-
-
-def _some(contents: Mapping[str | int, Value]) -> str:
-    return ", ".join(sorted(map(str, contents))[:3])
 
 
 def _a1111(path: Path, contents: Mapping[str | int, Value]) -> tuple[str, tuple[Value, ...]]:

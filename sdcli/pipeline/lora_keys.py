@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -153,11 +153,11 @@ def _check_kind(where: str, shapes: Mapping[str, Shape]) -> None:
             refused.setdefault(kind, []).append(key)
     if refused:
         kind, keys = max(refused.items(), key=lambda one: len(one[1]))
-        what = f"{where}: holds {kind}, in {len(keys)} of {len(shapes)} tensors ({_some(keys)})"
+        what = f"{where}: holds {kind}, in {len(keys)} of {len(shapes)} tensors ({first_keys(keys)})"
         raise InputError(what, "read are LoRA, LoCon, DoRA, LoHa and LoKr")
     if not any(map(ending_of, shapes)):
         hint = "give a textual inversion to --embedding" if len(shapes) <= 2 else "name a LoRA, LoHa or LoKr file"
-        raise InputError(f"{where}: is no LoRA file: it holds {_some(list(shapes)) or 'nothing'}", hint)
+        raise InputError(f"{where}: is no LoRA file: it holds {first_keys(list(shapes)) or 'nothing'}", hint)
 
 
 def _check_width(where: str, shapes: Mapping[str, Shape], layers: Layers) -> None:
@@ -198,7 +198,7 @@ def _lost(
     where: str, lost: list[str], shapes: Mapping[str, Shape], metadata: Mapping[str, str], layers: Layers
 ) -> InputError:
     """The error for tensors that belong to no layer of the model."""
-    what = f"{where}: {len(lost)} of {len(shapes)} tensors belong to no layer of the model ({_some(lost)})"
+    what = f"{where}: {len(lost)} of {len(shapes)} tensors belong to no layer of the model ({first_keys(lost)})"
     if not layers.keys() & set(ENCODERS) and any(key.startswith(("lora_te", "text_encoder")) for key in lost):
         return InputError(f"{what}; the model has no text encoder", "use one that was made for this model")
     family, own = family_of({key: shapes[key] for key in lost}), _model_family(layers)
@@ -212,8 +212,11 @@ def _lost(
     return InputError(what, "use one that was made for this model")
 
 
-def _some(keys: list[str]) -> str:
-    return ", ".join(key[:100] for key in sorted(keys)[:KEYS_SHOWN]) + (", ..." if len(keys) > KEYS_SHOWN else "")
+def first_keys(keys: Collection[object]) -> str:
+    """The first keys of a file, as an error names them: whoever wrote it chose how many and how long."""
+    return ", ".join(key[:100] for key in sorted(map(str, keys))[:KEYS_SHOWN]) + (
+        ", ..." if len(keys) > KEYS_SHOWN else ""
+    )
 
 
 def _read_alphas(where: str, found: Iterable[Change], metadata: Mapping[str, str]) -> None:

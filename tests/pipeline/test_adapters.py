@@ -290,6 +290,14 @@ def test_what_does_not_fit_a_model_of_width_768_is_refused(
     assert caught.value.hint
 
 
+@pytest.mark.parametrize("more", [{"clip_g": torch.ones(2, 1280)}, {"other": torch.ones(2)}])
+def test_an_error_does_not_repeat_a_name_of_any_length(tmp_path: Path, more: dict[str, Tensor]) -> None:
+    save_file({"a" * 100_000: torch.ones(2), **more}, tmp_path / "a.safetensors")
+    with pytest.raises(InputError) as caught:
+        read(tmp_path / "a.safetensors")
+    assert len(str(caught.value)) < 600
+
+
 @pytest.mark.parametrize("key", ["clip_l", "text_encoders_0"])
 def test_the_first_of_a_pair_alone_is_for_a_model_of_one_text_encoder(tmp_path: Path, key: str) -> None:
     save_file({key: vectors(3)}, tmp_path / "my-cat.safetensors")
