@@ -36,6 +36,7 @@ class TrainSpec:
     ema: float = 0.999
     mixed_precision: str = "no"
     gradient_checkpointing: bool = False
+    compile: bool = False  # of what is trained
     seed: int = 0
     holdout: float = 0.0  # share of the pictures that validate instead of training
     validate_every: int | None = None  # steps; None: save_every
@@ -55,7 +56,8 @@ class TrainSpec:
     # What may differ between two calls that belong to one run.
     NOT_IDENTITY = frozenset(
         {"run", "save_every", "keep", "stop_after", "validate_every", "sample_every", "sample_prompt", "dry_run"}
-        | {"tracker", "workers", "device", "offline", "export", "export_dtype", "gradient_checkpointing"}
+        | {"tracker", "workers", "device", "offline", "export", "export_dtype"}
+        | {"gradient_checkpointing", "compile"}
     )
 
     def __post_init__(self) -> None:

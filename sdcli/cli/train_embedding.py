@@ -51,6 +51,7 @@ def train_embedding(
     ema: train_options.Ema = TrainEmbeddingSpec.ema,
     mixed_precision: train_options.MixedPrecision = TrainEmbeddingSpec.mixed_precision,
     gradient_checkpointing: train_options.GradientCheckpointing = TrainEmbeddingSpec.gradient_checkpointing,
+    compile: train_options.Compile = TrainEmbeddingSpec.compile,
     seed: train_options.Seed = TrainEmbeddingSpec.seed,
     holdout: train_options.Holdout = TrainEmbeddingSpec.holdout,
     validate_every: train_options.ValidateEvery = TrainEmbeddingSpec.validate_every,

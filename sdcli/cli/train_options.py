@@ -123,6 +123,10 @@ Seed = Annotated[int, typer.Option("--seed", help="Seed of all chance in the run
 GradientCheckpointing = Annotated[
     bool, typer.Option("--gradient-checkpointing", help="Compute activations twice instead of keeping them.")
 ]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile what is trained first, by torch: minutes that a thousand steps pay back."),
+]
 Holdout = Annotated[
     float, typer.Option("--holdout", metavar="SHARE", help="Share of the pictures that validate, not train; 0 to 0.9.")
 ]

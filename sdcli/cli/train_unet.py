@@ -74,6 +74,7 @@ def train_unet(
     ema: train_options.Ema = TrainUnetSpec.ema,
     mixed_precision: train_options.MixedPrecision = TrainUnetSpec.mixed_precision,
     gradient_checkpointing: train_options.GradientCheckpointing = TrainUnetSpec.gradient_checkpointing,
+    compile: train_options.Compile = TrainUnetSpec.compile,
     seed: train_options.Seed = TrainUnetSpec.seed,
     holdout: train_options.Holdout = TrainUnetSpec.holdout,
     validate_every: train_options.ValidateEvery = TrainUnetSpec.validate_every,

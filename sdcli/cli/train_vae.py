@@ -106,6 +106,7 @@ def train_vae(
     ema: train_options.Ema = TrainVaeSpec.ema,
     mixed_precision: train_options.MixedPrecision = TrainVaeSpec.mixed_precision,
     gradient_checkpointing: train_options.GradientCheckpointing = TrainVaeSpec.gradient_checkpointing,
+    compile: train_options.Compile = TrainVaeSpec.compile,
     seed: train_options.Seed = TrainVaeSpec.seed,
     holdout: train_options.Holdout = TrainVaeSpec.holdout,
     validate_every: train_options.ValidateEvery = TrainVaeSpec.validate_every,

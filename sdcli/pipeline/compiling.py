@@ -1,4 +1,4 @@
-"""The UNet compiled by torch: slower at first, faster from then on."""
+"""Networks compiled by torch: slower at first, faster from then on."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from sdcli.errors import ResourceError
 from sdcli.pipeline.bundle import ModelBundle
@@ -37,6 +38,17 @@ def compiled(bundle: ModelBundle) -> ModelBundle:
     return replace(bundle, unet=unet)
 
 
+def learner(module: nn.Module) -> nn.Module:
+    """The same module in a wrapper that computes its outputs and gradients compiled; else as `compiled`."""
+    import torch._functorch.config  # deferred, as below
+
+    # What is kept for the way back is not written over: an adaptive weight asks for gradients of it twice.
+    torch._functorch.config.donated_buffer = False
+    wrapped = cast(nn.Module, torch.compile(module))
+    wrapped.forward = _explained(wrapped.forward)
+    return wrapped
+
+
 def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
     """The same call, of which a failure of the compiler is none of ours."""
     from torch._dynamo.exc import TorchDynamoException  # takes over a second, for which only who compiles waits
@@ -46,7 +58,7 @@ def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
             return call(*args, **kwargs)
         except TorchDynamoException as error:
             first = str(error).partition("\n")[0]  # what follows is of torch's own logs
-            what = f"--compile: torch could not compile the UNet ({first})"
+            what = f"--compile: torch could not compile the network ({first})"
             raise ResourceError(what, "see whether the compiler works, or leave the option out") from error
 
     return told

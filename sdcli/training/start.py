@@ -28,6 +28,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from sdcli.errors import UsageError
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import ModelBundle
+from sdcli.pipeline.compiling import check_compiler
 from sdcli.pipeline.device import pick_device
 from sdcli.train_specs import TrainSpec, TrainUnetSpec
 from sdcli.training import checkpoint, data
@@ -49,6 +50,8 @@ def accelerator_for(spec: TrainSpec) -> Accelerator:
         raise UsageError("--mixed-precision fp16: a CPU cannot train in it", "use bf16 or no")
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
+    if spec.compile:
+        check_compiler(device)
     if spec.optimizer == "adamw8bit" and find_spec("bitsandbytes") is None:
         raise UsageError("--optimizer adamw8bit: bitsandbytes is not installed", "pip install 'sdcli[8bit]'")
     if spec.tracker is not None and find_spec(spec.tracker) is None:
@@ -85,6 +88,8 @@ def _sharding(spec: TrainSpec) -> FullyShardedDataParallelPlugin:
         raise UsageError("FSDP: fsdp_activation_checkpointing is not supported", "use --gradient-checkpointing")
     if spec.mixed_precision == "fp16" or spec.optimizer != "adamw":
         raise UsageError("FSDP with --mixed-precision fp16 or 8-bit AdamW is not supported", "use bf16 and adamw")
+    if spec.compile:
+        raise UsageError("FSDP with --compile is not supported", "leave it out")
     plugin.cpu_ram_efficient_loading = False  # every process has read the whole model already
     return plugin
 

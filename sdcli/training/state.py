@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sdcli.errors import InputError, NumericalError, ResourceError, SdcliWarning
 from sdcli.files import reason
+from sdcli.pipeline import compiling
 from sdcli.train_specs import TrainSpec
 from sdcli.training import checkpoint, optimizers, sharding
 from sdcli.training.order import mixed_seed
@@ -296,6 +297,8 @@ class _Player:
         self.learner = sharding.twin(turn.module) if self.is_sharded else turn.module
         optimizer = optimizers.create(list(_trained(self.learner).values()), spec)
         self.module, self.optimizer = accelerator.prepare(self.learner, optimizer)
+        if spec.compile and turn.name == "model":  # not the turn's own module, which is measured and drawn with
+            self.module = compiling.learner(self.module)
         self.trained = _trained(self.learner)  # sharding replaced them
         if self.is_sharded:
             sharding.empty(turn.module)

@@ -92,6 +92,32 @@ def test_the_model_of_the_environment_counts_where_nothing_else_says_where_to_st
     assert there["run"] == here["run"]  # named by its settings
 
 
+def test_a_run_cannot_be_compiled_without_a_compiler(pictures: Path, forks: Forks, tmp_path: Path) -> None:
+    without = "import os; os.environ['PATH'] = ''; os.environ.pop('CXX', None)\n"
+    command = [*map(str, train_vae(pictures, tmp_path / "run")), "--compile"]
+    ended = forks.python(without + RUN_COMMAND, command)
+    assert (ended.code, ended.stdout) == (6, "")
+    assert "--compile: no C++ compiler is here" in ended.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("--disc-start", 2, "--disc-layers", 1)], ids=["alone", "with a discriminator"])
+def test_a_compiled_run_learns_the_same_and_goes_on_without(
+    pictures: Path, forks: Forks, tmp_path: Path, flags: tuple[object, ...]
+) -> None:
+    rows = []
+    for name, compiled in (("plain", ()), ("compiled", ("--compile",))):
+        command = (*train_vae(pictures, tmp_path / name), *flags)
+        for more in ((*compiled, "--stop-after", 4), ()):
+            ended = forks.sdcli(*command, *more)
+            assert ended.code == 0, ended.stderr
+        rows.append([row["loss"] for row in metrics(tmp_path / name) if "lr" in row])
+    assert len(rows[0]) == 6
+    assert rows[1] == pytest.approx(rows[0], rel=0.02)
+    assert rows[1][0] == pytest.approx(rows[0][0], rel=1e-5)
+
+
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(pictures: Path, forks: Forks, tmp_path: Path) -> None:
     command = train_vae(pictures, tmp_path / "run")
     ended = forks.sdcli(*command, "--dry-run", "--holdout", 0.2, "--accumulate", 2, "--json")

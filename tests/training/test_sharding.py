@@ -64,8 +64,9 @@ def test_what_has_no_shards_is_taken_as_it_is(module: nn.Module) -> None:
         (TrainUnetSpec(), {"FSDP_ACTIVATION_CHECKPOINTING": "true"}, "use --gradient-checkpointing"),
         (TrainUnetSpec(optimizer="adamw8bit"), {}, "8-bit AdamW is not supported"),
         (TrainUnetSpec(mixed_precision="fp16"), {}, "--mixed-precision fp16"),
+        (TrainUnetSpec(compile=True), {}, "--compile is not supported"),
     ],
-    ids=["lora", "vae", "embedding", "version 1", "offload", "checkpointing", "8-bit", "fp16"],
+    ids=["lora", "vae", "embedding", "version 1", "offload", "checkpointing", "8-bit", "fp16", "compiled"],
 )
 def test_what_cannot_be_sharded_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch, spec: TrainSpec, variables: dict[str, Any], said: str
