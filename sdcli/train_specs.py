@@ -121,9 +121,12 @@ class TrainVaeSpec(TrainSpec):
     disc_width: int = 64
     adaptive_weight: bool = True
     random_crop: bool = False
+    freeze_encoder: bool = False  # for the latents to stay those that a UNet learned from
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.freeze_encoder and self.init is not None:
+            raise UsageError("--freeze-encoder with --init: it knows nothing yet", "name a trained model with --model")
         for name in ("l1_weight", "l2_weight", "perceptual_weight", "kl_weight", "codebook_weight", "disc_weight"):
             at_least(name, getattr(self, name), 0.0)
         for name in ("disc_start", "disc_warmup"):

@@ -15,6 +15,10 @@ RandomCrop = Annotated[
     bool,
     typer.Option("--random-crop", help="Train on random squares at the pictures' own scale, not on whole pictures."),
 ]
+FreezeEncoder = Annotated[
+    bool,
+    typer.Option("--freeze-encoder", help="Train the decoder alone: latents stay those that the model's UNet knows."),
+]
 Regularizer = Annotated[
     str | None,
     typer.Option("--regularizer", help="kl (a posterior) or vq (a codebook). Default: the model's own, else kl."),
@@ -78,6 +82,7 @@ def train_vae(
     caption: train_options.Caption = TrainVaeSpec.caption,
     resolution: train_options.Resolution = TrainVaeSpec.resolution,
     random_crop: RandomCrop = TrainVaeSpec.random_crop,
+    freeze_encoder: FreezeEncoder = TrainVaeSpec.freeze_encoder,
     regularizer: Regularizer = TrainVaeSpec.regularizer,
     codebook_size: CodebookSize = TrainVaeSpec.codebook_size,
     l1_weight: L1Weight = TrainVaeSpec.l1_weight,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdcli.errors import InputError, NumericalError, SdcliWarning
 from sdcli.pipeline.device import computing_device, computing_dtype, unhooked
@@ -48,6 +48,11 @@ def is_vq(vae: Vae) -> bool:
 def factor(vae: Vae) -> int:
     """Pixels per latent along a side (8 for SD 1.x)."""
     return int(2 ** (len(vae.config["block_out_channels"]) - 1))
+
+
+def encoder(vae: Vae) -> nn.ModuleList:
+    """The layers that make moments of pixels."""
+    return nn.ModuleList([vae.encoder, *([vae.quant_conv] if vae.quant_conv is not None else [])])
 
 
 def moments(vae: Vae, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,14 +89,13 @@ def vae(spec: TrainVaeSpec, device: torch.device) -> VaePart:
         torch.manual_seed(spec.seed)
         model = cast("Vae", build(_with_codebook(configs["vae"], spec) if spec.regularizer == "vq" else configs["vae"]))
         return VaePart(model, is_fresh=True, origin=_origin(spec.init, configs))
-    found = store.resolve(spec.model, offline=spec.offline, needs=("vae",))
-    model = load_vae(found.folder, device=device, dtype=torch.float32).requires_grad_(True)
+    model = _named_vae(spec.model, device, spec.offline).requires_grad_(True)
     own = "vq" if is_vq(model) else "kl"
     if spec.regularizer not in (None, own):
         raise UsageError(
             f"--regularizer {spec.regularizer}: this model's VAE has {own}", "leave it out, or start afresh with --init"
         )
-    return VaePart(model, is_fresh=False, origin=store.model_hash(found))
+    return VaePart(model, is_fresh=False, origin=weights_hash(model))
 
 
 def _with_codebook(config: Config, spec: TrainVaeSpec) -> Config:
@@ -275,9 +274,12 @@ def _with_variances(unet: UNet2DConditionModel) -> None:
     unet.register_to_config(out_channels=2 * channels)
 
 
-def _named_vae(ref: str, device: torch.device, offline: bool) -> Vae:
+def _named_vae(ref: str | None, device: torch.device, offline: bool) -> Vae:
     """A VAE by a folder that holds `vae/` (a model, or the export of train-vae), or by a model reference."""
-    folder = Path(ref) if (Path(ref) / "vae").is_dir() else store.resolve(ref, offline=offline, needs=("vae",)).folder
+    if ref is not None and (Path(ref) / "vae").is_dir():
+        folder = Path(ref)
+    else:
+        folder = store.resolve(ref, offline=offline, needs=("vae",)).folder
     return load_vae(folder, device=device, dtype=torch.float32)
 
 

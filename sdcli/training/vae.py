@@ -52,6 +52,8 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
         return
     with start.opened(plan, accelerator):
         yield from start.checked(dataset, spec, accelerator)
+        if spec.freeze_encoder:
+            latent.encoder(part.model).requires_grad_(False)
         if part.is_fresh and not latent.is_vq(part.model):
             _narrow(part.model)
         task = VaeTask(part.model, spec, dataset, resolution, network, accelerator)
@@ -146,8 +148,14 @@ class VaeTask:
 
     @torch.no_grad()
     def export(self, folder: Path, step: int) -> Generator[Preparing, None, dict[str, float]]:
-        """Write the scaling factor that makes the latents' std 1 over the training pictures, measure, save the VAE."""
-        scaling_factor = yield from self._scaling_factor()
+        """Write the scaling factor that makes the latents' std 1 over the training pictures, measure, save the VAE.
+
+        Of an encoder that was frozen it stays what it was.
+        """
+        if self.spec.freeze_encoder:
+            scaling_factor = float(self.vae.config["scaling_factor"])
+        else:
+            scaling_factor = yield from self._scaling_factor()
         facts: dict[str, float] = {"scaling_factor": scaling_factor}
         if not self.spec.random_crop:  # a crop's size is not that of the pictures
             facts["sample_size"] = self.resolution

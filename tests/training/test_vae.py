@@ -256,6 +256,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_an_export(pictures: Path
         (("--device", "banana"), 2, "--device banana: unknown"),
         (("--init", "huge"), 2, "--init huge: no such preset or file"),
         (("--model", "builtin"), 2, "--model and --init exclude each other"),
+        (("--freeze-encoder",), 2, "--freeze-encoder with --init: it knows nothing yet"),
         (("--data", "nowhere"), 3, "nowhere: is no folder"),
     ],
     ids=lambda value: value[0][2:] if isinstance(value, tuple) else "",
@@ -330,6 +331,27 @@ def test_a_model_trained_with_a_rate_of_0_keeps_its_vae(
     before, after = (load_vae(folder / "export", device=CPU, dtype=torch.float32) for folder in (unet_run, run))
     for key, value in before.state_dict().items():
         torch.testing.assert_close(after.state_dict()[key], value, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("regularizer", ["kl", "vq"])
+def test_with_a_frozen_encoder_latents_stay_and_a_run_in_parts_ends_as_a_straight_one(
+    pictures: Path, forks: Forks, tmp_path: Path, regularizer: str
+) -> None:
+    first, run, parted = (tmp_path / name for name in ("first", "run", "parted"))
+    assert forks.sdcli(*train_vae(pictures, first), "--regularizer", regularizer).code == 0
+    command = [one for one in train_vae(pictures, run) if one not in ("--init", "tiny")]
+    command += ["--model", first / "export", "--freeze-encoder"]
+    ended = forks.sdcli(*command)
+    assert ended.code == 0, ended.stderr
+    old, new = (load_vae(folder, device=CPU, dtype=torch.float32) for folder in (first / "export", run / "export"))
+    assert new.config["scaling_factor"] == old.config["scaling_factor"]
+    after = new.state_dict()
+    changed = {name.split(".")[0] for name, value in old.state_dict().items() if not torch.equal(after[name], value)}
+    assert changed == {"decoder", "post_quant_conv"} | ({"quantize"} if regularizer == "vq" else set())
+    command[command.index(run)] = parted
+    assert forks.sdcli(*command, "--stop-after", 3).code == 0
+    assert forks.sdcli(*command).code == 0
+    assert final_files(parted) == final_files(run)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(pictures: Path) -> None:
