@@ -25,7 +25,7 @@ from sdcli.train_specs import DenoisingSpec
 from sdcli.training import buckets, caches, data, parts, start
 from sdcli.training.attention import ShortAttention
 from sdcli.training.caches import Moments
-from sdcli.training.conditions import Condition
+from sdcli.training.conditions import Condition, Texts
 from sdcli.training.loop import Preparing, Report, train
 from sdcli.training.order import Draw, fixed, mixed_seed
 from sdcli.training.parts import ModelParts
@@ -112,6 +112,8 @@ class DenoisingTask:
             self.bundle.unet.enable_gradient_checkpointing()
         if self.bundle.device.type == "cpu" and spec.mixed_precision == "bf16":
             self.bundle.unet.set_attn_processor(ShortAttention())  # type: ignore[arg-type]  # a list of its own
+            if isinstance(condition, Texts):
+                condition.encoder.model.set_attn_implementation("eager")  # by plain products, too
         self.model = Denoiser(self.bundle.unet, condition.module)
         self.turns = [Turn("model", self.model, self.losses)]
         self.alpha_bar = noise.alpha_bars(self.bundle.scheduler_config)
