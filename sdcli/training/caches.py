@@ -61,7 +61,10 @@ def moments(
     """
     path = folder / "moments.safetensors"
     if accelerator.is_main_process:
-        yield from fill_moments(path, vae, dataset, sizes, batch_size=spec.batch_size, workers=spec.workers)
+        is_half = spec.mixed_precision == "bf16"  # in float16 many a VAE overflows
+        yield from fill_moments(
+            path, vae, dataset, sizes, batch_size=spec.batch_size, workers=spec.workers, is_half=is_half
+        )
     accelerator.wait_for_everyone()
     places: dict[Path, tuple[str, int]] = {}
     for size, rows in _by_size(sizes).items():
@@ -71,12 +74,20 @@ def moments(
 
 @torch.no_grad()
 def fill_moments(
-    path: Path, vae: Vae, dataset: data.Dataset, sizes: Sequence[Size], *, batch_size: int, workers: int = 2
+    path: Path,
+    vae: Vae,
+    dataset: data.Dataset,
+    sizes: Sequence[Size],
+    *,
+    batch_size: int,
+    workers: int = 2,
+    is_half: bool = False,
 ) -> Iterator[Preparing]:
     """Encode every picture once, however often an epoch shows it, unless `path` holds that already.
 
-    sizes: of each of `dataset.pictures` as trained on. The file lies in a run folder, whose settings, data and VAE
-    cannot change: being there, whole, is being right. Memory stays flat. Raises OutputError.
+    sizes: of each of `dataset.pictures` as trained on. is_half: compute in bfloat16. The file lies in a run folder,
+    whose settings, data and VAE cannot change: being there, whole, is being right. Memory stays flat. Raises
+    OutputError.
     """
     members = _by_size(sizes)
     factor, channels = latent.factor(vae), 2 * int(vae.config["latent_channels"])
@@ -93,7 +104,9 @@ def fill_moments(
                 for first in range(0, len(ids), batch_size):
                     chosen = [pictures[i] for i in ids[first : first + batch_size]]
                     pixels = torch.cat(list(readers.map(lambda one, s=size: data.load_pixels(one, s), chosen)))
-                    yield torch.cat(latent.moments(vae, pixels.to(device)), dim=1).float().cpu()
+                    with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
+                        mean, logvar = latent.moments(vae, pixels.to(device))
+                    yield torch.cat([mean, logvar], dim=1).float().cpu()
 
     done = 0
     for count in _written(path, shapes, rows()):
