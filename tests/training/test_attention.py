@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sdcli.training.attention import MOST_TOKENS, ShortAttention
@@ -68,3 +69,7 @@ def test_a_run_in_bfloat16_learns_as_one_in_float32(
     losses = [[row["loss"] for row in metrics(run)] for run in (tmp_path / "run", unet_run)]
     assert losses[0] != losses[1]
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    moments = [load_file(run / "cache" / "moments.safetensors") for run in (tmp_path / "run", unet_run)]
+    for name, exact in moments[1].items():  # the VAE worked in bfloat16, too
+        assert not torch.equal(moments[0][name], exact)
+        torch.testing.assert_close(moments[0][name], exact, rtol=0.03, atol=0.03)
