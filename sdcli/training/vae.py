@@ -38,6 +38,8 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
     network = features.perceptual(spec.perceptual_network)
     part = parts.vae(spec, accelerator.device)
     resolution = start.resolution(spec, part.model.config["sample_size"], latent.factor(part.model))
+    if spec.gradient_checkpointing and latent.is_vq(part.model):
+        raise UsageError("--gradient-checkpointing: a VAE with a codebook cannot do it", "leave it out")
     if spec.is_adversarial:
         losses.check_patches(spec.disc_layers, resolution)
     if resolution < network.least_side:

@@ -256,6 +256,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_an_export(pictures: Path
         (("--device", "banana"), 2, "--device banana: unknown"),
         (("--init", "huge"), 2, "--init huge: no such preset or file"),
         (("--model", "builtin"), 2, "--model and --init exclude each other"),
+        (("--regularizer", "vq", "--gradient-checkpointing"), 2, "--gradient-checkpointing: a VAE with a codebook"),
         (("--freeze-encoder",), 2, "--freeze-encoder with --init: it knows nothing yet"),
         (("--data", "nowhere"), 3, "nowhere: is no folder"),
     ],
