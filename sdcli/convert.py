@@ -66,7 +66,8 @@ def run(spec: ConvertSpec) -> dict[str, Any]:
 def _gather(spec: ConvertSpec) -> Gathered:
     """Read what is to be written. Raises InputError when a part is missing, or fits no config or no other part."""
     given = {"vae": spec.vae, "text_encoder": spec.text_encoder}
-    substitutes = {part: _place_of(ref, part, spec.offline) for part, ref in given.items() if ref is not None}
+    named = {part: ref for part, ref in given.items() if ref is not None}
+    substitutes = {part: store.place_of(ref, part, offline=spec.offline) for part, ref in named.items()}
     needs = [part for part in store.PARTS_OF_A_WHOLE if part not in substitutes]
     model = store.resolve(spec.model, offline=spec.offline, needs=needs)
     text_place = substitutes.get("text_encoder", model.folder)
@@ -98,13 +99,6 @@ def _scale_of_family(place: Path, unet: Config) -> Config:
         return {}
     is_xl = unet.get("addition_embed_type") == layout.XL_EMBEDDING
     return {"scaling_factor": SCALES[SDXL if is_xl else SD1], "force_upcast": is_xl}
-
-
-def _place_of(ref: str, part: str, offline: bool) -> Path:
-    """Where a part is that takes the place of the model's own: in any model, or in a folder of that part alone."""
-    if is_folder(Path(ref) / part):
-        return Path(ref)
-    return store.resolve(ref, offline=offline, needs=(part,)).folder
 
 
 def _write_folder(target: Path, model: Gathered, dtype: torch.dtype | None) -> None:

@@ -8,13 +8,14 @@ import os
 import reprlib
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sdcli import display, hub, jail, layout
 from sdcli.errors import InputError, SdcliError, SdcliWarning
-from sdcli.files import atomic_write, exists, is_utf8, make_folder, open_regular, reason, stamp
+from sdcli.files import atomic_write, exists, is_folder, is_utf8, make_folder, open_regular, reason, stamp
 from sdcli.hub import HubId
 from sdcli.layout import ENCODERS, check_folder, parts, read_json, weight_files
 from sdcli.original.checkpoint import PART_NAMES, REFINER_HINT, Checkpoint
@@ -66,12 +67,12 @@ def find(ref: str | None, *, offline: bool = False) -> Model:
         return Model(BUILTIN, BUILTIN_FOLDER)
     try:
         path = Path(ref).expanduser()
-        is_folder, is_there = path.is_dir(), path.exists()
+        is_model, is_there = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # too long a name, or a folder that may not be searched
         raise InputError(f"{ref[:MAX_SHOWN]}: {reason(error)}", "name a folder in the diffusers layout") from error
     if is_there and not is_utf8(path):
         raise InputError(f"{ref}: is no UTF-8, and the libraries that read models open no such path", "rename it")
-    if is_folder:
+    if is_model:
         check_folder(path)
         return Model(ref, path)
     if is_there:
@@ -82,6 +83,19 @@ def find(ref: str | None, *, offline: bool = False) -> Model:
             f"{ref}: no such model", "use builtin, a folder in the diffusers layout, a file, or a Hub id owner/name"
         )
     return _from_hub(ref, hub_id, offline)
+
+
+def place_of(ref: str | None, part: str, *, offline: bool = False) -> Path:
+    """Where one part of a model is: in any model, or in a folder of that part alone, as train-vae exports it.
+
+    Raises InputError as `resolve`.
+    """
+    if ref is not None and ref != BUILTIN:
+        with suppress(RuntimeError):  # there is no such user, as `resolve` says
+            folder = Path(ref).expanduser()
+            if is_folder(folder / part) and is_utf8(folder):
+                return folder
+    return resolve(ref, offline=offline, needs=(part,)).folder
 
 
 def check_usable(model: Model, checkpoint: Checkpoint, needs: Sequence[str]) -> None:

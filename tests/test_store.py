@@ -126,11 +126,28 @@ def test_another_kind_of_pipeline_is_refused_by_name(model: Path, name: Any) -> 
 )
 def test_what_is_no_reference_is_refused(ref: str) -> None:
     refused(ref, offline=True)
+    with pytest.raises(InputError):
+        store.place_of(ref, "vae", offline=True)
 
 
 @pytest.mark.parametrize("ref", ["owner/na--me", "owner/name..git", "-/-", "owner/.."])
 def test_what_only_looks_like_a_hub_id_is_refused(ref: str) -> None:
     refused(ref, offline=True)
+
+
+def test_a_part_lies_in_a_folder_of_it_alone_too(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (model / "model_index.json").unlink()
+    monkeypatch.setenv("HOME", str(model.parent))
+    assert store.place_of(str(model), "vae") == store.place_of("~/model", "vae") == model
+    shutil.rmtree(model / "unet")
+    with pytest.raises(InputError, match=r"has no model_index\.json"):
+        store.place_of(str(model), "unet")
+
+
+def test_no_folder_takes_the_place_of_the_embedded_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "builtin" / "vae").mkdir(parents=True)
+    assert store.place_of("builtin", "vae") == store.place_of(None, "vae") == store.BUILTIN_FOLDER
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -275,12 +275,7 @@ def _with_variances(unet: UNet2DConditionModel) -> None:
 
 
 def _named_vae(ref: str | None, device: torch.device, offline: bool) -> Vae:
-    """A VAE by a folder that holds `vae/` (a model, or the export of train-vae), or by a model reference."""
-    if ref is not None and (Path(ref) / "vae").is_dir():
-        folder = Path(ref)
-    else:
-        folder = store.resolve(ref, offline=offline, needs=("vae",)).folder
-    return load_vae(folder, device=device, dtype=torch.float32)
+    return load_vae(store.place_of(ref, "vae", offline=offline), device=device, dtype=torch.float32)
 
 
 def _origin(init: str, configs: Config) -> str:
