@@ -12,6 +12,8 @@ from sdcli.checks import MAX_SEED, at_least, between, in_unicode, one_of, option
 from sdcli.errors import UsageError
 
 LORA_LR = 1e-4
+NO_CHECKPOINTING = "--gradient-checkpointing: a VAE with a codebook cannot do it"
+CHECKPOINTING_HINT = "lower --batch-size and raise --accumulate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,8 @@ class TrainVaeSpec(TrainSpec):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.freeze_encoder and self.init is not None:
-            raise UsageError("--freeze-encoder with --init: it knows nothing yet", "name a trained model with --model")
+            what = "--freeze-encoder with --init: a fresh encoder knows nothing yet"
+            raise UsageError(what, "name a trained model with --model")
         for name in ("l1_weight", "l2_weight", "perceptual_weight", "kl_weight", "codebook_weight", "disc_weight"):
             at_least(name, getattr(self, name), 0.0)
         for name in ("disc_start", "disc_warmup"):
@@ -138,6 +141,11 @@ class TrainVaeSpec(TrainSpec):
         one_of("disc_loss", self.disc_loss, ("hinge", "vanilla"))
         if self.disc_width % 16 or not 16 <= self.disc_width <= 1024:
             raise UsageError(f"--disc-width {self.disc_width}: out of range", "it must be a multiple of 16 up to 1024")
+        if self.compile and self.is_adversarial and self.adaptive_weight:
+            what = "--compile with an adaptive weight, which asks for gradients of one layer of what is compiled whole"
+            raise UsageError(what, "add --no-adaptive-weight, or leave --compile out")
+        if self.gradient_checkpointing and self.regularizer == "vq":
+            raise UsageError(NO_CHECKPOINTING, CHECKPOINTING_HINT)
         if self.l1_weight + self.l2_weight == 0:
             raise UsageError("--l1-weight and --l2-weight are both 0", "the reconstruction needs at least one")
 

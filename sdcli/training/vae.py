@@ -17,7 +17,7 @@ from sdcli.pipeline import features, measures
 from sdcli.pipeline import vae as latent
 from sdcli.pipeline.bundle import save_part
 from sdcli.pipeline.images import to_images
-from sdcli.train_specs import TrainVaeSpec
+from sdcli.train_specs import CHECKPOINTING_HINT, NO_CHECKPOINTING, TrainVaeSpec
 from sdcli.training import data, losses, parts, start
 from sdcli.training.autoencoders import Autoencoder, KlAutoencoder, VqAutoencoder
 from sdcli.training.loop import Preparing, Report, train
@@ -38,8 +38,10 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
     network = features.perceptual(spec.perceptual_network)
     part = parts.vae(spec, accelerator.device)
     resolution = start.resolution(spec, part.model.config["sample_size"], latent.factor(part.model))
+    if spec.freeze_encoder:
+        latent.encoder(part.model).requires_grad_(False)
     if spec.gradient_checkpointing and latent.is_vq(part.model):
-        raise UsageError("--gradient-checkpointing: a VAE with a codebook cannot do it", "leave it out")
+        raise UsageError(NO_CHECKPOINTING, CHECKPOINTING_HINT)
     if spec.is_adversarial:
         losses.check_patches(spec.disc_layers, resolution)
     if resolution < network.least_side:
@@ -50,12 +52,10 @@ def run(spec: TrainVaeSpec) -> Iterator[Report]:
     origin = f"{part.origin} {network.name}" if spec.perceptual_weight > 0 else part.origin
     plan = start.plan(spec, "vae", dataset, origin, accelerator)
     if spec.dry_run:
-        yield from start.planned(plan, spec, dataset, accelerator, part.model)
+        yield from start.planned(plan, spec, dataset, accelerator, _learned(part.model))
         return
     with start.opened(plan, accelerator):
         yield from start.checked(dataset, spec, accelerator)
-        if spec.freeze_encoder:
-            latent.encoder(part.model).requires_grad_(False)
         if part.is_fresh and not latent.is_vq(part.model):
             _narrow(part.model)
         task = VaeTask(part.model, spec, dataset, resolution, network, accelerator)
@@ -246,6 +246,11 @@ class VaeTask:
         crop_by = generator if self.spec.random_crop else None
         pixels = data.load_pixels(self.dataset.samples[draw.sample], (self.resolution, self.resolution), crop_by)
         return pixels, torch.randn(self.noise_shape, generator=generator)
+
+
+def _learned(vae: Vae) -> nn.ModuleList:
+    """The parts of a VAE that are not frozen."""
+    return nn.ModuleList(part for part in vae.children() if any(value.requires_grad for value in part.parameters()))
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from sdcli.training.order import Draw
 from sdcli.training.state import State
 from sdcli.training.vae import VaeTask
 from tests.forks import Forks
+from tests.models import edit_json
 from tests.runs import DAMAGES, final_files, metrics, names, newest_checkpoint, train_vae
 
 CPU = torch.device("cpu")
@@ -257,7 +258,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_without_an_export(pictures: Path
         (("--init", "huge"), 2, "--init huge: no such preset or file"),
         (("--model", "builtin"), 2, "--model and --init exclude each other"),
         (("--regularizer", "vq", "--gradient-checkpointing"), 2, "--gradient-checkpointing: a VAE with a codebook"),
-        (("--freeze-encoder",), 2, "--freeze-encoder with --init: it knows nothing yet"),
+        (("--compile", "--disc-start", 2), 2, "--compile with an adaptive weight"),
+        (("--freeze-encoder",), 2, "--freeze-encoder with --init: a fresh encoder knows nothing yet"),
         (("--data", "nowhere"), 3, "nowhere: is no folder"),
     ],
     ids=lambda value: value[0][2:] if isinstance(value, tuple) else "",
@@ -340,12 +342,13 @@ def test_with_a_frozen_encoder_latents_stay_and_a_run_in_parts_ends_as_a_straigh
 ) -> None:
     first, run, parted = (tmp_path / name for name in ("first", "run", "parted"))
     assert forks.sdcli(*train_vae(pictures, first), "--regularizer", regularizer).code == 0
+    edit_json(first / "export" / "vae" / "config.json", scaling_factor=0.5)  # another than would be measured anew
     command = [one for one in train_vae(pictures, run) if one not in ("--init", "tiny")]
     command += ["--model", first / "export", "--freeze-encoder"]
     ended = forks.sdcli(*command)
     assert ended.code == 0, ended.stderr
     old, new = (load_vae(folder, device=CPU, dtype=torch.float32) for folder in (first / "export", run / "export"))
-    assert new.config["scaling_factor"] == old.config["scaling_factor"]
+    assert new.config["scaling_factor"] == 0.5
     after = new.state_dict()
     changed = {name.split(".")[0] for name, value in old.state_dict().items() if not torch.equal(after[name], value)}
     assert changed == {"decoder", "post_quant_conv"} | ({"quantize"} if regularizer == "vq" else set())
