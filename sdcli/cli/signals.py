@@ -31,18 +31,26 @@ def raised() -> Iterator[None]:
         yield
 
 
-@contextmanager
-def kept(patience: int | None = None) -> Iterator[list[int]]:
-    """Collect the signals' numbers instead of dying of them.
+class Caught(list[int]):
+    """The numbers of the signals so far.
 
-    patience: how many are only collected; what was in place before is called by those that follow. None: all of them.
+    patience: how many are only collected; what was in place before is called by those that follow.
     """
-    caught: list[int] = []
+
+    def __init__(self, patience: int) -> None:
+        super().__init__()
+        self.patience = patience
+
+
+@contextmanager
+def kept(patience: int = 1) -> Iterator[Caught]:
+    """Collect the signals' numbers instead of dying of them; as many as `patience`, which may change meanwhile."""
+    caught = Caught(patience)
 
     def remember(number: int, frame: FrameType | None) -> None:
         caught.append(number)
         handler = before[signal.Signals(number)]
-        if patience is not None and len(caught) > patience and callable(handler):
+        if len(caught) > caught.patience and callable(handler):
             handler(number, frame)
 
     before = {number: signal.getsignal(number) for number in NUMBERS}

@@ -31,15 +31,18 @@ def fetch(*refs: str | None, offline: bool) -> None:
 
 
 def show(reports: Iterator[Report]) -> None:
-    """Show a run as it goes; a signal is thrown into it between two steps."""
-    from sdcli.training.loop import Finished, Paused, Planned, Preparing, Saved, StepDone, Validated
+    """Show a run as it goes; a signal is thrown into it between two steps. A second one ends it at once."""
+    from sdcli.training.loop import Compiling, Finished, Paused, Planned, Preparing, Saved, StepDone, Validated
 
     if os.environ.get("RANK", "0") != "0":  # of the processes that accelerate launched, the first one speaks
         output.mute()
     stream = cast("Generator[Report, None, None]", reports)
     with output.progress() as bar, signals.kept() as stop:
         for report in stream:
-            if isinstance(report, Preparing):
+            stop.patience = 0 if isinstance(report, Compiling) else 1
+            if isinstance(report, Compiling):
+                bar.update("compiling, which takes minutes", 0, 1)
+            elif isinstance(report, Preparing):
                 bar.update(report.what, report.done, report.total)
             elif isinstance(report, StepDone):
                 info = f"loss {report.terms['loss']:.4f}  {report.images_per_second:.1f} images/s"

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
 
 import torch
-from torch import nn
 
 from sdcli.errors import ResourceError
 from sdcli.pipeline.bundle import ModelBundle
@@ -34,31 +33,19 @@ def compiled(bundle: ModelBundle) -> ModelBundle:
     unet = copy.deepcopy(bundle.unet, memo=shared)
     unet.compile()
     assert unet._compiled_call_impl is not None
-    unet._compiled_call_impl = _explained(unet._compiled_call_impl)
+    unet._compiled_call_impl = explained()(unet._compiled_call_impl)
     return replace(bundle, unet=unet)
 
 
-def learner(module: nn.Module) -> nn.Module:
-    """The same module in a wrapper that computes its outputs and gradients compiled; else as `compiled`."""
-    import torch._functorch.config  # deferred, as below
-
-    # What is kept for the way back is not written over: an adaptive weight asks for gradients of it twice.
-    torch._functorch.config.donated_buffer = False
-    wrapped = cast(nn.Module, torch.compile(module))
-    wrapped.forward = _explained(wrapped.forward)
-    return wrapped
-
-
-def _explained(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same call, of which a failure of the compiler is none of ours."""
+@contextmanager
+def explained() -> Iterator[None]:
+    """Raise ResourceError where torch cannot compile what is computed within, forwards or, for gradients, backwards."""
     from torch._dynamo.exc import TorchDynamoException  # takes over a second, for which only who compiles waits
+    from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 
-    def told(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return call(*args, **kwargs)
-        except TorchDynamoException as error:
-            first = str(error).partition("\n")[0]  # what follows is of torch's own logs
-            what = f"--compile: torch could not compile the network ({first})"
-            raise ResourceError(what, "see whether the compiler works, or leave the option out") from error
-
-    return told
+    try:
+        yield
+    except (TorchDynamoException, CppCompileError, InvalidCxxCompiler) as error:
+        first = str(error).partition("\n")[0]  # what follows is of torch's own logs
+        what = f"--compile: torch could not compile the network ({first})"
+        raise ResourceError(what, "see whether the compiler works, or leave the option out") from error

@@ -61,9 +61,9 @@ def moments(
     """
     path = folder / "moments.safetensors"
     if accelerator.is_main_process:
-        is_half = spec.mixed_precision == "bf16"  # in float16 many a VAE overflows
+        is_bfloat16 = spec.mixed_precision == "bf16"  # in float16 many a VAE overflows
         yield from fill_moments(
-            path, vae, dataset, sizes, batch_size=spec.batch_size, workers=spec.workers, is_half=is_half
+            path, vae, dataset, sizes, batch_size=spec.batch_size, workers=spec.workers, is_bfloat16=is_bfloat16
         )
     accelerator.wait_for_everyone()
     places: dict[Path, tuple[str, int]] = {}
@@ -81,11 +81,11 @@ def fill_moments(
     *,
     batch_size: int,
     workers: int = 2,
-    is_half: bool = False,
+    is_bfloat16: bool = False,
 ) -> Iterator[Preparing]:
     """Encode every picture once, however often an epoch shows it, unless `path` holds that already.
 
-    sizes: of each of `dataset.pictures` as trained on. is_half: compute in bfloat16. The file lies in a run folder,
+    sizes: of each of `dataset.pictures` as trained on. is_bfloat16: compute in bfloat16. The file lies in a run folder,
     whose settings, data and VAE cannot change: being there, whole, is being right. Memory stays flat. Raises
     OutputError.
     """
@@ -104,7 +104,7 @@ def fill_moments(
                 for first in range(0, len(ids), batch_size):
                     chosen = [pictures[i] for i in ids[first : first + batch_size]]
                     pixels = torch.cat(list(readers.map(lambda one, s=size: data.load_pixels(one, s), chosen)))
-                    with torch.autocast(device.type, torch.bfloat16, enabled=is_half):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=is_bfloat16):
                         mean, logvar = latent.moments(vae, pixels.to(device))
                     yield torch.cat([mean, logvar], dim=1).float().cpu()
 

@@ -112,7 +112,7 @@ class DenoisingTask:
             self.bundle.unet.enable_gradient_checkpointing()
         if self.bundle.device.type == "cpu" and spec.mixed_precision == "bf16":
             self.bundle.unet.set_attn_processor(ShortAttention())  # type: ignore[arg-type]  # a list of its own
-            if isinstance(condition, Texts):
+            if isinstance(condition, Texts) and condition.module is not None:
                 condition.encoder.model.set_attn_implementation("eager")  # by plain products, too
         self.model = Denoiser(self.bundle.unet, condition.module)
         self.turns = [Turn("model", self.model, self.losses)]

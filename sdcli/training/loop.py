@@ -60,6 +60,11 @@ class Saved:
 
 
 @dataclass(frozen=True)
+class Compiling:
+    """The next step compiles first what learns: minutes in which nothing is lost by ending."""
+
+
+@dataclass(frozen=True)
 class Validated:
     """What the averaged weights do on held-out samples."""
 
@@ -83,7 +88,7 @@ class Finished:
     summary: dict[str, float] = field(default_factory=dict)
 
 
-Report = Preparing | Planned | StepDone | Saved | Validated | Paused | Finished
+Report = Preparing | Planned | Compiling | StepDone | Saved | Validated | Paused | Finished
 
 
 class Task(Protocol):
@@ -134,6 +139,8 @@ def train(
         yield from _look(task, spec, state, journal)  # what a kill left undone, as the next line does
         state.prune(journal.best(state.saved_steps))
         upcoming = pool.submit(load, state.step)
+        if spec.compile and state.step < last:
+            yield Compiling()
         while state.step < last:
             began, stop = time.perf_counter(), None
             batch = upcoming.result()

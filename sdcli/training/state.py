@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -167,7 +167,8 @@ class State:
         """Gradients of every turn, in smaller portions from now on where the memory does not do for one."""
         while True:
             try:
-                return self._backward(batch)
+                with compiling.explained() if self.spec.compile else nullcontext():
+                    return self._backward(batch)
             except torch.OutOfMemoryError as error:
                 if self.micro_size == 1 or self.accelerator.num_processes > 1:
                     raise ResourceError(
@@ -298,7 +299,7 @@ class _Player:
         optimizer = optimizers.create(list(_trained(self.learner).values()), spec)
         self.module, self.optimizer = accelerator.prepare(self.learner, optimizer)
         if spec.compile and turn.name == "model":  # not the turn's own module, which is measured and drawn with
-            self.module = compiling.learner(self.module)
+            self.module = cast(nn.Module, torch.compile(self.module))
         self.trained = _trained(self.learner)  # sharding replaced them
         if self.is_sharded:
             sharding.empty(turn.module)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 
+from sdcli.cli import signals
+from sdcli.cli.signals import Signalled
+from sdcli.cli.training import show
+from sdcli.pipeline import vae as latent
+from sdcli.pipeline.bundle import load_vae
+from sdcli.training.loop import Compiling, Preparing
 from tests.forks import RUN_COMMAND, Forks
 from tests.runs import metrics, names, train_unet, train_vae
 
@@ -102,20 +112,66 @@ def test_a_run_cannot_be_compiled_without_a_compiler(pictures: Path, forks: Fork
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), ("--disc-start", 2, "--disc-layers", 1)], ids=["alone", "with a discriminator"])
+def test_a_compiler_that_fails_is_told_and_nothing_but_the_run_folder_is_there(
+    pictures: Path, forks: Forks, tmp_path: Path
+) -> None:
+    failing = "import os; os.environ['TORCHINDUCTOR_CACHE_DIR'] = arguments.pop()\n"
+    failing += "from torch._inductor import config; config.cpp.cxx = ('false',)\n"
+    command = [*map(str, train_vae(pictures, tmp_path / "run")), "--compile", str(tmp_path / "cache")]
+    ended = forks.python(failing + RUN_COMMAND, command)
+    assert ended.code == 6
+    assert "--compile: torch could not compile the network" in ended.stderr
+    assert not list((tmp_path / "run").rglob("checkpoint-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "flags"),
+    [
+        ("vae", ()),
+        ("vae", ("--regularizer", "vq")),
+        ("vae", ("--disc-start", 2, "--disc-layers", 1, "--no-adaptive-weight")),
+        ("unet", ("--mixed-precision", "bf16", "--accumulate", 2)),
+        ("lora", ("--lora-rank", 2)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(map(str, value)) or "plain",
+)
 def test_a_compiled_run_learns_the_same_and_goes_on_without(
-    pictures: Path, forks: Forks, tmp_path: Path, flags: tuple[object, ...]
+    pictures: Path,
+    vae_run: Path,
+    unet_run: Path,
+    forks: Forks,
+    tmp_path: Path,
+    kind: str,
+    flags: tuple[object, ...],
 ) -> None:
     rows = []
     for name, compiled in (("plain", ()), ("compiled", ("--compile",))):
-        command = (*train_vae(pictures, tmp_path / name), *flags)
+        run = tmp_path / name
+        command = train_vae(pictures, run) if kind == "vae" else train_unet(pictures, run, vae_run)
+        if kind == "lora":
+            fresh = ("--init", "tiny", "--vae", vae_run / "export")
+            command = (*(one for one in command if one not in fresh), "--model", unet_run / "export")
         for more in ((*compiled, "--stop-after", 4), ()):
-            ended = forks.sdcli(*command, *more)
+            ended = forks.sdcli(*command, *flags, *more)
             assert ended.code == 0, ended.stderr
-        rows.append([row["loss"] for row in metrics(tmp_path / name) if "lr" in row])
+        rows.append([row["loss"] for row in metrics(run) if "lr" in row])
     assert len(rows[0]) == 6
     assert rows[1] == pytest.approx(rows[0], rel=0.02)
-    assert rows[1][0] == pytest.approx(rows[0][0], rel=1e-5)
+
+
+def test_a_second_signal_ends_a_run_at_once_and_the_first_one_while_it_compiles() -> None:
+    def reports(report: Preparing | Compiling, signals_sent: list[int]) -> Iterator[Preparing | Compiling]:
+        yield report
+        for _ in range(2):
+            signals_sent.append(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    for report, heeded in ((Preparing("reading", 0, 1), 2), (Compiling(), 1)):
+        sent: list[int] = []
+        with signals.raised(), pytest.raises(Signalled):
+            show(reports(report, sent))
+        assert len(sent) == heeded
 
 
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(pictures: Path, forks: Forks, tmp_path: Path) -> None:
@@ -128,6 +184,18 @@ def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(pictures: Path, f
     assert (facts["pictures_a_step"], facts["steps"], facts["epochs"]) == (8, 6, 9.6)
     assert facts["resumes_from"] == 0
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_counts_what_learns(pictures: Path, unet_run: Path, forks: Forks, tmp_path: Path) -> None:
+    command = ("train-vae", "--data", pictures, "--model", unet_run / "export", "--device", "cpu", "--resolution", 16)
+    counts = []
+    for flags in ((), ("--freeze-encoder",)):
+        ended = forks.sdcli(*command, "--run", tmp_path / "run", "--dry-run", "--json", *flags)
+        assert ended.code == 0, ended.stderr
+        counts.append(json.loads(ended.stdout)["parameters"])
+    whole = load_vae(unet_run / "export", device=torch.device("cpu"), dtype=torch.float32)
+    frozen = sum(value.numel() for value in latent.encoder(whole).parameters())
+    assert counts == [whole.num_parameters(), whole.num_parameters() - frozen]
 
 
 def test_a_dry_run_says_where_a_run_would_go_on(pictures: Path, vae_run: Path, forks: Forks) -> None:

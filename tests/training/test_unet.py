@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdcli.pipeline import known_words, text
 from sdcli.pipeline import vae as latent
-from sdcli.pipeline.bundle import load_bundle, load_text
+from sdcli.pipeline.bundle import TextEncoder, load_bundle, load_text
 from sdcli.train_specs import TrainUnetSpec
 from sdcli.training import caches, data, parts, unet
 from sdcli.training.denoising import DenoisingTask
@@ -285,6 +285,16 @@ def test_the_vae_has_no_gradients_and_the_text_encoder_has_some_only_if_trained(
 
 
 # What is exported
+
+
+@pytest.mark.parametrize(("is_trained", "attention"), [(True, "eager"), (False, "sdpa")])
+def test_a_text_encoder_attends_by_plain_products_only_while_it_learns_in_bfloat16(
+    pictures: Path, unet_run: Path, tmp_path: Path, is_trained: bool, attention: str
+) -> None:
+    how = {"mixed_precision": "bf16", "train_text_encoder": is_trained}
+    task = task_of(pictures, unet_run / "export", tmp_path, **how)
+    assert isinstance(task.bundle.conditioner, TextEncoder)
+    assert task.bundle.conditioner.model.config._attn_implementation == attention
 
 
 def test_all_but_what_is_trained_stays_bit_equal(pictures: Path, unet_run: Path, forks: Forks, tmp_path: Path) -> None:
