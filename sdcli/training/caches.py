@@ -6,7 +6,6 @@ import json
 import math
 import struct
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +98,7 @@ def fill_moments(
     device, pictures = next(vae.parameters()).device, dataset.pictures
 
     def rows() -> Iterator[Tensor]:
-        with ThreadPoolExecutor(workers) as readers:
+        with data.readers(workers) as readers:
             for size, ids in members.items():
                 for first in range(0, len(ids), batch_size):
                     chosen = [pictures[i] for i in ids[first : first + batch_size]]

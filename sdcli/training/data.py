@@ -107,7 +107,7 @@ def check(dataset: Dataset, workers: int = 2) -> Iterator[int]:
 
     problems: list[str] = []
     try:
-        with ThreadPoolExecutor(workers) as pool:
+        with readers(workers) as pool:
             for done, found in enumerate(pool.map(problem, dataset.pictures), start=1):
                 problems += [found] if found else []
                 yield done
@@ -147,6 +147,16 @@ def picture_size(sample: Sample) -> tuple[int, int]:
     """Width and height in px of a sample's picture as it is meant to be seen. Errors as in `load_image`."""
     with sample.open() as stream:
         return read_size(stream, sample.place)
+
+
+def readers(count: int) -> ThreadPoolExecutor:
+    """Threads that read beside the one that computes, each on one core.
+
+    OpenMP would give each a team of its own. With more threads than cores it lets none wait actively, and each of the
+    short kernels of a step on a CPU ends in a system call.
+    """
+    torch.get_num_threads()  # settles that of the thread that asks, before the readers' becomes the default
+    return ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
 
 
 def load_pixels(sample: Sample, size: tuple[int, int], crop_by: torch.Generator | None = None) -> Tensor:

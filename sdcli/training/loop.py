@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +19,7 @@ from sdcli.files import make_folder, output_error, sync
 from sdcli.layout import read_json, write_json
 from sdcli.pages import report
 from sdcli.train_specs import TrainSpec
+from sdcli.training.data import readers
 from sdcli.training.journal import Journal
 from sdcli.training.order import Draw, Order
 from sdcli.training.state import Batch, State, Turn
@@ -135,7 +135,7 @@ def train(
         return task.load(draws[accelerator.process_index * share :][:share])
 
     last = spec.steps if spec.stop_after is None else min(spec.steps, state.step + spec.stop_after)
-    with ThreadPoolExecutor(1) as pool, Journal(folder, accelerator, state.step, spec.tracker, spec.offline) as journal:
+    with readers(1) as pool, Journal(folder, accelerator, state.step, spec.tracker, spec.offline) as journal:
         yield from _look(task, spec, state, journal)  # what a kill left undone, as the next line does
         state.prune(journal.best(state.saved_steps))
         upcoming = pool.submit(load, state.step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +79,7 @@ class VaeTask:
         self.training, self.held_out = data.split(dataset, spec.holdout, spec.seed)
         side = resolution // latent.factor(vae)
         self.noise_shape = (1, int(vae.config["latent_channels"]), side, side)
-        self.readers = ThreadPoolExecutor(spec.workers)
+        self.readers = data.readers(spec.workers)
         self.network = network.to(accelerator.device)
         if spec.gradient_checkpointing:
             vae.enable_gradient_checkpointing()

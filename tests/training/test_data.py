@@ -261,3 +261,10 @@ def test_a_random_crop_is_any_square_of_the_picture_at_its_own_scale(tmp_path: P
 def test_a_picture_smaller_than_the_crop_is_enlarged(pictures: Path) -> None:
     sample = data.Sample(pictures / "dot.png", ())
     assert data.load_pixels(sample, (48, 48), torch.Generator()).shape == (1, 3, 48, 48)
+
+
+def test_threads_that_read_have_one_core_each_and_the_one_that_computes_keeps_its_own() -> None:
+    before = torch.get_num_threads()
+    with data.readers(2) as pool:
+        assert set(pool.map(lambda _: torch.get_num_threads(), range(8))) == {1}
+    assert torch.get_num_threads() == before
