@@ -72,7 +72,7 @@ def batch(**given: Any) -> None:
         return
     from sdcli import batch as story  # deferred: imports torch
 
-    with output.progress() as bar, signals.kept() as stop:
+    with output.progress() as bar, signals.kept(1) as stop:
         for event in story.run(spec, checked, stop):
             if isinstance(event, story.Progress):
                 bar.update(event.what, event.done, event.total)

@@ -34,23 +34,23 @@ def raised() -> Iterator[None]:
 class Caught(list[int]):
     """The numbers of the signals so far.
 
-    patience: how many are only collected; what was in place before is called by those that follow.
+    patience: how many are only collected; what was in place before is called by those that follow. None: all of them.
     """
 
-    def __init__(self, patience: int) -> None:
+    def __init__(self, patience: int | None) -> None:
         super().__init__()
         self.patience = patience
 
 
 @contextmanager
-def kept(patience: int = 1) -> Iterator[Caught]:
+def kept(patience: int | None = None) -> Iterator[Caught]:
     """Collect the signals' numbers instead of dying of them; as many as `patience`, which may change meanwhile."""
     caught = Caught(patience)
 
     def remember(number: int, frame: FrameType | None) -> None:
         caught.append(number)
         handler = before[signal.Signals(number)]
-        if len(caught) > caught.patience and callable(handler):
+        if caught.patience is not None and len(caught) > caught.patience and callable(handler):
             handler(number, frame)
 
     before = {number: signal.getsignal(number) for number in NUMBERS}

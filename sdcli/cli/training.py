@@ -31,7 +31,7 @@ def fetch(*refs: str | None, offline: bool) -> None:
 
 
 def show(reports: Iterator[Report]) -> None:
-    """Show a run as it goes; a signal is thrown into it between two steps. A second one ends it at once."""
+    """Show a run as it goes; a signal is thrown into it between two steps. While it compiles, it ends at once."""
     from sdcli.training.loop import Compiling, Finished, Paused, Planned, Preparing, Saved, StepDone, Validated
 
     if os.environ.get("RANK", "0") != "0":  # of the processes that accelerate launched, the first one speaks
@@ -39,7 +39,7 @@ def show(reports: Iterator[Report]) -> None:
     stream = cast("Generator[Report, None, None]", reports)
     with output.progress() as bar, signals.kept() as stop:
         for report in stream:
-            stop.patience = 0 if isinstance(report, Compiling) else 1
+            stop.patience = 0 if isinstance(report, Compiling) else None  # a launcher repeats what a terminal sent
             if isinstance(report, Compiling):
                 bar.update("compiling, which takes minutes", 0, 1)
             elif isinstance(report, Preparing):

@@ -160,7 +160,7 @@ def test_the_first_signal_is_kept_and_the_second_ends_at_once() -> None:
 
     before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with signals.kept() as caught:
+        with signals.kept(1) as caught:
             os.kill(os.getpid(), signal.SIGTERM)
             assert caught == [signal.SIGTERM]
             with pytest.raises(Signalled):

@@ -160,18 +160,20 @@ def test_a_compiled_run_learns_the_same_and_goes_on_without(
     assert rows[1] == pytest.approx(rows[0], rel=0.02)
 
 
-def test_a_second_signal_ends_a_run_at_once_and_the_first_one_while_it_compiles() -> None:
-    def reports(report: Preparing | Compiling, signals_sent: list[int]) -> Iterator[Preparing | Compiling]:
+def test_signals_wait_for_a_report_but_while_a_run_compiles() -> None:
+    def reports(report: Preparing | Compiling) -> Iterator[Preparing | Compiling]:
         yield report
-        for _ in range(2):
-            signals_sent.append(signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            sent.append(number)
+            os.kill(os.getpid(), number)
 
-    for report, heeded in ((Preparing("reading", 0, 1), 2), (Compiling(), 1)):
-        sent: list[int] = []
-        with signals.raised(), pytest.raises(Signalled):
-            show(reports(report, sent))
-        assert len(sent) == heeded
+    sent: list[int] = []
+    with signals.raised():
+        show(reports(Preparing("reading", 0, 1)))
+        assert len(sent) == 2
+        with pytest.raises(Signalled):
+            show(reports(Compiling()))
+        assert len(sent) == 3
 
 
 def test_a_dry_run_tells_what_would_be_done_and_writes_nothing(pictures: Path, forks: Forks, tmp_path: Path) -> None:
