@@ -67,12 +67,12 @@ def find(ref: str | None, *, offline: bool = False) -> Model:
         return Model(BUILTIN, BUILTIN_FOLDER)
     try:
         path = Path(ref).expanduser()
-        is_model, is_there = path.is_dir(), path.exists()
+        is_dir, is_there = path.is_dir(), path.exists()
     except (OSError, RuntimeError) as error:  # too long a name, or a folder that may not be searched
         raise InputError(f"{ref[:MAX_SHOWN]}: {reason(error)}", "name a folder in the diffusers layout") from error
     if is_there and not is_utf8(path):
         raise InputError(f"{ref}: is no UTF-8, and the libraries that read models open no such path", "rename it")
-    if is_model:
+    if is_dir:
         check_folder(path)
         return Model(ref, path)
     if is_there:
