@@ -122,12 +122,10 @@ def train(
     """
     state = State(task.turns, spec, folder, accelerator, config_hash)
     state.restore()
-    if state.step == spec.steps and (folder / "export").is_dir() and (folder / "summary.json").exists():
-        summary = read_json(folder / "summary.json")
-        if (summary.pop("dtype", None), summary.pop("of", None)) == (spec.export_dtype, spec.export):
-            _report(folder, accelerator)  # a kill may have come just before it
-            yield Finished(folder / "export", summary)
-            return
+    if state.step == spec.steps and (finished := _exported(folder, spec)) is not None:
+        _report(folder, accelerator)  # a kill may have come just before it
+        yield finished
+        return
 
     def load(step: int) -> Batch:
         draws = order.batch(step)
@@ -173,6 +171,15 @@ def train(
         if accelerator.is_main_process:
             yield from _export(task, folder, spec, best)
         accelerator.wait_for_everyone()
+
+
+def _exported(folder: Path, spec: TrainSpec) -> Finished | None:
+    """What a run ended with at an earlier call, where that is what is asked for now."""
+    if not ((folder / "export").is_dir() and (folder / "summary.json").exists()):
+        return None
+    summary = read_json(folder / "summary.json")
+    is_asked_for = (summary.pop("dtype", None), summary.pop("of", None)) == (spec.export_dtype, spec.export)
+    return Finished(folder / "export", summary) if is_asked_for else None
 
 
 def _look(task: Task, spec: TrainSpec, state: State, journal: Journal) -> Iterator[Report]:
